@@ -1,0 +1,168 @@
+"""What a blob is: its digest, and the pieces it is exchanged in. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from typing import Self
+
+MIN_PIECE = 1 << 20
+MAX_PIECE = 16 << 20
+# Aim for this many pieces: enough that hundreds of nodes can each hold a different one early on,
+# few enough that a report of all of them is a small message.
+_TARGET_PIECES = 512
+
+_HEX = {"sha256": re.compile(r"[0-9a-f]{64}\Z"), "git-sha1": re.compile(r"[0-9a-f]{40}\Z")}
+
+
+class Hasher(Protocol):
+    """The part of a hashlib object that we use."""
+
+    def update(self, data: bytes | bytearray | memoryview, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Digest:
+    """The name of a blob: an algorithm and lower-case hex, both recomputable from the bytes.
+
+    `sha256` is the plain hash of the content (large files on the Hub); `git-sha1` is git's blob hash,
+    the SHA-1 of ``b"blob <size>\\0" + content`` (small files).
+
+    Raises ValueError when built from anything else, so a Digest is always safe as a file name.
+    """
+
+    algorithm: Literal["sha256", "git-sha1"]
+    hex: str
+
+    def __post_init__(self) -> None:
+        pattern = _HEX.get(self.algorithm)
+        if pattern is None or not pattern.match(self.hex):
+            raise ValueError(f"not a digest: {self.algorithm}:{self.hex[:80]}")
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.hex}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read the form that `str` writes: ``sha256:<64 hex>`` or ``git-sha1:<40 hex>``."""
+        algorithm, _, hexdigits = text.partition(":")
+        return cls(algorithm, hexdigits)  # type: ignore[arg-type]  # __post_init__ refuses the rest
+
+    def hasher(self, size: int) -> Hasher:
+        """A fresh hash object for a blob of `size` bytes; its hexdigest is to equal `hex`."""
+        if self.algorithm == "sha256":
+            return hashlib.sha256()
+        # git hashes its header first; not a security choice of ours, and the Hub names small files so.
+        return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+
+
+def piece_size(size: int) -> int:
+    """Bytes per piece of a blob of `size` bytes: a power of two from 1 to 16 MiB.
+
+    Depends on the size alone, so that all nodes cut a blob alike without having to agree.
+    """
+    wanted = max(1, -(-size // _TARGET_PIECES))
+    return min(MAX_PIECE, max(MIN_PIECE, 1 << (wanted - 1).bit_length()))
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """How a blob of `size` bytes divides into pieces, numbered from 0. An empty blob has none."""
+
+    size: int
+    piece_size: int
+
+    @classmethod
+    def of(cls, size: int) -> Self:
+        return cls(size, piece_size(size))
+
+    @property
+    def count(self) -> int:
+        return -(-self.size // self.piece_size)
+
+    def span(self, piece: int) -> tuple[int, int]:
+        """First byte and one past the last byte of a piece."""
+        if not 0 <= piece < self.count:
+            raise IndexError(f"piece {piece} of {self.count}")
+        start = piece * self.piece_size
+        return start, min(self.size, start + self.piece_size)
+
+    def covering(self, start: int, stop: int) -> range:
+        """The pieces that hold the bytes from `start` up to `stop`."""
+        if start >= stop:
+            return range(0)
+        return range(start // self.piece_size, -(-min(stop, self.size) // self.piece_size))
+
+
+class PieceSet:
+    """A set of piece numbers below `count`, small in memory and on the wire (one bit each)."""
+
+    __slots__ = ("_bits", "count")
+
+    def __init__(self, count: int, bits: int = 0) -> None:
+        if bits < 0 or bits >> count:
+            raise ValueError(f"bits beyond the {count} pieces of the blob")
+        self.count = count
+        self._bits = bits
+
+    @classmethod
+    def full(cls, count: int) -> Self:
+        return cls(count, (1 << count) - 1)
+
+    @classmethod
+    def from_bytes(cls, count: int, data: bytes) -> Self:
+        """Read what `to_bytes` wrote. Raises ValueError for a wrong length or stray bits."""
+        if len(data) != -(-count // 8):
+            raise ValueError(f"{len(data)} bytes cannot be a set of {count} pieces")
+        return cls(count, int.from_bytes(data, "little"))
+
+    def to_bytes(self) -> bytes:
+        return self._bits.to_bytes(-(-self.count // 8), "little")
+
+    def add(self, piece: int) -> None:
+        if not 0 <= piece < self.count:
+            raise IndexError(f"piece {piece} of {self.count}")
+        self._bits |= 1 << piece
+
+    def discard(self, piece: int) -> None:
+        if piece in self:
+            self._bits &= ~(1 << piece)
+
+    def copy(self) -> PieceSet:
+        return PieceSet(self.count, self._bits)
+
+    @property
+    def bits(self) -> int:
+        """Piece n is bit n: for bulk set arithmetic."""
+        return self._bits
+
+    @property
+    def complete(self) -> bool:
+        return len(self) == self.count
+
+    def __contains__(self, piece: int) -> bool:
+        return piece >= 0 and bool(self._bits >> piece & 1)
+
+    def __len__(self) -> int:
+        return self._bits.bit_count()
+
+    def __iter__(self) -> Iterator[int]:
+        bits = self._bits
+        while bits:
+            low = bits & -bits
+            yield low.bit_length() - 1
+            bits ^= low
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PieceSet) and (self.count, self._bits) == (other.count, other._bits)
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
+
+    def __repr__(self) -> str:
+        return f"PieceSet({len(self)} of {self.count})"

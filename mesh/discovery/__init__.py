@@ -1,0 +1,1 @@
+"""Ways of learning the addresses of other nodes."""
