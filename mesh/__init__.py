@@ -1,1 +1,1 @@
-"""Digests, pieces and peers: how the nodes of a site share blobs. Knows nothing of repositories, tokens or the Hub."""
+"""Digests, pieces and peers: how nodes share blobs. Knows nothing of repositories, tokens or the Hub."""
