@@ -1,0 +1,48 @@
+"""What can go wrong with a blob, split by who is at fault."""
+
+from __future__ import annotations
+
+
+class MeshError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class StoreFull(MeshError):
+    """Our disk: there is no room for these bytes, and nothing left that may be evicted."""
+
+
+class StoreInUse(MeshError):
+    """Our disk: another process already works in this data directory."""
+
+
+class StoreUnusable(MeshError):
+    """Our disk: the data directory cannot be read or written."""
+
+
+class SourceFailed(MeshError):
+    """A source (the origin or a peer) could not give the bytes it was asked for.
+
+    `retry_after` is in seconds, when the source itself named a time.
+    """
+
+    def __init__(self, source: str, reason: str, retry_after: float | None = None) -> None:
+        super().__init__(f"{source}: {reason}")
+        self.source = source
+        self.reason = reason
+        self.retry_after = retry_after
+
+
+class LocationRefused(SourceFailed):
+    """The address has expired or was refused (401, 403, 404, 410): ask for a new one."""
+
+
+class RangeIgnored(SourceFailed):
+    """The source answers every request with the whole blob."""
+
+
+class BlobCorrupt(MeshError):
+    """The bytes that arrived are not the blob that was named: its digest does not match."""
+
+
+class Unavailable(MeshError):
+    """No source can supply the bytes now."""

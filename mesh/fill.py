@@ -1,0 +1,174 @@
+"""A blob that is arriving, as its readers see it: how far may each of them read on?
+
+Any number of readers follow one fill, and the fill outlives them. Three rules keep wrong bytes from clients:
+
+1. Bytes that a reader may have seen are never written again. What comes straight from the origin is visible
+   as it arrives, and a broken transfer goes on at the byte it had reached; what comes from a peer is visible
+   only as whole pieces, and once.
+2. A reader of the whole blob gets all of it but a short tail; the tail follows when the digest of the whole
+   has been proven. So does the tail of whichever piece completes the blob, for readers of ranges: clients that
+   fetch a file as parallel ranges cannot finish a wrong one either.
+3. A bare range can never be proven by itself. Its readers see only what came straight from the origin or was
+   checked against a piece digest that we believe, until the whole blob is proven.
+
+When the proof fails, every reader's connection breaks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from mesh.errors import MeshError
+from mesh.proof import Proof
+
+if TYPE_CHECKING:
+    from mesh.partial import Partial
+
+# Held back until the proof. Short, because a slow line must not leave a client without a byte for long.
+TAIL = 64 << 10
+# A reader of the whole blob may be this far ahead of the proof: so the wait for the tail stays short when a
+# blob of 100 GB that is mostly on disk already has to be hashed again after a restart.
+_AHEAD = 1 << 30
+
+
+class Fill:
+    """What is visible of a partial blob, and who is waiting for what. Belongs to the event loop's thread.
+
+    Only `progress` is written by worker threads: piece → how many of its first bytes are visible.
+    """
+
+    def __init__(self, partial: Partial) -> None:
+        self.partial = partial
+        self.proof = Proof(partial.digest, partial.size, partial.fd)
+        self.progress: dict[int, int] = {}
+        self.readers: set[Reader] = set()
+        self.is_proven = False
+        self.error: MeshError | None = None
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._completed_by: int | None = None  # the piece whose tail is held back for readers of ranges
+        self._note_last_missing()
+
+    @property
+    def is_over(self) -> bool:
+        return self.is_proven or self.error is not None
+
+    def reader(self, start: int, stop: int, *, is_whole: bool) -> Reader:
+        """Follow the bytes from `start` up to `stop`. `is_whole`: the client means to have the whole blob."""
+        reader = Reader(self, start, stop, is_whole)
+        self.readers.add(reader)
+        return reader
+
+    def wake(self) -> None:
+        """Something became visible: let every waiting reader look again."""
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_result(None)
+        self._waiting.clear()
+
+    @property
+    def has_waiting(self) -> bool:
+        return bool(self._waiting)
+
+    def added(self, piece: int) -> None:
+        """A piece is on disk, checked as far as it can be by itself."""
+        self.progress.pop(piece, None)
+        self._note_last_missing()
+        self.wake()
+
+    def finish(self, error: MeshError | None) -> None:
+        """The end: proven (None), or broken for the reason given."""
+        self.is_proven = error is None
+        self.error = error
+        self.wake()
+
+    def prefix(self) -> int:
+        """How many bytes from the start of the blob are on disk without a gap, from the proof's place on."""
+        pieces, have = self.partial.pieces, self.partial.have
+        piece = self.proof.hashed // pieces.piece_size
+        while piece in have:
+            piece += 1
+        return min(self.partial.size, piece * pieces.piece_size)
+
+    def visible(self, start: int, stop: int, *, is_whole: bool) -> int:
+        """One past the last byte, at most `stop`, that a reader at `start` may have now."""
+        if self.is_proven:
+            return stop
+        partial, pieces = self.partial, self.partial.pieces
+        usable = partial.have if is_whole else partial.trusted
+        limit = stop
+        if is_whole:
+            limit = min(limit, self.proof.hashed + _AHEAD, partial.size - TAIL)
+        piece = start // pieces.piece_size
+        end = start
+        while end < limit:
+            first, last = pieces.span(piece)
+            if piece in usable:
+                shown = self._held_back(piece, last)
+            elif piece in partial.have:
+                break
+            else:
+                shown = self._held_back(piece, first + self.progress.get(piece, 0))
+            end = max(end, shown)
+            if shown < last:
+                break
+            piece += 1
+        return max(start, min(end, limit))
+
+    def _held_back(self, piece: int, end: int) -> int:
+        if piece != self._completed_by:
+            return end
+        # Long unhashed stretches exist only where ranges alone were read; there the origin's word must do.
+        if self.prefix() - self.proof.hashed > 2 * _AHEAD:
+            return end
+        return min(end, self.partial.pieces.span(piece)[1] - TAIL)
+
+    def _note_last_missing(self) -> None:
+        have = self.partial.have
+        missing = have.bits ^ ((1 << have.count) - 1)
+        if missing.bit_count() == 1:
+            self._completed_by = missing.bit_length() - 1
+
+    async def _changed(self) -> None:
+        waiting = asyncio.get_running_loop().create_future()
+        self._waiting.add(waiting)
+        try:
+            await waiting
+        finally:
+            self._waiting.discard(waiting)
+
+
+class Reader:
+    """One reader's place in a blob that is arriving. Close it when done, or the fill keeps working for it."""
+
+    def __init__(self, fill: Fill, start: int, stop: int, is_whole: bool) -> None:
+        self._fill = fill
+        self.position = start
+        self.stop = stop
+        self.is_whole = is_whole
+
+    @property
+    def fd(self) -> int:
+        return self._fill.partial.fd
+
+    def ready(self, position: int) -> int:
+        """One past the last byte that may be sent now to somebody who has all bytes before `position`."""
+        self.position = position
+        if self._fill.error is not None:
+            return position
+        return self._fill.visible(position, self.stop, is_whole=self.is_whole)
+
+    async def wait(self, position: int) -> None:
+        """Until there is something to send from `position` on.
+
+        Raises the error that ended the fill; then no more bytes may be sent, whatever is on disk.
+        """
+        while self.ready(position) == position:
+            if self._fill.error is not None:
+                raise self._fill.error
+            await self._fill._changed()
+
+    def close(self) -> None:
+        with contextlib.suppress(KeyError):
+            self._fill.readers.remove(self)

@@ -1,0 +1,31 @@
+"""A limit on bytes per second that many threads share."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+# How much may go at once after a pause. Small, so that a limit of 500 MB/s is one over 10 ms too.
+_BURST_SECONDS = 0.01
+_LONGEST_SLEEP = 0.5
+
+
+class Limiter:
+    """A token bucket. `rate` is in bytes per second; None limits nothing."""
+
+    def __init__(self, rate: float | None) -> None:
+        self._rate = rate
+        self._lock = threading.Lock()
+        self._free_at = 0.0
+
+    def take(self, count: int) -> None:
+        """Wait (blocking this thread) until `count` more bytes are within the limit."""
+        if self._rate is None or count <= 0:
+            return
+        with self._lock:
+            start = max(self._free_at, time.monotonic() - _BURST_SECONDS)
+            self._free_at = start + count / self._rate
+            wait = self._free_at - time.monotonic()
+        while wait > 0:
+            time.sleep(min(wait, _LONGEST_SLEEP))
+            wait -= _LONGEST_SLEEP

@@ -1,0 +1,226 @@
+"""A blob that is still arriving: a sparse file, and a journal that says which pieces of it are safely there.
+
+The journal is appended to after a piece's bytes were written, so a `kill -9` loses at most the pieces under
+way. A power cut may lose bytes that the journal speaks of; therefore each entry carries the piece's BLAKE3
+digest, and after a restart a piece counts only when its bytes were read back and match.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import struct
+from pathlib import Path
+from threading import Lock
+
+from blake3 import blake3
+
+from mesh.content import Digest, Pieces, PieceSet
+from mesh.errors import StoreFull, StoreUnusable
+
+_MAGIC = b"hubmesh1"
+_HEADER = struct.Struct("<8sQQ")  # magic, size of the blob, size of a piece
+_ENTRY = struct.Struct("<I?32s")  # piece, whether it came from a source that we trust by itself, BLAKE3
+_READ = 1 << 20
+
+
+class Partial:
+    """One partial blob, open for writing at any place from any thread.
+
+    `have` holds the pieces that are on disk and checked. `unchecked` holds those a journal of an earlier
+    process speaks of: call `recheck` before counting on them. `trusted` is the part of `have` that came
+    straight from the origin, or was checked against a digest that we believe.
+
+    `have`, `unchecked`, `trusted` and `piece_digests` belong to the event loop's thread; `write`, `record`
+    and `recheck` may run in any thread.
+
+    Raises OSError when the files cannot be opened.
+    """
+
+    def __init__(self, path: Path, digest: Digest, size: int) -> None:
+        self.path = path
+        self.digest = digest
+        self.size = size
+        self.pieces = Pieces.of(size)
+        self.have = PieceSet(self.pieces.count)
+        self.trusted = PieceSet(self.pieces.count)
+        self.unchecked = PieceSet(self.pieces.count)
+        self.piece_digests: dict[int, bytes] = {}
+        self._was_trusted = PieceSet(self.pieces.count)
+        self._journal_lock = Lock()
+        self._journal_size = 0
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            self._journal = self._open_journal()
+            os.ftruncate(self.fd, size)
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    @property
+    def journaled_bytes(self) -> int:
+        """Bytes of the pieces on disk, checked or not."""
+        bits = self.have.bits | self.unchecked.bits
+        if not bits:
+            return 0
+        whole = bits.bit_count() * self.pieces.piece_size
+        last = self.pieces.count - 1
+        return whole - (self.pieces.piece_size * (last + 1) - self.size if bits >> last & 1 else 0)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write all of `data`. Raises StoreFull when the disk is, StoreUnusable for any other refusal."""
+        try:
+            while data:
+                written = os.pwrite(self.fd, data, offset)
+                data = data[written:]
+                offset += written
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def record(self, piece: int, digest: bytes, trusted: bool) -> None:
+        """Note in the journal that all bytes of a piece were written; `digest` is their BLAKE3."""
+        entry = _ENTRY.pack(piece, trusted, digest)
+        with self._journal_lock:
+            try:
+                if os.write(self._journal, entry) != len(entry):
+                    # A full disk can cut an entry short; left there, it would shift all that follow.
+                    os.ftruncate(self._journal, self._journal_size)
+                    raise StoreFull(f"the disk is full while writing the journal of {self.digest}")
+            except OSError as error:
+                raise self._refused(error) from error
+            self._journal_size += len(entry)
+
+    def add(self, piece: int, digest: bytes, trusted: bool) -> None:
+        """Count a recorded piece as ours."""
+        self.have.add(piece)
+        self.unchecked.discard(piece)
+        self.piece_digests[piece] = digest
+        if trusted:
+            self.trusted.add(piece)
+
+    def recheck(self, piece: int) -> bool:
+        """Read a piece back from disk: are its bytes those that the journal speaks of?"""
+        start, stop = self.pieces.span(piece)
+        hasher = blake3()
+        buffer = memoryview(bytearray(min(_READ, stop - start)))
+        while start < stop:
+            count = os.preadv(self.fd, [buffer[: stop - start]], start)
+            if not count:
+                return False
+            hasher.update(buffer[:count])
+            start += count
+        return hasher.digest() == self.piece_digests.get(piece)
+
+    def accept(self, piece: int) -> None:
+        """Count a rechecked piece as ours."""
+        self.add(piece, self.piece_digests[piece], piece in self._was_trusted)
+
+    def drop(self, pieces: PieceSet) -> None:
+        """Forget pieces whose bytes are wrong. The journal is written anew, without them."""
+        for piece in pieces:
+            self.have.discard(piece)
+            self.trusted.discard(piece)
+            self.unchecked.discard(piece)
+            self._was_trusted.discard(piece)
+            self.piece_digests.pop(piece, None)
+        temporary = self._journal_path.with_suffix(".journal.new")
+        entries = [
+            _ENTRY.pack(piece, piece in self.trusted or piece in self._was_trusted, digest)
+            for piece, digest in sorted(self.piece_digests.items())
+        ]
+        try:
+            with self._journal_lock:
+                temporary.write_bytes(self._header() + b"".join(entries))
+                temporary.replace(self._journal_path)
+                os.close(self._journal)
+                self._journal = os.open(self._journal_path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+                self._journal_size = _HEADER.size + len(entries) * _ENTRY.size
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            os.close(self._journal)
+            self.fd = self._journal = -1
+
+    @staticmethod
+    def journal_of(path: Path) -> Path:
+        return path.with_suffix(".journal")
+
+    @staticmethod
+    def remove(path: Path) -> None:
+        """Delete a partial blob that is not open; journal first, as bytes without one count for nothing."""
+        Partial.journal_of(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+    @staticmethod
+    def journaled(path: Path) -> int:
+        """About how many bytes the journal beside `path` speaks of, without opening the blob."""
+        try:
+            with Partial.journal_of(path).open("rb") as journal:
+                size = os.fstat(journal.fileno()).st_size
+                header = journal.read(_HEADER.size)
+        except FileNotFoundError:
+            return 0
+        if len(header) < _HEADER.size:
+            return 0
+        blob_size: int
+        piece_size: int
+        _, blob_size, piece_size = _HEADER.unpack(header)
+        return min(blob_size, (size - _HEADER.size) // _ENTRY.size * piece_size)
+
+    # --- inside
+
+    @property
+    def _journal_path(self) -> Path:
+        return self.journal_of(self.path)
+
+    def _header(self) -> bytes:
+        return _HEADER.pack(_MAGIC, self.size, self.pieces.piece_size)
+
+    def _open_journal(self) -> int:
+        header = self._header()
+        with contextlib.suppress(FileNotFoundError):
+            data = self._journal_path.read_bytes()
+            if data[: _HEADER.size] == header:
+                # A torn last entry (we died while writing it) is cut off, or it would shift those after it.
+                whole = (len(data) - _HEADER.size) // _ENTRY.size * _ENTRY.size
+                for piece, trusted, digest in _ENTRY.iter_unpack(data[_HEADER.size : _HEADER.size + whole]):
+                    if piece < self.pieces.count:
+                        self.unchecked.add(piece)
+                        self.piece_digests[piece] = digest
+                        if trusted:
+                            self._was_trusted.add(piece)
+                self._journal_size = _HEADER.size + whole
+                os.truncate(self._journal_path, self._journal_size)
+                return os.open(self._journal_path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        fd = os.open(
+            self._journal_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644
+        )
+        os.write(fd, header)
+        self._journal_size = len(header)
+        return fd
+
+    def _refused(self, error: OSError) -> StoreFull | StoreUnusable:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return StoreFull(f"the disk is full while writing {self.digest}")
+        return StoreUnusable(f"cannot write {self.path}: {error}")
+
+
+def read_manifest(path: Path, size: int) -> dict[int, bytes]:
+    """The BLAKE3 digests of a complete blob's pieces, from the journal kept beside it; {} when there is none.
+
+    Each was checked when its piece arrived, and the whole blob was proven since.
+    """
+    pieces = Pieces.of(size)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    if data[: _HEADER.size] != _HEADER.pack(_MAGIC, size, pieces.piece_size):
+        return {}
+    whole = (len(data) - _HEADER.size) // _ENTRY.size * _ENTRY.size
+    entries = _ENTRY.iter_unpack(data[_HEADER.size : _HEADER.size + whole])
+    return {piece: digest for piece, _, digest in entries if piece < pieces.count}

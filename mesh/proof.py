@@ -1,0 +1,41 @@
+"""The proof of a whole blob: its digest, computed over the prefix as it becomes complete."""
+
+from __future__ import annotations
+
+import os
+
+from mesh.content import Digest
+
+_READ = 1 << 20
+
+
+class Proof:
+    """Hashes a file from its first byte on, in steps. One thread at a time may call `extend`."""
+
+    def __init__(self, digest: Digest, size: int, fd: int) -> None:
+        self._digest = digest
+        self._hasher = digest.hasher(size)
+        self._fd = fd
+        self._buffer = memoryview(bytearray(min(_READ, max(1, size))))
+        self.size = size
+        self.hashed = 0  # bytes of the prefix that are in the hash
+
+    def extend(self, stop: int) -> None:
+        """Hash on until `stop`; all bytes before it must be on disk. Blocks: call it in a worker thread.
+
+        Raises OSError when the disk cannot be read.
+        """
+        while self.hashed < stop:
+            count = os.preadv(self._fd, [self._buffer[: stop - self.hashed]], self.hashed)
+            if not count:
+                raise OSError(f"the file of {self._digest} ends at {self.hashed}, before {stop}")
+            self._hasher.update(self._buffer[:count])
+            self.hashed += count
+
+    @property
+    def is_complete(self) -> bool:
+        return self.hashed == self.size
+
+    def holds(self) -> bool:
+        """Is the complete content what its digest names?"""
+        return self.is_complete and self._hasher.hexdigest() == self._digest.hex

@@ -1,0 +1,371 @@
+"""Blobs on disk: what is complete and proven, what is still partial, and what has to make room.
+
+A complete blob is one read-only file named by its digest; it gets that name only after its bytes were
+proven and flushed, by one rename. A partial blob is a sparse file with a journal beside it (`mesh.partial`).
+Nothing else is kept: the directory is the index, and a blob's time of access is when it was last used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mesh.content import Digest
+from mesh.errors import StoreFull, StoreInUse, StoreUnusable
+from mesh.partial import Partial, read_manifest
+
+log = logging.getLogger(__name__)
+
+# Writing the time of use to disk more often than this would cost more than the order is worth.
+_TOUCH_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class _Entry:
+    size: int
+    used_at: float  # wall clock, as the file system keeps it
+    touched_at: float = 0.0
+    users: int = 0
+
+
+@dataclass(slots=True)
+class _PartialEntry:
+    path: Path
+    held: int  # bytes accounted for: what is on disk plus what is reserved for pieces under way
+    used_at: float
+    partial: Partial | None = None  # while in use
+
+
+@dataclass(slots=True)
+class Blob:
+    """A complete blob, open for reading and safe from eviction until closed."""
+
+    digest: Digest
+    size: int
+    fd: int
+    _release: Callable[[], None] = field(repr=False)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+            self._release()
+
+    def __enter__(self) -> Blob:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Store:
+    """All blobs of one data directory. Belongs to the event loop's thread; only `Partial` writes elsewhere.
+
+    `max_size` is the budget in bytes for complete and partial blobs together. `is_pinned` is asked before a
+    blob is evicted.
+
+    Raises StoreInUse when another process holds the directory, StoreUnusable when it cannot be used.
+    """
+
+    def __init__(
+        self, root: Path, max_size: int, *, is_pinned: Callable[[Digest], bool] = lambda _: False
+    ) -> None:
+        self._blobs = root / "blobs"
+        self._partials = root / "partial"
+        self.max_size = max_size
+        self.evicted_bytes = 0
+        self._is_pinned = is_pinned
+        self._entries: dict[Digest, _Entry] = {}
+        self._partial_entries: dict[Digest, _PartialEntry] = {}
+        self._making_room = asyncio.Lock()
+        self._lock_fd = -1
+        try:
+            self._blobs.mkdir(parents=True, exist_ok=True)
+            self._partials.mkdir(parents=True, exist_ok=True)
+            self._lock_fd = _lock(root)
+            self._scan()
+        except OSError as error:
+            raise StoreUnusable(f"cannot use the data directory {root}: {error}") from error
+        self.size = sum(e.size for e in self._entries.values()) + sum(
+            e.held for e in self._partial_entries.values()
+        )
+
+    def close(self) -> None:
+        for entry in self._partial_entries.values():
+            if entry.partial is not None:
+                entry.partial.close()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    # --- complete blobs
+
+    def __contains__(self, digest: Digest) -> bool:
+        return digest in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def blobs(self) -> Iterator[tuple[Digest, int, float]]:
+        """Digest, size in bytes and time of last use (seconds since the epoch) of every complete blob."""
+        for digest, entry in self._entries.items():
+            yield digest, entry.size, entry.used_at
+
+    def partials(self) -> Iterator[tuple[Digest, int]]:
+        """Digest and bytes on disk of every partial blob."""
+        for digest, entry in self._partial_entries.items():
+            yield digest, entry.held
+
+    def open(self, digest: Digest, size: int | None = None) -> Blob | None:
+        """A complete blob for reading, or None when we do not have it (or not with this size)."""
+        entry = self._entries.get(digest)
+        if entry is None:
+            return None
+        try:
+            fd = os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            log.warning("blob %s is gone from disk: %s", digest, error)
+            self._forget(digest)
+            return None
+        actual = os.fstat(fd).st_size
+        if actual != entry.size or (size is not None and actual != size):
+            os.close(fd)
+            log.error("blob %s has %d bytes on disk instead of %s; dropped", digest, actual, size)
+            self._drop_file(digest)
+            return None
+        self._touch(digest, entry)
+        entry.users += 1
+
+        def release() -> None:
+            entry.users -= 1
+
+        return Blob(digest, actual, fd, release)
+
+    def manifest(self, digest: Digest) -> dict[int, bytes]:
+        """BLAKE3 digest of every piece of a complete blob, {} when they were not kept. Reads a small file."""
+        entry = self._entries.get(digest)
+        return read_manifest(_manifest_of(self._path(digest)), entry.size) if entry is not None else {}
+
+    async def remove(self, digest: Digest) -> int:
+        """Drop a blob, complete or partial, that nobody is using; returns the bytes it freed."""
+        freed = 0
+        entry = self._entries.get(digest)
+        if entry is not None and not entry.users:
+            self._forget(digest)
+            freed += entry.size
+            await asyncio.to_thread(_unlink, self._path(digest))
+        partial = self._partial_entries.get(digest)
+        if partial is not None and partial.partial is None:
+            freed += partial.held
+            del self._partial_entries[digest]
+            self.size -= partial.held
+            await asyncio.to_thread(Partial.remove, partial.path)
+        return freed
+
+    # --- partial blobs
+
+    def open_partial(self, digest: Digest, size: int) -> Partial:
+        """The partial blob to write into, as it was left or new. Closed by `close_partial` or `commit`."""
+        entry = self._partial_entries.get(digest)
+        if entry is not None and entry.partial is not None:
+            raise RuntimeError(f"{digest} is being filled already")
+        path = self._partials / f"{digest.algorithm}-{digest.hex}"
+        try:
+            partial = Partial(path, digest, size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreFull(f"no room on disk to begin {digest}: {error.strerror}") from error
+            raise StoreUnusable(f"cannot write {path}: {error}") from error
+        held = partial.journaled_bytes
+        if entry is not None:
+            self.size -= entry.held
+        self.size += held
+        self._partial_entries[digest] = _PartialEntry(path, held, time.time(), partial)
+        return partial
+
+    def close_partial(self, partial: Partial) -> None:
+        """Put a partial blob aside; what it holds is kept for the next time."""
+        entry = self._partial_entries.get(partial.digest)
+        partial.close()
+        if entry is not None and entry.partial is partial:
+            entry.partial = None
+            entry.used_at = time.time()
+            self._account(entry, partial.journaled_bytes)
+            if not partial.journaled_bytes:
+                del self._partial_entries[partial.digest]
+                Partial.remove(entry.path)
+
+    async def commit(self, partial: Partial) -> None:
+        """Give a proven blob its final name. After this it survives a power cut.
+
+        Raises StoreFull or StoreUnusable when the disk refuses; the partial blob is then still there.
+        """
+        final = self._path(partial.digest)
+        try:
+            await asyncio.to_thread(_make_durable, partial, final)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreFull(f"no room on disk to keep {partial.digest}: {error.strerror}") from error
+            raise StoreUnusable(f"cannot keep {partial.digest}: {error}") from error
+        entry = self._partial_entries.pop(partial.digest, None)
+        if entry is not None:
+            self.size -= entry.held
+        if partial.digest not in self._entries:
+            self._entries[partial.digest] = _Entry(partial.size, time.time())
+            self.size += partial.size
+
+    async def reserve(self, partial: Partial, count: int) -> None:
+        """Make sure that `count` more bytes fit before they are written, evicting what was used longest ago.
+
+        Raises StoreFull when there is nothing left to evict.
+        """
+        async with self._making_room:
+            if not await self._make_room(count, keep=partial.digest):
+                raise StoreFull(
+                    f"{count} more bytes do not fit in --max-size {self.max_size} "
+                    f"({self.size} in use, nothing left to evict)"
+                )
+            entry = self._partial_entries[partial.digest]
+            self._account(entry, entry.held + count)
+
+    def release(self, partial: Partial, count: int) -> None:
+        """Give back a reservation that was not written."""
+        entry = self._partial_entries.get(partial.digest)
+        if entry is not None:
+            self._account(entry, max(0, entry.held - count))
+
+    async def evict(self, count: int) -> bool:
+        """Free at least `count` bytes whatever the budget says: the disk itself is full."""
+        async with self._making_room:
+            before = self.size
+            return await self._make_room(self.max_size - before + count, keep=None)
+
+    # --- inside
+
+    async def _make_room(self, count: int, keep: Digest | None) -> bool:
+        if self.size + count <= self.max_size:
+            return True
+        for digest in self._eviction_order(keep):
+            freed = await self.remove(digest)
+            if freed:
+                self.evicted_bytes += freed
+                log.info("evicted %s: %d bytes", digest, freed)
+            if self.size + count <= self.max_size:
+                return True
+        return False
+
+    def _eviction_order(self, keep: Digest | None) -> list[Digest]:
+        idle = [
+            (entry.used_at, digest)
+            for digest, entry in self._entries.items()
+            if not entry.users and not self._is_pinned(digest)
+        ]
+        idle += [
+            (entry.used_at, digest)
+            for digest, entry in self._partial_entries.items()
+            if entry.partial is None and not self._is_pinned(digest)
+        ]
+        return [digest for _, digest in sorted(idle) if digest != keep]
+
+    def _account(self, entry: _PartialEntry, held: int) -> None:
+        self.size += held - entry.held
+        entry.held = held
+
+    def _path(self, digest: Digest) -> Path:
+        return self._blobs / digest.algorithm / digest.hex[:2] / digest.hex
+
+    def _touch(self, digest: Digest, entry: _Entry) -> None:
+        now = time.time()
+        entry.used_at = now
+        if now - entry.touched_at > _TOUCH_SECONDS:
+            entry.touched_at = now
+            with contextlib.suppress(OSError):  # only the order of eviction after a restart depends on it
+                stat = self._path(digest).stat()
+                os.utime(self._path(digest), (now, stat.st_mtime))
+
+    def _forget(self, digest: Digest) -> None:
+        entry = self._entries.pop(digest, None)
+        if entry is not None:
+            self.size -= entry.size
+
+    def _drop_file(self, digest: Digest) -> None:
+        self._forget(digest)
+        with contextlib.suppress(OSError):
+            _unlink(self._path(digest))
+
+    def _scan(self) -> None:
+        for algorithm in ("sha256", "git-sha1"):
+            for prefix in _scandir(self._blobs / algorithm):
+                for file in _scandir(Path(prefix.path)):
+                    try:
+                        digest = Digest(algorithm, file.name)
+                    except ValueError:
+                        continue  # not ours; leave it alone
+                    stat = file.stat()
+                    self._entries[digest] = _Entry(stat.st_size, stat.st_atime)
+        for file in _scandir(self._partials):
+            path = Path(file.path)
+            algorithm, _, hexdigits = path.stem.rpartition("-")
+            try:
+                digest = Digest(algorithm, hexdigits)  # type: ignore[arg-type]  # checked by Digest itself
+            except ValueError:
+                continue  # not ours
+            if digest in self._entries:  # complete already: the process died between two renames
+                if path.suffix == ".journal":
+                    path.rename(_manifest_of(self._path(digest)))
+                continue
+            if path.suffix:
+                continue
+            held = Partial.journaled(path)
+            self._partial_entries[digest] = _PartialEntry(path, held, file.stat().st_mtime)
+
+
+def _unlink(path: Path) -> None:
+    _manifest_of(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def _scandir(path: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []
+
+
+def _lock(root: Path) -> int:
+    fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise StoreInUse(
+            f"{root} is in use by another hubmesh node; stop it, or give this one its own --data-dir"
+        ) from None
+    return fd
+
+
+def _make_durable(partial: Partial, final: Path) -> None:
+    os.fsync(partial.fd)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial.path.chmod(0o444)
+    partial.path.rename(final)
+    directory = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    # The journal follows, as the record of the piece digests: if we die here, the next start moves it.
+    Partial.journal_of(partial.path).rename(_manifest_of(final))
+
+
+def _manifest_of(path: Path) -> Path:
+    return path.with_suffix(".pieces")

@@ -1,0 +1,267 @@
+"""Bringing a range of a blob in over HTTP, in a worker thread, with as few copies as can be.
+
+The event loop never sees these bytes: a thread receives into one buffer that it keeps, and hands each part of
+it to a callback that writes and hashes. Both the origin's storage and other nodes are read this way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import re
+import socket
+import ssl
+import threading
+import time
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from mesh.errors import LocationRefused, RangeIgnored, SourceFailed
+
+BUFFER_SIZE = 512 << 10
+_KEPT_PER_HOST = 32
+_IDLE_SECONDS = 30.0  # shorter than the usual 60 s after which servers close idle connections
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a blob's bytes can be had: an absolute URL and the headers to send with each request.
+
+    `expires_at` is seconds since the epoch (infinity when it never does).
+    """
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold a token
+    expires_at: float = float("inf")
+
+
+@dataclass(slots=True)
+class _Connection:
+    http: http.client.HTTPConnection
+    used_at: float = 0.0
+    is_fresh: bool = True
+
+
+class Connections:
+    """Kept-alive HTTP connections for worker threads, TLS verified, the environment's proxies honoured.
+
+    Times are in seconds: `connect` for the connection, `stall` without a byte once connected.
+    """
+
+    def __init__(
+        self,
+        *,
+        connect: float = 5.0,
+        stall: float = 8.0,
+        tls: ssl.SSLContext | None = None,
+        proxies: bool = True,
+    ) -> None:
+        self._connect = connect
+        self._stall = stall
+        self._tls = tls
+        self._proxies = proxies
+        self._idle: defaultdict[tuple[str, str], list[_Connection]] = defaultdict(list)
+        self._lock = threading.Lock()
+
+    def acquire(self, scheme: str, netloc: str) -> _Connection:
+        """An open connection. Raises OSError when there is none to be had."""
+        oldest = time.monotonic() - _IDLE_SECONDS
+        with self._lock:
+            kept = self._idle[scheme, netloc]
+            while kept:
+                connection = kept.pop()
+                if connection.used_at > oldest:
+                    return connection
+                connection.http.close()
+        return self._open(scheme, netloc)
+
+    def release(self, scheme: str, netloc: str, connection: _Connection) -> None:
+        """Keep a connection whose last answer was read to its end."""
+        connection.used_at = time.monotonic()
+        connection.is_fresh = False
+        with self._lock:
+            kept = self._idle[scheme, netloc]
+            if len(kept) < _KEPT_PER_HOST:
+                kept.append(connection)
+                return
+        connection.http.close()
+
+    def close(self) -> None:
+        with self._lock:
+            for kept in self._idle.values():
+                for connection in kept:
+                    connection.http.close()
+            self._idle.clear()
+
+    def _open(self, scheme: str, netloc: str) -> _Connection:
+        host, port = _split(netloc, scheme)
+        proxy = self._proxy(scheme, host)
+        connection: http.client.HTTPConnection
+        if scheme == "https":
+            if self._tls is None:
+                self._tls = ssl.create_default_context()
+            if proxy:
+                connection = http.client.HTTPSConnection(*proxy, timeout=self._connect, context=self._tls)
+                connection.set_tunnel(host, port)
+            else:
+                connection = http.client.HTTPSConnection(host, port, timeout=self._connect, context=self._tls)
+        else:
+            connection = http.client.HTTPConnection(*(proxy or (host, port)), timeout=self._connect)
+        connection.connect()
+        connection.sock.settimeout(self._stall)
+        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return _Connection(connection)
+
+    def _proxy(self, scheme: str, host: str) -> tuple[str, int] | None:
+        if not self._proxies or urllib.request.proxy_bypass(host):
+            return None
+        url = urllib.request.getproxies().get(scheme)
+        if not url:
+            return None
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        return (parts.hostname, parts.port or 80) if parts.hostname else None
+
+    def target(self, scheme: str, netloc: str, path: str) -> str:
+        """The request target (RFC 9112, section 3.2): absolute towards a plain HTTP proxy."""
+        proxied = scheme == "http" and self._proxy(scheme, _split(netloc, scheme)[0])
+        return f"http://{netloc}{path}" if proxied else path
+
+
+def _split(netloc: str, scheme: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{netloc}")
+    return parts.hostname or "", parts.port or (443 if scheme == "https" else 80)
+
+
+@dataclass(slots=True)
+class Transfer:
+    """One range of one blob from one source. `run` blocks; `cancel` may be called from any other thread."""
+
+    source: str
+    location: Location
+    start: int
+    stop: int
+    size: int  # of the whole blob, which the source must agree with
+    _socket: socket.socket | None = None
+    _is_cancelled: bool = False
+
+    def cancel(self) -> None:
+        self._is_cancelled = True
+        sock = self._socket
+        if sock is not None:
+            with contextlib.suppress(OSError):  # closed already
+                sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that is blocked in it
+
+    def run(self, connections: Connections, sink: Callable[[memoryview], None]) -> None:
+        """Receive the whole range in order, giving every part of it to `sink` as it comes.
+
+        The view given to `sink` is valid during the call only; what `sink` raises is passed on.
+
+        Raises LocationRefused, RangeIgnored or SourceFailed; `sink` may have had a part by then.
+        """
+        parts = urlsplit(self.location.url)
+        scheme, netloc = parts.scheme, parts.netloc
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        try:
+            connection, response = self._request(connections, scheme, netloc, path)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise SourceFailed(self.source, self._reason(error)) from error
+        try:
+            self._check(response)
+            self._receive(response, sink)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            connection.http.close()
+            raise SourceFailed(self.source, self._reason(error)) from error
+        except BaseException:
+            connection.http.close()
+            raise
+        self._socket = None
+        if response.will_close or self._is_cancelled:
+            connection.http.close()
+        else:
+            connections.release(scheme, netloc, connection)
+
+    def _request(
+        self, connections: Connections, scheme: str, netloc: str, path: str
+    ) -> tuple[_Connection, http.client.HTTPResponse]:
+        headers = {
+            "Accept-Encoding": "identity",
+            "Range": f"bytes={self.start}-{self.stop - 1}",
+            **self.location.headers,
+        }
+        target = connections.target(scheme, netloc, path)
+        while True:
+            connection = connections.acquire(scheme, netloc)
+            if self._is_cancelled:
+                connection.http.close()
+                raise SourceFailed(self.source, "cancelled")
+            self._socket = connection.http.sock
+            try:
+                connection.http.request("GET", target, headers=headers)
+                return connection, connection.http.getresponse()
+            except (OSError, http.client.HTTPException):
+                connection.http.close()
+                # A kept connection may have been closed by the other side just now: that is no failure.
+                if connection.is_fresh or self._is_cancelled:
+                    raise
+
+    def _check(self, response: http.client.HTTPResponse) -> None:
+        status = response.status
+        if status == 200:
+            if self.start or self.stop != self.size:
+                raise RangeIgnored(self.source, "answered a range with the whole blob")
+            if response.length is not None and response.length != self.size:
+                raise SourceFailed(self.source, f"has {response.length} bytes instead of {self.size}")
+        elif status == 206:
+            match = _CONTENT_RANGE.match(response.getheader("Content-Range", ""))
+            if match is None or (int(match[1]), int(match[2]) + 1) != (self.start, self.stop):
+                raise SourceFailed(
+                    self.source,
+                    f"sent {response.getheader('Content-Range')!r} for {self.start}-{self.stop - 1}",
+                )
+            if match[3] not in ("*", str(self.size)):
+                raise SourceFailed(self.source, f"has {match[3]} bytes instead of {self.size}")
+            if response.length not in (None, self.stop - self.start):
+                raise SourceFailed(
+                    self.source, f"announced {response.length} bytes for a range of another length"
+                )
+        elif status in (401, 403, 404, 410):
+            raise LocationRefused(self.source, f"HTTP {status}")
+        else:
+            raise SourceFailed(self.source, f"HTTP {status}", _retry_after(response))
+        if response.getheader("Content-Encoding", "identity") != "identity":
+            raise SourceFailed(self.source, "compressed the bytes although asked not to")
+
+    def _receive(self, response: http.client.HTTPResponse, sink: Callable[[memoryview], None]) -> None:
+        remaining = self.stop - self.start
+        buffer = memoryview(bytearray(min(BUFFER_SIZE, remaining)))
+        # `readinto` waits until the buffer is full, `readinto1` for what one receive brings: on a slow line a
+        # reader is to see bytes as they come. It receives straight into our buffer, past the one of the file.
+        receive = response.readinto if response.chunked else response.fp.readinto1
+        while remaining:
+            count = receive(buffer[:remaining])
+            if not count:
+                raise SourceFailed(self.source, f"ended {remaining} bytes early")
+            remaining -= count
+            if response.length is not None and not response.chunked:
+                response.length -= count
+            sink(buffer[:count])
+        if response.read(1):
+            raise SourceFailed(self.source, "sent more than it was asked for")
+
+    def _reason(self, error: Exception) -> str:
+        if self._is_cancelled:
+            return "cancelled"
+        return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _retry_after(response: http.client.HTTPResponse) -> float | None:
+    """Seconds that the source asks us to stay away: `Retry-After`, else `RateLimit`'s t."""
+    text = response.getheader("Retry-After", "")
+    if text.isdigit():
+        return float(text)
+    match = re.search(r"\bt=(\d+)", response.getheader("RateLimit", ""))
+    return float(match[1]) if match else None
