@@ -47,6 +47,7 @@ class Fill:
         self.is_proven = False
         self.error: MeshError | None = None
         self._waiting: set[asyncio.Future[None]] = set()
+        self._is_poked = False
         self._completed_by: int | None = None  # the piece whose tail is held back for readers of ranges
         self._note_last_missing()
 
@@ -60,8 +61,16 @@ class Fill:
         self.readers.add(reader)
         return reader
 
+    def poke(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have `wake` called on the loop; from any thread, as often as wanted: at most one call is under way."""
+        if not self._is_poked:
+            self._is_poked = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
+                loop.call_soon_threadsafe(self.wake)
+
     def wake(self) -> None:
         """Something became visible: let every waiting reader look again."""
+        self._is_poked = False
         for waiting in self._waiting:
             if not waiting.done():
                 waiting.set_result(None)
@@ -130,13 +139,12 @@ class Fill:
         if missing.bit_count() == 1:
             self._completed_by = missing.bit_length() - 1
 
-    async def _changed(self) -> None:
+    def changed(self) -> asyncio.Future[None]:
+        """Done once something became visible after this call, or the fill has ended."""
         waiting = asyncio.get_running_loop().create_future()
         self._waiting.add(waiting)
-        try:
-            await waiting
-        finally:
-            self._waiting.discard(waiting)
+        waiting.add_done_callback(self._waiting.discard)
+        return waiting
 
 
 class Reader:
@@ -167,7 +175,11 @@ class Reader:
         while self.ready(position) == position:
             if self._fill.error is not None:
                 raise self._fill.error
-            await self._fill._changed()
+            changed = self._fill.changed()
+            if self.ready(position) > position:  # by a worker thread, before it could see us waiting
+                changed.cancel()
+                return
+            await changed
 
     def close(self) -> None:
         with contextlib.suppress(KeyError):

@@ -196,9 +196,7 @@ class Partial:
                 self._journal_size = _HEADER.size + whole
                 os.truncate(self._journal_path, self._journal_size)
                 return os.open(self._journal_path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        fd = os.open(
-            self._journal_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644
-        )
+        fd = os.open(self._journal_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
         os.write(fd, header)
         self._journal_size = len(header)
         return fd

@@ -75,9 +75,7 @@ class Store:
     Raises StoreInUse when another process holds the directory, StoreUnusable when it cannot be used.
     """
 
-    def __init__(
-        self, root: Path, max_size: int, *, is_pinned: Callable[[Digest], bool] = lambda _: False
-    ) -> None:
+    def __init__(self, root: Path, max_size: int, *, is_pinned: Callable[[Digest], bool] = lambda _: False) -> None:
         self._blobs = root / "blobs"
         self._partials = root / "partial"
         self.max_size = max_size
@@ -94,9 +92,7 @@ class Store:
             self._scan()
         except OSError as error:
             raise StoreUnusable(f"cannot use the data directory {root}: {error}") from error
-        self.size = sum(e.size for e in self._entries.values()) + sum(
-            e.held for e in self._partial_entries.values()
-        )
+        self.size = sum(e.size for e in self._entries.values()) + sum(e.held for e in self._partial_entries.values())
 
     def close(self) -> None:
         for entry in self._partial_entries.values():

@@ -225,9 +225,7 @@ class Transfer:
             if match[3] not in ("*", str(self.size)):
                 raise SourceFailed(self.source, f"has {match[3]} bytes instead of {self.size}")
             if response.length not in (None, self.stop - self.start):
-                raise SourceFailed(
-                    self.source, f"announced {response.length} bytes for a range of another length"
-                )
+                raise SourceFailed(self.source, f"announced {response.length} bytes for a range of another length")
         elif status in (401, 403, 404, 410):
             raise LocationRefused(self.source, f"HTTP {status}")
         else:
