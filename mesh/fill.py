@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from typing import TYPE_CHECKING
 
 from mesh.errors import MeshError
@@ -152,13 +153,11 @@ class Reader:
 
     def __init__(self, fill: Fill, start: int, stop: int, is_whole: bool) -> None:
         self._fill = fill
+        # One of our own: a thread may still be sending when the fill is given up and its file closed.
+        self.fd = os.dup(fill.partial.fd)
         self.position = start
         self.stop = stop
         self.is_whole = is_whole
-
-    @property
-    def fd(self) -> int:
-        return self._fill.partial.fd
 
     def ready(self, position: int) -> int:
         """One past the last byte that may be sent now to somebody who has all bytes before `position`."""
@@ -182,5 +181,7 @@ class Reader:
             await changed
 
     def close(self) -> None:
-        with contextlib.suppress(KeyError):
-            self._fill.readers.remove(self)
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+            self._fill.readers.discard(self)

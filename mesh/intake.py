@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
@@ -40,9 +41,9 @@ class _Enough(Exception):
 class Run:
     """Pieces `first` to `stop` (exclusive) of a fill from one source.
 
-    `stop` may be lowered at any time by the loop's thread: the run then ends at that piece. `digests` are the
-    BLAKE3 digests of pieces as far as they are believed. `landed(run, piece, digest)` is called on the loop for each
-    piece that is there; `received` with byte counts in the worker thread.
+    `digests` are the BLAKE3 digests of pieces that are believed. `answered()` and `landed(run, piece, digest)`
+    are called on the loop: when the first bytes come, and for each piece that is there; `received` with byte counts in
+    the worker thread.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Run:
         digests: Mapping[int, bytes],
         limiter: Limiter,
         received: Callable[[int], None],
+        answered: Callable[[], None],
         landed: Callable[[Run, int, bytes], None],
     ) -> None:
         self.source = source
@@ -63,13 +65,16 @@ class Run:
         self.stop = stop
         self.piece = first  # the one that is arriving
         self.is_answered = False  # the source has begun to send what was asked for
+        self.landed_bytes = 0  # kept by the loop's thread
         self.begun: Begun | None = begun  # of `piece`, once the run has ended before its end
         self._fill = fill
         self._partial = fill.partial
         self._digests = digests
         self._limiter = limiter
         self._received = received
+        self._answered = answered
         self._landed = landed
+        self._lock = Lock()  # between a piece's beginning here and its being taken away
         self._loop = asyncio.get_running_loop()
         self._transfer: Transfer | None = None
         self._is_cancelled = False
@@ -85,8 +90,20 @@ class Run:
 
     @property
     def pieces(self) -> range:
-        """What is still to come, the arriving piece included."""
+        """What is still to come, the piece that is arriving included."""
         return range(self.piece, self.stop)
+
+    def is_trusted(self, piece: int) -> bool:
+        """Whether the bytes of a landed piece are beyond doubt by themselves."""
+        return self.is_origin or piece in self._digests
+
+    def shorten(self, stop: int) -> range:
+        """Take the pieces from `stop` on away from the run, but not the one that is arriving; returns those taken."""
+        with self._lock:
+            taken = range(max(stop, self.piece + 1), self.stop)
+            if taken:
+                self.stop = taken.start
+            return taken
 
     def cancel(self) -> None:
         """Break the transfer off; `execute` then raises SourceFailed. What came stays."""
@@ -114,7 +131,7 @@ class Run:
         except _Enough:
             pass
         finally:
-            is_begun = self.piece < pieces.count and self._position > pieces.span(self.piece)[0]
+            is_begun = self.piece < self.stop and self._position > pieces.span(self.piece)[0]
             self.begun = Begun(self._position, self._hasher) if is_begun and not self._is_held else None
 
     def _begin(self, piece: int) -> None:
@@ -125,46 +142,46 @@ class Run:
         self._is_held = piece in self._partial.have
 
     def _sink(self, view: memoryview) -> None:
-        self.is_answered = True
+        if not self.is_answered:
+            self.is_answered = True
+            self._loop.call_soon_threadsafe(self._answered)
         self._limiter.take(len(view))
         self._received(len(view))
         while view:
             part = view[: self._piece_stop - self._position]
             view = view[len(part) :]
             self._keep(part)
-            if self._position == self._piece_stop:
-                self._finish_piece()
-                if self.piece >= self.stop:
-                    if view:
-                        raise _Enough
-                    break
+            if self._position == self._piece_stop and not self._finish_piece():
+                if view:
+                    raise _Enough
+                break
         if self.is_origin and self._fill.has_waiting:
             self._fill.poke(self._loop)
 
     def _keep(self, part: memoryview) -> None:
+        start = self._partial.pieces.span(self.piece)[0]
         if not self._is_held:
-            # Bytes that readers have seen are never written again, even by the same source.
-            known = self._fill.progress.get(self.piece, 0) if self.is_sequential else 0
-            ahead = self._partial.pieces.span(self.piece)[0] + known - self._position
             self._hasher.update(part)
-            if ahead < len(part):
-                self._partial.write(self._position + max(0, ahead), part[max(0, ahead) :])
+            # Bytes that readers have seen are never written again, even if the source sends them again.
+            seen = max(0, start + self._fill.progress.get(self.piece, 0) - self._position)
+            if seen < len(part):
+                self._partial.write(self._position + seen, part[seen:])
         self._position += len(part)
         if self.is_origin and not self._is_held:
-            shown = self._position - self._partial.pieces.span(self.piece)[0]
-            if shown > self._fill.progress.get(self.piece, 0):
-                self._fill.progress[self.piece] = shown
+            self._fill.progress[self.piece] = max(self._position - start, self._fill.progress.get(self.piece, 0))
 
-    def _finish_piece(self) -> None:
+    def _finish_piece(self) -> bool:
+        """Record the piece that is complete and begin the next; False when there is none."""
         piece = self.piece
         if not self._is_held:
             digest = self._hasher.digest()
-            expected = self._digests.get(piece)
-            if expected and digest != expected and not self.is_origin:
+            if not self.is_origin and self._digests.get(piece, digest) != digest:
                 raise PieceCorrupt(self.source, f"sent wrong bytes for piece {piece} of {self._partial.digest}")
-            self._partial.record(piece, digest, trusted=self.is_origin or bool(expected))
+            self._partial.record(piece, digest, trusted=self.is_trusted(piece))
             self._loop.call_soon_threadsafe(self._landed, self, piece, digest)
-        if piece + 1 < self._partial.pieces.count:
-            self._begin(piece + 1)
-        else:
+        with self._lock:
             self.piece = piece + 1
+            if self.piece >= self.stop:
+                return False
+            self._begin(self.piece)
+            return True

@@ -224,7 +224,12 @@ async def _writable(sock: socket.socket) -> None:
     """Until the socket takes bytes again, or its other end went away."""
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
-    loop.add_writer(sock.fileno(), lambda: ready.done() or ready.set_result(None))
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_writer(sock.fileno(), wake)
     try:
         async with asyncio.timeout(_STALL_SECONDS):
             await ready

@@ -1,0 +1,98 @@
+"""Every blob of this node: complete, arriving, or to be brought in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from mesh.content import Digest
+from mesh.errors import Unavailable
+from mesh.fetcher import OriginAccess
+from mesh.fill import Reader
+from mesh.house import House
+from mesh.store import Blob
+from mesh.swarm import Swarm
+
+log = logging.getLogger(__name__)
+
+
+class Blobs:
+    """The one way to a blob's bytes. Belongs to the event loop's thread."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._swarms: dict[Digest, Swarm] = {}
+        self._lives: dict[Digest, asyncio.Task[None]] = {}
+        self._is_closing = False
+
+    @property
+    def swarms(self) -> Mapping[Digest, Swarm]:
+        """What is arriving now."""
+        return self._swarms
+
+    async def read(
+        self, digest: Digest, size: int, start: int, stop: int, access: OriginAccess | None, *, is_whole: bool
+    ) -> Blob | Reader:
+        """The bytes from `start` up to `stop`, as a source for `Outflow`; close it when done.
+
+        A complete blob, or a reader that follows as the bytes arrive. `access` is how this client may go to the
+        origin; None when it cannot be asked. Raises StoreFull and StoreUnusable.
+        """
+        while True:
+            blob = self._house.store.open(digest, size)
+            if blob is not None:
+                return blob
+            swarm = await self._swarm(digest, size)
+            if swarm is not None:
+                return swarm.read(start, stop, access, is_whole=is_whole)
+
+    async def want(self, digest: Digest, size: int, access: OriginAccess | None) -> None:
+        """Have all of it brought in, without reading it; returns when it is here.
+
+        Raises the error that ended the attempt.
+        """
+        while digest not in self._house.store:
+            swarm = await self._swarm(digest, size)
+            if swarm is not None:
+                swarm.want(access)
+                while not swarm.is_over:
+                    await swarm.fill.changed()
+                if swarm.fill.error is not None:
+                    raise swarm.fill.error
+                return
+
+    async def help(self, digest: Digest, size: int, access: OriginAccess) -> None:
+        """Take part in the swarm of a blob for the sake of others."""
+        if digest not in self._house.store and (swarm := await self._swarm(digest, size)) is not None:
+            swarm.help(access)
+
+    async def close(self) -> None:
+        """End all swarms; what has arrived is kept for the next start."""
+        self._is_closing = True
+        for life in list(self._lives.values()):
+            life.cancel()
+        await asyncio.gather(*self._lives.values(), return_exceptions=True)
+
+    async def _swarm(self, digest: Digest, size: int) -> Swarm | None:
+        """The live swarm of a blob, begun if there is none. None: look again, it has just ended."""
+        if self._is_closing:
+            raise Unavailable("the node is stopping")
+        swarm = self._swarms.get(digest)
+        if swarm is not None and swarm.is_over:
+            await asyncio.wait([self._lives[digest]])
+            return None
+        if swarm is None:
+            partial = self._house.store.open_partial(digest, size)
+            swarm = self._swarms[digest] = Swarm(self._house, partial)
+            self._lives[digest] = self._house.tasks.start(self._live(swarm), name=f"swarm {digest}")
+        elif swarm.size != size:
+            raise Unavailable(f"{digest} is said to have {size} bytes here and {swarm.size} elsewhere")
+        return swarm
+
+    async def _live(self, swarm: Swarm) -> None:
+        try:
+            await swarm.run()
+        finally:
+            del self._swarms[swarm.digest], self._lives[swarm.digest]
+            self._house.store.close_partial(swarm.fill.partial)

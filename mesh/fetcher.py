@@ -1,0 +1,403 @@
+"""Carrying out what the tracker assigned for one blob: which transfer runs now, and what to do when one breaks.
+
+Leases (pieces from the origin) are merged into runs of consecutive pieces, one request each; the first run goes alone
+until the origin answers, so that one that cannot serve ranges is asked once only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable, Iterable
+from typing import TYPE_CHECKING, Protocol
+
+from mesh.errors import LocationRefused, MeshError, RangeIgnored, SourceFailed, StoreFull
+from mesh.intake import Begun, PieceCorrupt, Run
+from mesh.messages import ORIGIN, Failure, Gain, Reason, Task
+
+if TYPE_CHECKING:
+    from mesh.fill import Fill
+    from mesh.house import House
+    from mesh.transfer import Location
+
+log = logging.getLogger(__name__)
+
+ORIGIN_STREAMS = 6  # connections to the origin for one blob
+_URGENT_STREAMS = 2  # more of them, for readers that would otherwise wait behind long runs
+PEER_STREAMS = 8
+_RUN_BYTES = 64 << 20
+_PEER_RUN_BYTES = 4 << 20
+_MAX_FAILURES = 6  # in a row without a byte: about six seconds
+_MAX_ACCESSES = 8
+_LEASE_SECONDS = 60.0  # for what is taken back from a transfer of our own
+_SOONEST_EXPIRY = 20.0  # seconds: a signed URL closer to its end than this is renewed first
+
+
+class OriginAccess(Protocol):
+    """One way to a blob's bytes at the origin, as one client is allowed to go. Its secrets stay inside."""
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for the same way."""
+
+    @property
+    def hint(self) -> bytes:
+        """What a seed needs to go there itself; empty when nothing may be passed on."""
+
+    async def locate(self, refused: Location | None) -> Location:
+        """Where the bytes are. `refused` is the address that was just turned down.
+
+        Raises LocationRefused when this client may not have them, SourceFailed when the origin cannot say now.
+        """
+
+
+class Fetcher:
+    """The transfers of one fill. Belongs to the event loop's thread.
+
+    `changed` is called whenever there is something new to report. `gained` and `failed` collect what is to be
+    reported next; `origin_error` is set while the origin cannot be asked.
+    """
+
+    def __init__(self, house: House, fill: Fill, changed: Callable[[], None]) -> None:
+        self.gained: list[Gain] = []
+        self.failed: list[Failure] = []
+        self.received: Counter[str] = Counter()  # bytes by source
+        self.origin_error: SourceFailed | None = None
+        self.runs: set[Run] = set()
+        self.last_landed = self.access_at = time.monotonic()
+        self._house = house
+        self._fill = fill
+        self._partial = fill.partial
+        self._changed = changed
+        self._accesses: list[OriginAccess] = []
+        self._leased: dict[int, Task] = {}  # to be fetched from the origin, in this order
+        self._offered: dict[int, Task] = {}  # to be fetched from peers
+        self._begun: dict[int, Begun] = {}
+        self._sources: dict[int, str] = {}
+        self._location: Location | None = None
+        self._locating = asyncio.Lock()
+        self._has_answered = False
+        self._is_sequential = False
+        self._failures = 0
+        self._resume_at = 0.0
+
+    # --- what the conversation with the tracker needs
+
+    def add_access(self, access: OriginAccess) -> None:
+        """Another way to the origin; the newest is tried first, as its client is waiting."""
+        self._accesses = [access, *(a for a in self._accesses if a.key != access.key)][:_MAX_ACCESSES]
+        self.origin_error = None
+        self.access_at = time.monotonic()
+
+    def source_of(self, piece: int) -> str:
+        """Where a landed piece came from; empty when it was here before."""
+        return self._sources.get(piece, "")
+
+    @property
+    def hint(self) -> bytes:
+        return next((access.hint for access in self._accesses if access.hint), b"")
+
+    @property
+    def can_fetch(self) -> bool:
+        return bool(self._accesses) and self.origin_error is None
+
+    @property
+    def pending(self) -> int:
+        """Pieces assigned and not landed."""
+        return len(self._leased) + len(self._offered) + sum(len(run.pieces) for run in self.runs)
+
+    def active(self) -> Iterable[tuple[int, str]]:
+        """(piece, source) of everything assigned and not landed."""
+        for run in self.runs:
+            for piece in run.pieces:
+                yield piece, run.source
+        for piece in self._leased:
+            yield piece, ORIGIN
+        for piece, task in self._offered.items():
+            yield piece, task.sources[0]
+
+    def take(self, tasks: Iterable[Task], cancelled: Iterable[int]) -> None:
+        """Take on tasks and give others up, then begin what there is room for."""
+        for piece in cancelled:
+            self._leased.pop(piece, None)
+            self._offered.pop(piece, None)
+        under_way = {piece for run in self.runs for piece in run.pieces}
+        for task in tasks:
+            if task.piece in self._partial.have or task.piece in under_way:
+                continue
+            (self._leased if task.lease else self._offered)[task.piece] = task
+        self.launch()
+
+    def hurry(self, pieces: Iterable[int]) -> None:
+        """Readers wait for these: free them from the ends of long runs, and put them first."""
+        urgent = [piece for piece in pieces if piece not in self._partial.have]
+        for piece in urgent:
+            for run in list(self.runs):
+                if run.is_origin and not run.is_sequential and run.piece + 1 < piece < run.stop:
+                    for taken in run.shorten(piece):
+                        self._leased.setdefault(taken, Task(taken, (ORIGIN,), b"", _LEASE_SECONDS))
+        first = [piece for piece in urgent if piece in self._leased]
+        if first:
+            self._leased = {piece: self._leased[piece] for piece in first} | self._leased
+        self.launch(urgent=bool(first))
+
+    def launch(self, *, urgent: bool = False) -> None:
+        """Begin as many transfers as there is room for."""
+        if self._fill.is_over:
+            return
+        from_origin = sum(run.is_origin for run in self.runs)
+        streams = ORIGIN_STREAMS + (_URGENT_STREAMS if urgent else 0)
+        while self._leased and self.can_fetch and time.monotonic() >= self._resume_at:
+            if from_origin >= (streams if self._has_answered and not self._is_sequential else 1):
+                break
+            self._start_origin_run()
+            from_origin += 1
+        from_peers = len(self.runs) - from_origin
+        while self._offered and from_peers < PEER_STREAMS:
+            self._start_peer_run()
+            from_peers += 1
+
+    async def close(self) -> None:
+        """Break all transfers off and wait until their threads have left the file."""
+        self._leased.clear()
+        self._offered.clear()
+        while self.runs:
+            for run in list(self.runs):
+                run.cancel()
+            await asyncio.sleep(0.01)
+
+    # --- the origin
+
+    def _start_origin_run(self) -> None:
+        pieces = self._partial.pieces
+        first = next(iter(self._leased))
+        longest = max(1, min(-(-len(self._leased) // ORIGIN_STREAMS), _RUN_BYTES // pieces.piece_size))
+        stop = first
+        while stop in self._leased and stop - first < longest and (stop == first or stop not in self._begun):
+            del self._leased[stop]
+            stop += 1
+        run = self._run(ORIGIN, first, stop, {}, self._begun.pop(first, None))
+        run.is_sequential = self._is_sequential
+        self._house.tasks.start(self._fetch(run, self._from_origin), name=f"origin {first}-{stop}")
+
+    async def _from_origin(self, run: Run) -> None:
+        location = None
+        try:
+            async with self._house.origin_slots:
+                location = await self._locate()
+                await self._in_thread(run, location)
+            self._failures = 0
+        except LocationRefused as error:
+            await self._refused(location, error)
+        except RangeIgnored:
+            if run.is_sequential:
+                raise  # it was asked for the whole: cannot be
+            log.info("%s: the origin knows no ranges; fetching it in order", self._partial.digest)
+            self._is_sequential = True
+        except SourceFailed as error:
+            self._origin_failed(error, has_moved=run.is_answered)
+
+    async def _locate(self) -> Location:
+        async with self._locating:
+            if self._location is not None and self._location.expires_at - time.time() > _SOONEST_EXPIRY:
+                return self._location
+            if not self._accesses:
+                raise SourceFailed(ORIGIN, "no client here may have it any more")
+            self._location = await self._accesses[0].locate(None)
+            return self._location
+
+    async def _refused(self, location: Location | None, error: LocationRefused) -> None:
+        """An address was refused: it has expired, or this client may not go there (any more)."""
+        async with self._locating:
+            if not self._accesses or (location is not None and location is not self._location):
+                return  # another run has dealt with it
+            self._location = None
+            try:
+                if location is not None:
+                    self._location = await self._accesses[0].locate(location)
+                    self._origin_failed(error, has_moved=False)
+                    return
+            except LocationRefused as final:
+                error = final
+            except SourceFailed as failure:
+                self._origin_failed(failure, has_moved=False)
+                return
+            log.info("%s: this way to the origin is closed: %s", self._partial.digest, error.reason)
+            self._accesses.pop(0)
+            if not self._accesses:
+                self._give_up_origin(error)
+
+    def _origin_failed(self, error: SourceFailed, *, has_moved: bool) -> None:
+        self._failures = 1 if has_moved else self._failures + 1
+        pause = min(2.0, 0.05 * 4.0 ** (self._failures - 1))
+        if error.retry_after is not None:
+            pause = max(pause, error.retry_after)
+        log.log(
+            logging.INFO if self._failures == 1 else logging.WARNING,
+            "%s: %s; again in %.1f s",
+            self._partial.digest,
+            error,
+            pause,
+        )
+        if self._failures >= _MAX_FAILURES or pause > 8:
+            self._give_up_origin(error)
+            return
+        self._resume_at = time.monotonic() + pause
+        asyncio.get_running_loop().call_later(pause + 0.001, self.launch)
+
+    def _give_up_origin(self, error: SourceFailed) -> None:
+        self.origin_error = error
+        self._failures = 0
+        self.failed += [Failure(piece, ORIGIN, "refused") for piece in self._leased]
+        self._leased.clear()
+        self._changed()
+
+    # --- peers
+
+    def _start_peer_run(self) -> None:
+        pieces = self._partial.pieces
+        first, task = next(iter(self._offered.items()))
+        longest = max(1, _PEER_RUN_BYTES // pieces.piece_size)
+        tasks: list[Task] = []
+        while (
+            (following := self._offered.get(first + len(tasks)))
+            and following.sources[0] == task.sources[0]
+            and len(tasks) < longest
+            and (not tasks or following.piece not in self._begun)
+        ):
+            tasks.append(self._offered.pop(following.piece))
+        digests = {t.piece: t.digest for t in tasks if t.digest} if self._house.peers.is_keyed else {}
+        begun = self._begun.get(first)
+        run = self._run(
+            task.sources[0],
+            first,
+            first + len(tasks),
+            digests,
+            Begun(begun.position, begun.hasher.copy()) if begun else None,
+        )
+        self._house.tasks.start(self._fetch(run, lambda run: self._from_peer(run, tasks)), name=f"peer {first}")
+
+    async def _from_peer(self, run: Run, tasks: list[Task]) -> None:
+        limit = asyncio.get_running_loop().call_later(max(2.0, tasks[0].seconds), run.cancel)
+        reason: Reason = "refused"
+        start = run.begun.position if run.begun else self._partial.pieces.span(run.first)[0]
+        stop = self._partial.pieces.span(run.stop - 1)[1]
+        try:
+            location = self._house.peers.locate(run.source, self._partial.digest, start, stop)
+            await self._in_thread(run, location)
+        except PieceCorrupt as error:
+            reason = "corrupt"
+            self._house.stats.pieces_rejected[run.source] += 1
+            self._house.peers.blame(run.source, error)
+        except LocationRefused:
+            reason = "missing"
+        except SourceFailed as error:
+            reason = "timeout" if "timed out" in error.reason or error.reason == "cancelled" else "refused"
+            log.debug("%s: %s", self._partial.digest, error)
+        finally:
+            limit.cancel()
+        by_piece = {task.piece: task for task in tasks}
+        for piece in run.pieces:
+            self.failed.append(Failure(piece, run.source, reason))
+            task = by_piece[piece]
+            if len(task.sources) > 1:  # turn to the next without asking
+                self._offered[piece] = Task(piece, task.sources[1:], task.digest, task.seconds)
+
+    # --- both
+
+    def _run(self, source: str, first: int, stop: int, digests: dict[int, bytes], begun: Begun | None) -> Run:
+        is_origin = source == ORIGIN
+        counter = "origin_received" if is_origin else "peer_received"
+        stats = self._house.stats
+
+        def received(count: int) -> None:
+            stats.add(counter, count)
+            self.received[source] += count
+
+        run = Run(
+            self._fill,
+            source,
+            first,
+            stop,
+            begun=begun,
+            digests=digests,
+            limiter=self._house.origin_limiter if is_origin else self._house.peer_limiter,
+            received=received,
+            answered=self._answered,
+            landed=self._landed,
+        )
+        self.runs.add(run)
+        return run
+
+    async def _fetch(self, run: Run, transfer: Callable[[Run], Awaitable[None]]) -> None:
+        """Around every transfer: room for its bytes before, what broke and what follows after."""
+        store, pieces = self._house.store, self._partial.pieces
+        reserved = sum(stop - start for start, stop in map(pieces.span, run.pieces))
+        try:
+            await store.reserve(self._partial, reserved)
+        except MeshError as error:
+            self.runs.discard(run)
+            self._fill.finish(error)
+            self._changed()
+            return
+        try:
+            await transfer(run)
+        except StoreFull as error:
+            if not await store.evict(reserved):  # the disk is fuller than the budget says
+                self._fill.finish(error)
+        except MeshError as error:
+            self._fill.finish(error)
+        finally:
+            self.runs.discard(run)
+            store.release(self._partial, reserved - run.landed_bytes)
+            if run.is_origin:
+                self._put_back(run)
+            self._changed()
+            self.launch()
+
+    def _put_back(self, run: Run) -> None:
+        """What the origin still owes of a run is fetched next, from the byte it had reached."""
+        if run.begun is not None:
+            self._begun[run.piece] = run.begun
+        rest = [piece for piece in run.pieces if piece not in self._partial.have]
+        if self.origin_error is not None:
+            self.failed += [Failure(piece, ORIGIN, "refused") for piece in rest]
+        else:
+            again = {piece: Task(piece, (ORIGIN,), b"", _LEASE_SECONDS) for piece in rest}
+            self._leased = again | self._leased
+
+    async def _in_thread(self, run: Run, location: Location) -> None:
+        house = self._house
+        connections = house.origin_connections if run.is_origin else house.peer_connections
+        await asyncio.get_running_loop().run_in_executor(house.pool, run.execute, connections, location)
+
+    def _answered(self) -> None:
+        if not self._has_answered:
+            self._has_answered = True
+            self.launch()
+
+    def _landed(self, run: Run, piece: int, digest: bytes) -> None:
+        start, stop = self._partial.pieces.span(piece)
+        run.landed_bytes += stop - start
+        self.last_landed = time.monotonic()
+        self._begun.pop(piece, None)
+        if piece not in self._partial.have:
+            self._partial.add(piece, digest, run.is_trusted(piece))
+            self._sources[piece] = run.source
+            self._check_doubted(run, piece, digest)
+            self._fill.added(piece)
+            self.gained.append(Gain(piece, run.source, digest))
+            self._changed()
+
+    def _check_doubted(self, run: Run, piece: int, digest: bytes) -> None:
+        """A piece of a failed proof came again from a source beyond doubt: did its first source lie?"""
+        doubted = self._house.doubted.get(self._partial.digest)
+        if doubted and piece in doubted and run.is_trusted(piece):
+            before, source = doubted.pop(piece)
+            if before != digest and source:
+                self._house.stats.pieces_rejected[source] += 1
+                self._house.peers.blame(source, PieceCorrupt(source, f"sent wrong bytes for piece {piece}"))
+            if not doubted:
+                del self._house.doubted[self._partial.digest]

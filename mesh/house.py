@@ -1,0 +1,83 @@
+"""What all swarms of one node share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from mesh.limiter import Limiter
+from mesh.transfer import Connections, Location
+
+if TYPE_CHECKING:
+    from mesh.content import Digest
+    from mesh.errors import SourceFailed
+    from mesh.messages import Plan, Report
+    from mesh.stats import Stats
+    from mesh.store import Store
+    from mesh.tasks import Tasks
+
+_THREADS = 64  # transfers at the same time, whatever they are for
+_ORIGIN_CONNECTIONS = 32
+
+
+class Exchange(Protocol):
+    """The way to whoever tracks a blob, be it this node itself."""
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is no other node that could have anything."""
+
+    def interval(self, digest: Digest) -> float:
+        """Seconds to leave between two reports, however much there is to say."""
+
+    def subscribe(self, digest: Digest, news: Callable[[], None]) -> Callable[[], None]:
+        """Have `news` called when a new report may bring tasks at once; returns how to end that."""
+
+    async def report(self, digest: Digest, size: int, report: Report, hint: bytes) -> Plan:
+        """Tell the tracker what changed and learn what to do. It may wait a little until there is something.
+
+        Raises Unavailable when no tracker answers.
+        """
+
+
+class Peers(Protocol):
+    """The other nodes, as sources of pieces."""
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether piece digests that the tracker passes on can be believed: everybody in it holds the key."""
+
+    def locate(self, node: str, digest: Digest, start: int, stop: int) -> Location:
+        """Where a peer serves these bytes of a blob. Raises SourceFailed when the peer is not known (any more)."""
+
+    def blame(self, node: str, error: SourceFailed) -> None:
+        """A peer sent wrong bytes."""
+
+
+@dataclass(slots=True)
+class House:
+    """The parts of a node that move bytes. Times are seconds, rates bytes per second."""
+
+    node_id: str
+    store: Store
+    stats: Stats
+    tasks: Tasks
+    exchange: Exchange
+    peers: Peers
+    uploads: int = 0  # to peers, under way
+    # Pieces that were part of a failed proof and that nobody vouches for: their BLAKE3 digest and their source.
+    doubted: dict[Digest, dict[int, tuple[bytes, str]]] = field(default_factory=dict)
+    origin_connections: Connections = field(default_factory=Connections)
+    peer_connections: Connections = field(default_factory=lambda: Connections(proxies=False))
+    origin_limiter: Limiter = field(default_factory=lambda: Limiter(None))
+    peer_limiter: Limiter = field(default_factory=lambda: Limiter(None))
+    origin_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_ORIGIN_CONNECTIONS))
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_THREADS, thread_name_prefix="intake"))
+
+    def close(self) -> None:
+        self.origin_connections.close()
+        self.peer_connections.close()
+        self.pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,337 @@
+"""One blob on its way in: what is wanted of it, the conversation with its tracker, its proof, its end.
+
+The tracker decides which piece comes from where (`mesh.ledger`), `Fetcher` carries that out, `Fill` shows readers what
+is there. A node without peers is its own tracker: the same conversation, with shorter lists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from mesh.content import PieceSet
+from mesh.errors import BlobCorrupt, MeshError, StoreUnusable, Unavailable
+from mesh.fetcher import Fetcher, OriginAccess
+from mesh.fill import Fill, Reader
+from mesh.messages import (
+    HELD,
+    MAX_FAILED,
+    MAX_GAINED,
+    MAX_RUNS,
+    MAX_TASKS,
+    MAX_URGENT,
+    ORIGIN,
+    Gain,
+    Plan,
+    Report,
+    Runs,
+    Task,
+)
+
+if TYPE_CHECKING:
+    from mesh.house import House
+    from mesh.partial import Partial
+
+log = logging.getLogger(__name__)
+
+_IN_FLIGHT = 64 << 20  # bytes assigned to this node at a time
+_MIN_TASKS = 8
+_INTERVAL = 0.01  # seconds between two reports when there is news
+_PATIENCE = 5.0  # seconds without a piece until a fill with no origin gives up on its peers
+_LINGER = 5.0  # seconds that a fill which nobody reads any more stays open
+_PROOF_STEP = 64 << 20
+
+
+class Swarm:
+    """This node's part in the swarm of one blob. Belongs to the event loop's thread.
+
+    `run` is its life. `read` may be called until `is_over`.
+    """
+
+    def __init__(self, house: House, partial: Partial) -> None:
+        self.fill = Fill(partial)
+        self.fetcher = Fetcher(house, self.fill, self._notice)
+        self.digest = partial.digest
+        self.size = partial.size
+        self.began_at = time.time()
+        self.is_helping = False  # a seed that fetches for others
+        self._house = house
+        self._partial = partial
+        self._is_wanted = False  # all of it, whether or not somebody reads
+        self._news = asyncio.Event()
+        self._talks: set[asyncio.Task[None]] = set()
+        self._serial = 0
+        self._must_sync = True
+        self._has_moved = False
+        self._next_talk = 0.0
+        self._last_talk = 0.0
+        self._idle_since: float | None = None
+        self._urgent: list[int] = []
+        self._slots = max(_MIN_TASKS, min(MAX_TASKS - 16, _IN_FLIGHT // partial.pieces.piece_size))
+
+    @property
+    def is_over(self) -> bool:
+        return self.fill.is_over
+
+    def want(self, access: OriginAccess | None) -> None:
+        """Bring in all of it."""
+        self._is_wanted = True
+        if access is not None:
+            self.fetcher.add_access(access)
+        self._notice()
+
+    def help(self, access: OriginAccess) -> None:
+        """Fetch from the origin what others want, until `is_helping` is taken back."""
+        self.is_helping = True
+        self.fetcher.add_access(access)
+        self._notice()
+
+    def read(self, start: int, stop: int, access: OriginAccess | None, *, is_whole: bool) -> Reader:
+        """Follow the bytes from `start` up to `stop`; a reader of the whole starts a fill that outlives it."""
+        if is_whole:
+            self._is_wanted = True
+        if access is not None:
+            self.fetcher.add_access(access)
+        reader = self.fill.reader(start, stop, is_whole=is_whole)
+        self._notice()
+        return reader
+
+    async def run(self) -> None:
+        """Until the blob is proven and stored, the fill has failed, or nobody wants it any more."""
+        unsubscribe = self._house.exchange.subscribe(self.digest, self._notice)
+        helpers = [
+            asyncio.get_running_loop().create_task(work, name=f"{name} {self.digest}")
+            for work, name in ((self._prove(), "prove"), (self._recheck(), "recheck"))
+        ]
+        try:
+            while not self.fill.is_over and not self._is_idle():
+                self._fetch_doubted()
+                self._hurry()
+                self._talk()
+                self._give_up_if_stuck()
+                await self._wait()
+        finally:
+            unsubscribe()
+            for task in (*helpers, *self._talks):
+                task.cancel()
+            await asyncio.gather(*helpers, *self._talks, return_exceptions=True)
+            await self.fetcher.close()
+            if not self.fill.is_over:
+                self.fill.finish(Unavailable(f"{self.digest} is not being fetched any more"))
+
+    # --- inside
+
+    def _notice(self) -> None:
+        self._news.set()
+
+    async def _wait(self) -> None:
+        now = time.monotonic()
+        until = min(self._next_talk, now + 1.0)
+        try:
+            async with asyncio.timeout(max(0.0, until - now)):
+                await self._news.wait()
+        except TimeoutError:
+            return
+        pause = self._last_talk + self._house.exchange.interval(self.digest) - time.monotonic()
+        if pause > 0 and not self.fill.is_over:
+            await asyncio.sleep(pause)
+
+    def _is_idle(self) -> bool:
+        if self._is_wanted or self.is_helping or self.fill.readers:
+            self._idle_since = None
+            return False
+        now = time.monotonic()
+        if self._idle_since is None:
+            self._idle_since = now
+        return now - self._idle_since > _LINGER
+
+    def _give_up_if_stuck(self) -> None:
+        fetcher = self.fetcher
+        if fetcher.can_fetch or fetcher.pending or self._partial.unchecked or self._partial.have.complete:
+            return
+        is_alone = self._house.exchange.is_alone
+        if is_alone or time.monotonic() - max(fetcher.last_landed, fetcher.access_at) > _PATIENCE:
+            reason = str(fetcher.origin_error or "no peer has it, and there is no way to the origin")
+            error = fetcher.origin_error or Unavailable(f"{self.digest}: {reason}")
+            log.warning("%s cannot be brought in: %s", self.digest, reason)
+            self.fill.finish(error)
+
+    # --- what is wanted
+
+    def _wanted(self) -> PieceSet:
+        """Pieces of interest that are neither here nor about to be read back from our own disk."""
+        pieces, partial = self._partial.pieces, self._partial
+        bits = 0
+        if self._is_wanted:
+            bits = (1 << pieces.count) - 1
+        else:
+            for reader in self.fill.readers:
+                covered = pieces.covering(reader.position, reader.stop)
+                bits |= (1 << covered.stop) - (1 << covered.start) if covered else 0
+        return PieceSet(pieces.count, bits & ~partial.have.bits & ~partial.unchecked.bits)
+
+    def _heads(self) -> list[int]:
+        """The first missing pieces of every reader."""
+        pieces, have = self._partial.pieces, self._partial.have
+        heads: dict[int, None] = {}
+        for reader in self.fill.readers:
+            missing = (piece for piece in pieces.covering(reader.position, reader.stop) if piece not in have)
+            for piece, _ in zip(missing, range(2), strict=False):
+                heads[piece] = None
+        return [piece for piece in heads if piece not in self._partial.unchecked][:MAX_URGENT]
+
+    def _hurry(self) -> None:
+        urgent = self._heads()
+        if urgent != self._urgent:
+            self._urgent = urgent
+            self.fetcher.hurry(urgent)
+
+    def _fetch_doubted(self) -> None:
+        """Pieces that were part of a failed proof come from the origin, whatever peers offer."""
+        doubted = self._house.doubted.get(self.digest)
+        if doubted and self.fetcher.can_fetch:
+            missing = [piece for piece in self._wanted() if piece in doubted]
+            active = {piece for piece, _ in self.fetcher.active()}
+            self.fetcher.take([Task(piece, (ORIGIN,), b"", 60.0) for piece in missing if piece not in active], ())
+
+    # --- the conversation with the tracker
+
+    def _talk(self) -> None:
+        """Report if there is something to say, or if it is time to be heard of."""
+        now = time.monotonic()
+        if (not self._news.is_set() and now < self._next_talk) or len(self._talks) > 1:
+            return
+        self._news.clear()
+        self._last_talk = now
+        self._next_talk = now + 10.0
+        task = asyncio.get_running_loop().create_task(self._exchange(), name=f"exchange {self.digest}")
+        self._talks.add(task)
+        task.add_done_callback(self._talks.discard)
+
+    async def _exchange(self) -> None:
+        report = self._report()
+        try:
+            plan = await self._house.exchange.report(self.digest, self.size, report, self.fetcher.hint)
+        except Unavailable as error:
+            log.info("%s: no tracker: %s", self.digest, error)
+            self._must_sync = self._has_moved = True
+            self._next_talk = time.monotonic() + 0.5
+            return
+        except MeshError as error:
+            self.fill.finish(error)
+            self._notice()
+            return
+        self._next_talk = min(self._next_talk, time.monotonic() + plan.retry_after)
+        self._apply(plan)
+
+    def _apply(self, plan: Plan) -> None:
+        if plan.serial:
+            self._serial = plan.serial
+        if plan.resync:
+            self._must_sync = True
+            self._notice()
+        if not self.fill.is_over:
+            doubted = self._house.doubted.get(self.digest, {}) if self.fetcher.can_fetch else {}
+            self.fetcher.take([task for task in plan.tasks if task.piece not in doubted], plan.cancel)
+
+    def _report(self) -> Report:
+        fetcher, partial = self.fetcher, self._partial
+        gained, fetcher.gained = fetcher.gained[:MAX_GAINED], fetcher.gained[MAX_GAINED:]
+        failed, fetcher.failed = fetcher.failed[:MAX_FAILED], fetcher.failed[MAX_FAILED:]
+        have: bytes | None = None
+        active: tuple[tuple[int, str], ...] = ()
+        moved = False
+        if self._must_sync:
+            have = partial.have.to_bytes()
+            active = tuple(fetcher.active())[:MAX_TASKS]
+            digests = partial.piece_digests
+            gained = [Gain(piece, HELD, digests[piece]) for piece in partial.have]
+            gained, fetcher.gained = gained[:MAX_GAINED], gained[MAX_GAINED:]
+            moved = self._has_moved
+            self._must_sync = self._has_moved = False
+        return Report(
+            node=self._house.node_id,
+            seen=self._serial,
+            have=have,
+            active=active,
+            moved=moved,
+            gained=tuple(gained),
+            failed=tuple(failed),
+            urgent=_runs(PieceSet(partial.pieces.count, sum(1 << piece for piece in self._urgent))),
+            wanted=_runs(self._wanted()),
+            slots=max(0, self._slots - fetcher.pending),
+            can_fetch=fetcher.can_fetch,
+            serving=self._house.uploads,
+        )
+
+    # --- the proof
+
+    async def _recheck(self) -> None:
+        """Read back what an earlier process left, before anything of it counts: what readers wait for first."""
+        partial = self._partial
+        while partial.unchecked:
+            heads = [partial.pieces.covering(r.position, r.stop) for r in self.fill.readers]
+            piece = next((p for head in heads for p in head if p in partial.unchecked), next(iter(partial.unchecked)))
+            if await asyncio.to_thread(partial.recheck, piece):
+                partial.accept(piece)
+                self.fetcher.gained.append(Gain(piece, HELD, partial.piece_digests[piece]))
+                self.fill.added(piece)
+            else:
+                log.warning("piece %d of %s was damaged on disk; it will be fetched again", piece, self.digest)
+                partial.drop(PieceSet(partial.pieces.count, 1 << piece))
+            self._notice()
+
+    async def _prove(self) -> None:
+        """Hash the prefix as it grows; at its end, publish the blob or break every reader's connection."""
+        proof, fill = self.fill.proof, self.fill
+        try:
+            while not proof.is_complete:
+                stop = min(fill.prefix(), proof.hashed + _PROOF_STEP)
+                if stop == proof.hashed:
+                    await fill.changed()
+                    if fill.is_over:
+                        return
+                    continue
+                await asyncio.to_thread(proof.extend, stop)
+                fill.wake()
+            if proof.holds():
+                await self._house.store.commit(self._partial)
+                fill.finish(None)
+            else:
+                self._disprove()
+        except MeshError as error:
+            fill.finish(error)
+        except OSError as error:
+            fill.finish(StoreUnusable(f"cannot read {self._partial.path}: {error}"))
+        finally:
+            self._notice()
+
+    def _disprove(self) -> None:
+        """The whole is here and wrong. What nobody vouches for goes; if all was vouched for, everything does."""
+        partial, house = self._partial, self._house
+        doubted = PieceSet(partial.pieces.count, partial.have.bits & ~partial.trusted.bits)
+        sources = ", ".join(sorted(self.fetcher.received)) or "an earlier run"
+        log.error("%s: the bytes from %s do not match the digest; dropped", self.digest, sources)
+        if doubted:
+            house.doubted[self.digest] = {p: (partial.piece_digests[p], self.fetcher.source_of(p)) for p in doubted}
+        else:
+            doubted = partial.have.copy()
+            house.stats.pieces_rejected[ORIGIN] += len(doubted)
+        partial.drop(doubted)
+        self.fill.finish(BlobCorrupt(f"the bytes that arrived for {self.digest} are not what it names"))
+
+
+def _runs(pieces: PieceSet) -> Runs:
+    """The set as (start, stop) runs in order, the first MAX_RUNS of them."""
+    runs: list[tuple[int, int]] = []
+    bits, offset = pieces.bits, 0
+    while bits and len(runs) < MAX_RUNS:
+        skipped = (bits & -bits).bit_length() - 1
+        bits >>= skipped
+        length = (~bits & (bits + 1)).bit_length() - 1
+        runs.append((offset + skipped, offset + skipped + length))
+        bits >>= length
+        offset += skipped + length
+    return tuple(runs)
