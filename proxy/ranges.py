@@ -1,0 +1,77 @@
+"""Conditional and range requests: what to answer for a representation that never changes (RFC 9110). Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+# RFC 9110, section 14.1.1; what does not match is no bytes range, and the header is then ignored (14.2).
+_SPEC = re.compile(r"\s*(?:(\d{1,19})\s*-\s*(\d{1,19})?|-\s*(\d{1,19}))\s*\Z", re.ASCII)
+_ENTITY_TAG = re.compile(r'\s*((?:W/)?"[^"]*")\s*(?:,|\Z)')
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The answer's status, and the bytes from `start` up to `stop` that it carries."""
+
+    status: Literal[200, 206, 304, 412, 416]
+    start: int = 0
+    stop: int = 0
+
+    def content_range(self, size: int) -> str | None:
+        """The `Content-Range` field (section 14.4), where the status has one."""
+        if self.status == 206:
+            return f"bytes {self.start}-{self.stop - 1}/{size}"
+        return f"bytes */{size}" if self.status == 416 else None
+
+
+def select(
+    size: int,
+    etag: str,
+    *,
+    range_: str | None = None,
+    if_range: str | None = None,
+    if_match: str | None = None,
+    if_none_match: str | None = None,
+) -> Selection:
+    """What a GET asks for, of a representation of `size` bytes with the strong, quoted `etag`.
+
+    The arguments are the request's header fields. Several ranges in one request are answered with the whole, as
+    section 14.2 allows: no client of the Hub sends them. Preconditions are evaluated in the order of section 13.2.2.
+    """
+    if if_match is not None and not _matches(if_match, etag, weakly=False):
+        return Selection(412)
+    if if_none_match is not None and _matches(if_none_match, etag, weakly=True):
+        return Selection(304)
+    whole = Selection(200, 0, size)
+    # A date in If-Range can never match: we send no Last-Modified (section 13.1.5).
+    if range_ is None or (if_range is not None and if_range.strip() != etag):
+        return whole
+    unit, equals, specs = range_.partition("=")
+    if unit.strip().lower() != "bytes" or not equals or "," in specs:
+        return whole
+    match = _SPEC.match(specs)
+    if match is None:
+        return whole
+    if match[3] is not None:
+        length = int(match[3])
+        if not length:
+            return Selection(416)
+        start, stop = max(0, size - length), size
+    else:
+        start = int(match[1])
+        stop = size if match[2] is None else int(match[2]) + 1
+        if stop <= start:
+            return whole  # last before first: invalid, hence ignored
+    if start >= size:
+        return Selection(416)
+    return Selection(206, start, min(stop, size))
+
+
+def _matches(field: str, etag: str, *, weakly: bool) -> bool:
+    """Whether a list of entity tags (or `*`) names this one; strong or weak comparison (section 8.8.3.2)."""
+    if field.strip() == "*":
+        return True
+    tags = _ENTITY_TAG.findall(field)
+    return etag in ([tag.removeprefix("W/") for tag in tags] if weakly else tags)
