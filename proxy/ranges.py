@@ -13,11 +13,15 @@ _ENTITY_TAG = re.compile(r'\s*((?:W/)?"[^"]*")\s*(?:,|\Z)')
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The answer's status, and the bytes from `start` up to `stop` that it carries."""
+    """The answer's status, and the bytes from `start` up to `stop` that it carries.
+
+    `is_rest`: the client goes on from `start` to the end, whatever that is, as one does that resumes a download.
+    """
 
     status: Literal[200, 206, 304, 412, 416]
     start: int = 0
     stop: int = 0
+    is_rest: bool = False
 
     def content_range(self, size: int) -> str | None:
         """The `Content-Range` field (section 14.4), where the status has one."""
@@ -62,11 +66,11 @@ def select(
     else:
         start = int(match[1])
         stop = size if match[2] is None else int(match[2]) + 1
-        if stop <= start:
+        if match[2] is not None and stop <= start:
             return whole  # last before first: invalid, hence ignored
     if start >= size:
         return Selection(416)
-    return Selection(206, start, min(stop, size))
+    return Selection(206, start, min(stop, size), is_rest=match[1] is not None and match[2] is None)
 
 
 def _matches(field: str, etag: str, *, weakly: bool) -> bool:

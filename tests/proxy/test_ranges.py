@@ -10,7 +10,7 @@ ETAG = '"abc"'
 
 def test_what_clients_of_the_hub_send() -> None:
     assert select(100, ETAG) == Selection(200, 0, 100)
-    assert select(100, ETAG, range_="bytes=10-") == Selection(206, 10, 100)
+    assert select(100, ETAG, range_="bytes=10-") == Selection(206, 10, 100, is_rest=True)
     assert select(100, ETAG, range_="bytes=0-0") == Selection(206, 0, 1)
     assert select(6000, ETAG, range_="bytes=0-100000") == Selection(206, 0, 6000)
     assert select(100, ETAG, range_="bytes=-8") == Selection(206, 92, 100)
