@@ -1,0 +1,110 @@
+"""The node's figures in Prometheus' text format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+    from mesh.stats import Stats
+    from proxy.admin.view import NodeView
+
+# Clients give up after 10 s: the edges tell apart what is quick, what is slow and what is about to be lost.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 8.0, 10.0, 30.0)
+
+# A "_created" twin of every series doubles the page and answers no question we have.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Metrics:
+    """Every figure of one node since its start, in a registry of its own.
+
+    Kinds of origin requests: metadata, api, body, other. Routes of clients: resolve, api, other, admin. Outcomes: hit,
+    miss, stale, peer, origin, pass, error.
+    """
+
+    def __init__(self, stats: Stats) -> None:
+        self.registry = CollectorRegistry()
+        self._origin_requests = Counter(
+            "hubmesh_origin_requests_total",
+            "Requests to the origin, by kind and HTTP status (0: no answer).",
+            ("kind", "status"),
+            registry=self.registry,
+        )
+        self._origin_seconds = Histogram(
+            "hubmesh_origin_request_seconds",
+            "Time until the origin began to answer.",
+            ("kind",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._client_requests = Counter(
+            "hubmesh_client_requests_total",
+            "Requests of clients, by route, HTTP status and outcome.",
+            ("route", "status", "outcome"),
+            registry=self.registry,
+        )
+        self._first_byte_seconds = Histogram(
+            "hubmesh_client_first_byte_seconds",
+            "Time until clients got the first byte of their answer.",
+            ("route", "outcome"),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._totals = _Totals(stats)
+        self.registry.register(self._totals)
+
+    def watch(self, node: NodeView) -> None:
+        """Show how many peers and blobs this node has, too."""
+        self._totals.node = node
+
+    def origin_request(self, kind: str, status: int, seconds: float) -> None:
+        """Count one request to the origin; status 0 when none came back."""
+        self._origin_requests.labels(kind, str(status)).inc()
+        self._origin_seconds.labels(kind).observe(seconds)
+
+    def client_request(self, route: str, status: int, outcome: str, first_byte_seconds: float) -> None:
+        """Count one answered client."""
+        self._client_requests.labels(route, str(status), outcome).inc()
+        self._first_byte_seconds.labels(route, outcome).observe(first_byte_seconds)
+
+    def render(self) -> bytes:
+        """All of it as Prometheus text."""
+        return generate_latest(self.registry)
+
+
+class _Totals(Collector):
+    """Reads what others count anyway at the moment somebody asks, so that the data plane knows no metrics."""
+
+    def __init__(self, stats: Stats) -> None:
+        self._stats = stats
+        self.node: NodeView | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._stats
+        for name, text, value in (
+            ("origin_received_bytes", "Bytes of files that came from the origin.", stats.origin_received),
+            ("peer_received_bytes", "Bytes of files that came from peers.", stats.peer_received),
+            ("peer_sent_bytes", "Bytes of files sent to peers.", stats.peer_sent),
+            ("client_sent_bytes", "Bytes of files sent to clients.", stats.client_sent),
+        ):
+            yield CounterMetricFamily(f"hubmesh_{name}", text, value)
+        rejected = CounterMetricFamily(
+            "hubmesh_pieces_rejected", "Pieces whose bytes were wrong, by source.", labels=("source",)
+        )
+        for source, count in stats.pieces_rejected.copy().items():
+            rejected.add_metric((source,), count)
+        yield rejected
+        if self.node is not None:
+            usage = self.node.usage()
+            yield CounterMetricFamily("hubmesh_evicted_bytes", "Bytes evicted to make room.", usage.evicted_bytes)
+            yield GaugeMetricFamily("hubmesh_blob_bytes", "Bytes of disk that blobs take.", usage.blob_bytes)
+            yield GaugeMetricFamily("hubmesh_blob_bytes_limit", "Bytes of disk that they may take.", usage.max_bytes)
+            peers = sum(peer.is_alive for peer in self.node.peers())
+            yield GaugeMetricFamily("hubmesh_peers", "Other nodes of the mesh that are alive.", peers)

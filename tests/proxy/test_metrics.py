@@ -1,0 +1,55 @@
+"""The metrics page says what the data plane counted, under the promised names."""
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from mesh.stats import Stats
+from proxy.admin.metrics import Metrics
+
+
+def figures(metrics: Metrics) -> dict[tuple[str, ...], float]:
+    page = metrics.render().decode()
+    return {
+        (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    }
+
+
+def test_counters_of_the_data_plane_are_read_when_the_page_is():
+    stats = Stats()
+    metrics = Metrics(stats)
+    assert figures(metrics)["hubmesh_origin_received_bytes_total",] == 0
+    stats.add("origin_received", 5)
+    stats.add("peer_sent", 7)
+    stats.add("peer_received", 8)
+    stats.add("client_sent", 9)
+    stats.pieces_rejected["node-b"] += 2
+    now = figures(metrics)
+    assert now["hubmesh_origin_received_bytes_total",] == 5
+    assert now["hubmesh_peer_sent_bytes_total",] == 7
+    assert now["hubmesh_peer_received_bytes_total",] == 8
+    assert now["hubmesh_client_sent_bytes_total",] == 9
+    assert now["hubmesh_pieces_rejected_total", "node-b"] == 2
+
+
+def test_requests_are_counted_by_their_labels_and_timed():
+    metrics = Metrics(Stats())
+    metrics.origin_request("metadata", 302, 0.2)
+    metrics.origin_request("metadata", 302, 20.0)
+    metrics.origin_request("body", 0, 4.0)
+    metrics.client_request("resolve", 200, "hit", 0.004)
+    now = figures(metrics)
+    assert now["hubmesh_origin_requests_total", "metadata", "302"] == 2
+    assert now["hubmesh_origin_requests_total", "body", "0"] == 1
+    # Label values in the order of the label names: outcome, route, status.
+    assert now["hubmesh_client_requests_total", "hit", "resolve", "200"] == 1
+    assert now["hubmesh_origin_request_seconds_bucket", "metadata", "0.25"] == 1
+    assert now["hubmesh_origin_request_seconds_count", "metadata"] == 2
+    assert now["hubmesh_client_first_byte_seconds_bucket", "0.005", "hit", "resolve"] == 1
+    assert not [name for name in now if name[0].endswith("_created")]
+
+
+def test_two_nodes_in_one_process_do_not_share_figures():
+    one, other = Metrics(Stats()), Metrics(Stats())
+    one.origin_request("api", 200, 0.1)
+    assert ("hubmesh_origin_requests_total", "api", "200") not in figures(other)
