@@ -118,11 +118,8 @@ class Fetcher:
         for piece, task in self._offered.items():
             yield piece, task.sources[0]
 
-    def take(self, tasks: Iterable[Task], cancelled: Iterable[int]) -> None:
-        """Take on tasks and give others up, then begin what there is room for."""
-        for piece in cancelled:
-            self._leased.pop(piece, None)
-            self._offered.pop(piece, None)
+    def take(self, tasks: Iterable[Task]) -> None:
+        """Take on tasks, and begin what there is room for."""
         under_way = {piece for run in self.runs for piece in run.pieces}
         for task in tasks:
             if task.piece in self._partial.have or task.piece in under_way:

@@ -62,7 +62,6 @@ class Swarm:
         self._is_wanted = False  # all of it, whether or not somebody reads
         self._news = asyncio.Event()
         self._talks: set[asyncio.Task[None]] = set()
-        self._serial = 0
         self._must_sync = True
         self._has_moved = False
         self._next_talk = 0.0
@@ -194,7 +193,7 @@ class Swarm:
         if doubted and self.fetcher.can_fetch:
             missing = [piece for piece in self._wanted() if piece in doubted]
             active = {piece for piece, _ in self.fetcher.active()}
-            self.fetcher.take([Task(piece, (ORIGIN,), b"", 60.0) for piece in missing if piece not in active], ())
+            self.fetcher.take([Task(piece, (ORIGIN,), b"", 60.0) for piece in missing if piece not in active])
 
     # --- the conversation with the tracker
 
@@ -227,14 +226,12 @@ class Swarm:
         self._apply(plan)
 
     def _apply(self, plan: Plan) -> None:
-        if plan.serial:
-            self._serial = plan.serial
         if plan.resync:
             self._must_sync = True
             self._notice()
         if not self.fill.is_over:
             doubted = self._house.doubted.get(self.digest, {}) if self.fetcher.can_fetch else {}
-            self.fetcher.take([task for task in plan.tasks if task.piece not in doubted], plan.cancel)
+            self.fetcher.take([task for task in plan.tasks if task.piece not in doubted])
 
     def _report(self) -> Report:
         fetcher, partial = self.fetcher, self._partial
@@ -253,7 +250,6 @@ class Swarm:
             self._must_sync = self._has_moved = False
         return Report(
             node=self._house.node_id,
-            seen=self._serial,
             have=have,
             active=active,
             moved=moved,
@@ -263,6 +259,7 @@ class Swarm:
             wanted=_runs(self._wanted()),
             slots=max(0, self._slots - fetcher.pending),
             can_fetch=fetcher.can_fetch,
+            fetched=fetcher.received[ORIGIN],
             serving=self._house.uploads,
         )
 

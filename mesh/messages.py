@@ -1,0 +1,149 @@
+"""What a node and the tracker of a blob say to each other, and the bounds of it. Pure.
+
+A node sends a `Report` and gets a `Plan`. Reports carry what changed; one with `have` carries everything and replaces
+what the tracker believed, so whoever missed an answer starts over with it. All numbers are pieces of the one blob the
+exchange is about; all times are durations in seconds, because the clocks of two nodes differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# The source of a piece that came from the Hub. No node may have this name.
+ORIGIN = "origin"
+# The source of a piece that a node held before it came into the swarm.
+HELD = ""
+
+MAX_NAME = 128  # characters of a node id
+MAX_RUNS = 64
+MAX_URGENT = 64  # pieces
+MAX_GAINED = 512
+MAX_FAILED = 256
+MAX_TASKS = 64  # live tasks of one node, hence of a plan
+MAX_SOURCES = 3
+MAX_DIGEST = 64  # bytes
+
+Reason = Literal["timeout", "refused", "corrupt", "missing"]
+Runs = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """A piece the node now holds, checked against its digest if that was known."""
+
+    piece: int
+    source: str  # a node id, ORIGIN or HELD
+    digest: bytes = b""  # BLAKE3 of the piece
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A task that did not bring its piece; one for each source tried.
+
+    `timeout` no bytes, or too slowly; `refused` the source would not (busy, unreachable, an error of the origin);
+    `missing` the source does not hold it; `corrupt` wrong bytes.
+    """
+
+    piece: int
+    source: str
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Node to tracker: what changed here since the last report, and what can be taken on now."""
+
+    # Who reports: the tracker checks it against who signed the request before the ledger sees it.
+    node: str
+    # PieceSet.to_bytes() of all pieces held: on first contact, or when a plan asked to resync. Replaces everything
+    # the tracker knew of the node, `active` included. None otherwise.
+    have: bytes | None = None
+    # With `have`: the (piece, source) pairs under way, so that a new tracker does not hand them out again.
+    active: tuple[tuple[int, str], ...] = ()
+    # With `have`: another tracker led this swarm until now, so others will announce themselves in a moment, too.
+    moved: bool = False
+    # Newly held. With `have` also pieces held before (source HELD), to name their digests.
+    gained: tuple[Gain, ...] = ()
+    failed: tuple[Failure, ...] = ()
+    # Pieces (start, stop) that readers here wait for now: their heads, not their whole range.
+    urgent: Runs = ()
+    # Pieces (start, stop) of interest, in order. Empty for a node that only serves.
+    wanted: Runs = ()
+    # How many more tasks the node would take, beyond those it runs.
+    slots: int = 0
+    # It may be sent to the origin for this blob now.
+    can_fetch: bool = False
+    # It fetches for others what it did not ask for. Set by the tracker from its membership, not by the sender.
+    seed: bool = False
+    # Bytes that came from the origin so far: as long as this grows, leases are alive, however slow the line.
+    fetched: int = 0
+    # Uploads under way at the node, of all blobs.
+    serving: int = 0
+
+    def check(self, count: int) -> None:
+        """Raise ValueError if anything is out of bounds for a blob of `count` pieces. Linear in the message's size."""
+        if not 0 < len(self.node) <= MAX_NAME or self.node == ORIGIN:
+            raise ValueError("not a node id")
+        if self.have is not None and len(self.have) != -(-count // 8):
+            raise ValueError(f"{len(self.have)} bytes cannot be a set of {count} pieces")
+        for name, items, limit in (
+            ("active", self.active, MAX_TASKS),
+            ("gained", self.gained, MAX_GAINED),
+            ("failed", self.failed, MAX_FAILED),
+            ("urgent", self.urgent, MAX_RUNS),
+            ("wanted", self.wanted, MAX_RUNS),
+        ):
+            if len(items) > limit:
+                raise ValueError(f"{len(items)} entries in {name}, at most {limit} are allowed")
+        for piece, source in (
+            *((gain.piece, gain.source) for gain in self.gained),
+            *((failure.piece, failure.source) for failure in self.failed),
+            *self.active,
+        ):
+            if not 0 <= piece < count:
+                raise ValueError(f"piece {piece} of {count}")
+            if len(source) > MAX_NAME:
+                raise ValueError("not a node id")
+        for start, stop in (*self.urgent, *self.wanted):
+            if not 0 <= start < stop <= count:
+                raise ValueError(f"run {start}-{stop} of {count} pieces")
+        if sum(stop - start for start, stop in self.urgent) > MAX_URGENT:
+            raise ValueError(f"more than {MAX_URGENT} urgent pieces")
+        if any(len(gain.digest) > MAX_DIGEST for gain in self.gained):
+            raise ValueError("not the digest of a piece")
+        if self.slots < 0 or self.serving < 0 or self.fetched < 0:
+            raise ValueError("a count below zero")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One piece to fetch now.
+
+    `sources`, best first, are nodes that hold it, or ORIGIN alone: then this is a lease. The node starts with the first
+    and may turn to the next without asking. A task for a piece already held or under way is ignored.
+    """
+
+    piece: int
+    sources: tuple[str, ...]
+    digest: bytes  # of the piece; empty if not known
+    # How long this stands. A lease lasts on while bytes come from the origin.
+    seconds: float
+
+    @property
+    def lease(self) -> bool:
+        return self.sources == (ORIGIN,)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Tracker to node: what to do next. Empty (false) when there is nothing to do for the moment."""
+
+    tasks: tuple[Task, ...] = ()
+    # Send everything: the tracker does not know this node (any more).
+    resync: bool = False
+    # Report again after this many seconds at the latest: silence for much longer counts as death.
+    retry_after: float = 5.0
+
+    def __bool__(self) -> bool:
+        return bool(self.tasks or self.resync)

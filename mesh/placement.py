@@ -1,0 +1,23 @@
+"""Who is responsible for a key: rendezvous hashing (Thaler and Ravishankar, 1998). Pure.
+
+Every node computes the same order from the same list of nodes, and when one node goes, only its keys move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import blake2b
+
+
+def ranked(key: str, nodes: Iterable[str]) -> list[str]:
+    """The nodes in the order in which they are responsible for `key`."""
+    return sorted(nodes, key=lambda node: (_weight(key, node), node), reverse=True)
+
+
+def owner(key: str, nodes: Iterable[str]) -> str | None:
+    """The first of `ranked`, without sorting; None when there are no nodes."""
+    return max(nodes, key=lambda node: (_weight(key, node), node), default=None)
+
+
+def _weight(key: str, node: str) -> bytes:
+    return blake2b(f"{key}\0{node}".encode(), digest_size=8).digest()
