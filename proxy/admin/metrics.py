@@ -74,6 +74,16 @@ class Metrics:
         self._client_requests.labels(route, str(status), outcome).inc()
         self._first_byte_seconds.labels(route, outcome).observe(first_byte_seconds)
 
+    def figures(self) -> dict[str, float]:
+        """The counters and gauges by name; those with labels as ``name{label="value"}``."""
+        figures = {}
+        for family in self.registry.collect():
+            if family.type in ("counter", "gauge"):
+                for sample in family.samples:
+                    labels = ",".join(f'{name}="{value}"' for name, value in sample.labels.items())
+                    figures[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+        return figures
+
     def render(self) -> bytes:
         """All of it as Prometheus text."""
         return generate_latest(self.registry)

@@ -1,0 +1,133 @@
+"""What an operator may tell a running node to do: pin, unpin, remove, preheat.
+
+Each is a POST of a small JSON object. The node has no users and no passwords, so who may do this is decided by where a
+request comes from: this machine, and not from another site's page in a browser on it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+import msgspec
+from aiohttp import web
+
+from proxy.admin.view import NodeView, Preheat
+from proxy.hub.errors import HubError, OriginUnavailable
+
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
+_Globs = Annotated[tuple[Annotated[str, msgspec.Meta(max_length=1000)], ...], msgspec.Meta(max_length=100)]
+
+_TYPES = ("models", "datasets", "spaces", "kernels")
+
+
+class Order(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of every action. Only `preheat` reads what follows `revision`."""
+
+    repo: _Name  # "owner/name" or "datasets/owner/name"
+    revision: _Name | None = None
+    include: _Globs = ()
+    exclude: _Globs = ()
+    nodes: Annotated[int, msgspec.Meta(ge=1)] | None = 1  # null: all
+
+
+def canonical(repo: str) -> str:
+    """``owner/name`` as ``models/owner/name``; what names its type stays. Raises ValueError for anything else."""
+    parts = repo.strip("/").split("/")
+    if parts[0] not in _TYPES:
+        parts.insert(0, "models")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise ValueError(f"{repo!r} is not a repository such as owner/name or datasets/owner/name")
+    return "/".join(parts)
+
+
+async def act(request: web.Request, node: NodeView, action: str) -> web.Response:
+    """Carry out one of `ACTIONS`; what came of it, or what went wrong, as JSON."""
+    if refusal := _refuse(request):
+        return _answer(403, error=refusal)
+    try:
+        order = msgspec.json.decode(await request.read(), type=Order)
+        repo = canonical(order.repo)
+    except ValueError as error:
+        return _answer(400, error=str(error))
+    try:
+        return _answer(200, **await ACTIONS[action](request, node, repo, order))
+    except LookupError as error:
+        return _answer(404, error=str(error))
+    except HubError as error:
+        return _answer(error.status, error=error.message or f"the Hub says {error.status}")
+    except OriginUnavailable as error:
+        return _answer(502, error=error.reason)
+
+
+async def _pin(_: web.Request, node: NodeView, repo: str, order: Order) -> dict[str, int]:
+    return {"files": await node.pin(repo, order.revision)}
+
+
+async def _unpin(_: web.Request, node: NodeView, repo: str, __: Order) -> dict[str, int]:
+    return {"files": await node.unpin(repo)}
+
+
+async def _remove(_: web.Request, node: NodeView, repo: str, __: Order) -> dict[str, int]:
+    return {"bytes": await node.remove(repo)}
+
+
+async def _preheat(request: web.Request, node: NodeView, repo: str, order: Order) -> dict[str, int]:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    files = await node.preheat(
+        Preheat(
+            repo=repo,
+            revision=order.revision or "main",
+            include=order.include,
+            exclude=order.exclude,
+            nodes=order.nodes,
+            token=token.strip() if scheme.lower() == "bearer" else None,
+        )
+    )
+    return {"files": files}
+
+
+ACTIONS: dict[str, Callable[[web.Request, NodeView, str, Order], Awaitable[dict[str, int]]]] = {
+    "pin": _pin,
+    "unpin": _unpin,
+    "rm": _remove,
+    "preheat": _preheat,
+}
+
+
+def _refuse(request: web.Request) -> str | None:
+    """Why this request may not act, None if it may."""
+    host = request.headers.get("Host", "")
+    is_forwarded = "X-Forwarded-For" in request.headers or "Forwarded" in request.headers
+    if is_forwarded or not is_loopback(request.remote or "") or not is_loopback(_without_port(host)):
+        return "only this machine may do that: run it on the node's own host, against localhost"
+    # A browser says where the page that sent this came from; a form cannot send JSON without being asked first.
+    if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
+        return "another site's page may not do that"
+    if request.headers.get("Origin", f"http://{host}") != f"http://{host}":
+        return "another site's page may not do that"
+    if request.content_type != "application/json":
+        return "the body has to be application/json"
+    return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address can only mean this machine."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def _without_port(host: str) -> str:
+    return host.rpartition(":")[0] if re.search(r":\d*\Z", host) and host != "::1" else host
+
+
+def _answer(status: int, **fields: str | int) -> web.Response:
+    return web.json_response(fields, status=status)

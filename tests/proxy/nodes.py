@@ -1,0 +1,64 @@
+"""A node that is nothing but a view of one, for the pages and commands around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mesh.stats import Stats
+from proxy.admin.view import BlobView, DownloadView, PeerView, Preheat, UsageView
+
+
+class PaperNode:
+    """Implements NodeView; remembers what it was told to do."""
+
+    def __init__(self) -> None:
+        self.node_id = "node-a"
+        self.version = "0.1.0"
+        self.role = "peer"
+        self.stats = Stats()
+        self.not_ready = ""
+        self.told: list[object] = []
+        self.error: Exception | None = None
+        self.held = [
+            BlobView(
+                "sha256:" + "a" * 64, 1000, 1000, "models/acme/tiny", "model.safetensors", sources={"origin": 1000}
+            ),
+            BlobView("git-sha1:" + "b" * 40, 20, 20, "models/acme/tiny", "config.json"),
+            BlobView("sha256:" + "c" * 64, 5000, 1000, "datasets/acme/rows", "data.parquet", is_pinned=True),
+        ]
+
+    def ready(self) -> tuple[bool, str]:
+        return not self.not_ready, self.not_ready
+
+    def usage(self) -> UsageView:
+        return UsageView(blob_bytes=2020, max_bytes=10_000, evicted_bytes=30)
+
+    def peers(self) -> Sequence[PeerView]:
+        return [
+            PeerView("node-b", "10.0.0.2:8091", "seed", is_alive=True, seen_seconds_ago=0.5),
+            PeerView("node-c", "10.0.0.3:8091", "peer", is_alive=False, seen_seconds_ago=50),
+        ]
+
+    def blobs(self) -> Sequence[BlobView]:
+        return self.held
+
+    def downloads(self) -> Sequence[DownloadView]:
+        return [DownloadView("sha256:" + "c" * 64, 5000, 1000, "datasets/acme/rows", "data.parquet", 1.0, 1, "o-..")]
+
+    async def pin(self, repo: str, revision: str | None) -> int:
+        return self._do("pin", repo, revision)
+
+    async def unpin(self, repo: str) -> int:
+        return self._do("unpin", repo)
+
+    async def remove(self, repo: str) -> int:
+        return self._do("rm", repo)
+
+    async def preheat(self, order: Preheat) -> int:
+        return self._do("preheat", order)
+
+    def _do(self, *what: object) -> int:
+        if self.error is not None:
+            raise self.error
+        self.told.append(what)
+        return len(self.told)
