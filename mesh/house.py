@@ -26,14 +26,13 @@ _ORIGIN_CONNECTIONS = 32
 class Exchange(Protocol):
     """The way to whoever tracks a blob, be it this node itself."""
 
-    @property
-    def is_alone(self) -> bool:
-        """Whether there is no other node that could have anything."""
+    def is_alone(self, digest: Digest) -> bool:
+        """Whether there is no other node that could have anything of this blob."""
 
     def interval(self, digest: Digest) -> float:
         """Seconds to leave between two reports, however much there is to say."""
 
-    def subscribe(self, digest: Digest, news: Callable[[], None]) -> Callable[[], None]:
+    def subscribe(self, digest: Digest, size: int, news: Callable[[], None]) -> Callable[[], None]:
         """Have `news` called when a new report may bring tasks at once; returns how to end that."""
 
     async def report(self, digest: Digest, size: int, report: Report, hint: bytes) -> Plan:
@@ -41,6 +40,9 @@ class Exchange(Protocol):
 
         Raises Unavailable when no tracker answers.
         """
+
+    def forget(self, digest: Digest) -> None:
+        """This node's part in the swarm has ended."""
 
 
 class Peers(Protocol):

@@ -154,6 +154,19 @@ class Ledger:
             tasks += self._from_origin(name, node, free - len(tasks), now)
         return Plan(tuple(tasks), retry_after=self._retry_after(node))
 
+    def hold(self, name: str, now: float) -> None:
+        """A node is known to hold all of it, and to be alive, without having reported."""
+        node = self._nodes.get(name)
+        full = (1 << self.pieces.count) - 1
+        if node is None:
+            node = self._nodes[name] = _Node()
+        if node.have != full:
+            self._count(full & ~node.have, +1)
+            node.have = full
+            for piece in list(node.tasks):
+                self._end_task(node, piece)
+        node.heard_at = now
+
     def expire(self, now: float) -> None:
         """Let go of nodes that fell silent, and of leases and tasks that ran out."""
         for name in [name for name, node in self._nodes.items() if now - node.heard_at > NODE_SECONDS]:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 # Writing the time of use to disk more often than this would cost more than the order is worth.
 _TOUCH_SECONDS = 60.0
+_PUBLIC_MODE, _PRIVATE_MODE = 0o444, 0o400
 
 
 @dataclass(slots=True)
@@ -82,6 +83,7 @@ class Store:
         self.evicted_bytes = 0
         self._is_pinned = is_pinned
         self._entries: dict[Digest, _Entry] = {}
+        self._public: set[Digest] = set()
         self._partial_entries: dict[Digest, _PartialEntry] = {}
         self._making_room = asyncio.Lock()
         self._lock_fd = -1
@@ -132,10 +134,13 @@ class Store:
             self._forget(digest)
             return None
         actual = os.fstat(fd).st_size
-        if actual != entry.size or (size is not None and actual != size):
+        if actual != entry.size:
             os.close(fd)
-            log.error("blob %s has %d bytes on disk instead of %s; dropped", digest, actual, size)
+            log.error("blob %s has %d bytes on disk instead of %d; dropped", digest, actual, entry.size)
             self._drop_file(digest)
+            return None
+        if size not in (None, actual):
+            os.close(fd)
             return None
         self._touch(digest, entry)
         entry.users += 1
@@ -149,6 +154,18 @@ class Store:
         """BLAKE3 digest of every piece of a complete blob, {} when they were not kept. Reads a small file."""
         entry = self._entries.get(digest)
         return read_manifest(_manifest_of(self._path(digest)), entry.size) if entry is not None else {}
+
+    def is_public(self, digest: Digest) -> bool:
+        """Whether anybody could get this blob from the Hub: then it may be shared with anybody."""
+        return digest in self._public
+
+    def mark_public(self, digest: Digest) -> None:
+        """Remember that anybody could get this blob; on disk as its file being readable by all."""
+        if digest not in self._public:
+            self._public.add(digest)
+            if digest in self._entries:
+                with contextlib.suppress(OSError):  # we ask again after the next start
+                    self._path(digest).chmod(_PUBLIC_MODE)
 
     async def remove(self, digest: Digest) -> int:
         """Drop a blob, complete or partial, that nobody is using; returns the bytes it freed."""
@@ -206,7 +223,8 @@ class Store:
         """
         final = self._path(partial.digest)
         try:
-            await asyncio.to_thread(_make_durable, partial, final)
+            mode = _PUBLIC_MODE if partial.digest in self._public else _PRIVATE_MODE
+            await asyncio.to_thread(_make_durable, partial, final, mode)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StoreFull(f"no room on disk to keep {partial.digest}: {error.strerror}") from error
@@ -289,6 +307,7 @@ class Store:
 
     def _forget(self, digest: Digest) -> None:
         entry = self._entries.pop(digest, None)
+        self._public.discard(digest)
         if entry is not None:
             self.size -= entry.size
 
@@ -307,6 +326,8 @@ class Store:
                         continue  # not ours; leave it alone
                     stat = file.stat()
                     self._entries[digest] = _Entry(stat.st_size, stat.st_atime)
+                    if stat.st_mode & 0o004:
+                        self._public.add(digest)
         for file in _scandir(self._partials):
             path = Path(file.path)
             algorithm, _, hexdigits = path.stem.rpartition("-")
@@ -349,10 +370,10 @@ def _lock(root: Path) -> int:
     return fd
 
 
-def _make_durable(partial: Partial, final: Path) -> None:
+def _make_durable(partial: Partial, final: Path, mode: int) -> None:
     os.fsync(partial.fd)
     final.parent.mkdir(parents=True, exist_ok=True)
-    partial.path.chmod(0o444)
+    partial.path.chmod(mode)
     partial.path.rename(final)
     directory = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

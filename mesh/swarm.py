@@ -97,9 +97,14 @@ class Swarm:
         self._notice()
         return reader
 
+    def holds(self, start: int, stop: int) -> bool:
+        """Whether the bytes from `start` up to `stop` are here, checked as far as pieces can be."""
+        covered = self._partial.pieces.covering(start, stop)
+        return 0 <= start < stop <= self.size and all(piece in self._partial.have for piece in covered)
+
     async def run(self) -> None:
         """Until the blob is proven and stored, the fill has failed, or nobody wants it any more."""
-        unsubscribe = self._house.exchange.subscribe(self.digest, self._notice)
+        unsubscribe = self._house.exchange.subscribe(self.digest, self.size, self._notice)
         helpers = [
             asyncio.get_running_loop().create_task(work, name=f"{name} {self.digest}")
             for work, name in ((self._prove(), "prove"), (self._recheck(), "recheck"))
@@ -150,7 +155,7 @@ class Swarm:
         fetcher = self.fetcher
         if fetcher.can_fetch or fetcher.pending or self._partial.unchecked or self._partial.have.complete:
             return
-        is_alone = self._house.exchange.is_alone
+        is_alone = self._house.exchange.is_alone(self.digest)
         if is_alone or time.monotonic() - max(fetcher.last_landed, fetcher.access_at) > _PATIENCE:
             reason = str(fetcher.origin_error or "no peer has it, and there is no way to the origin")
             error = fetcher.origin_error or Unavailable(f"{self.digest}: {reason}")
@@ -227,7 +232,7 @@ class Swarm:
 
     def _apply(self, plan: Plan) -> None:
         if plan.resync:
-            self._must_sync = True
+            self._must_sync = self._has_moved = True
             self._notice()
         if not self.fill.is_over:
             doubted = self._house.doubted.get(self.digest, {}) if self.fetcher.can_fetch else {}

@@ -1,0 +1,199 @@
+"""The one conversation between nodes: from this node to whoever tracks a blob, be it this node itself."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import aiohttp
+import msgspec
+
+from mesh.content import Digest
+from mesh.errors import SourceFailed, Unavailable
+from mesh.messages import Plan, Report
+from mesh.placement import ranked
+from mesh.tracker import Tracker
+from mesh.transfer import Location
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE = 256 << 10  # bytes
+_ANSWER_SECONDS = 5.0  # more than a tracker holds an answer back
+_DOWN_SECONDS = 5.0  # that a tracker which did not answer is passed over
+_BANNED_SECONDS = 600.0  # that a peer which sent wrong bytes is not asked
+_REMOTE_INTERVAL = 0.08
+_LOCAL_INTERVAL = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """Another live node, as far as sources and trackers are concerned."""
+
+    node: str
+    base_url: str  # http(s)://host:port
+    is_seed: bool
+
+
+class Neighbours(Protocol):
+    """The other live nodes, and how to speak to them."""
+
+    @property
+    def is_keyed(self) -> bool: ...
+
+    def alive(self) -> Iterable[Neighbour]: ...
+
+    def sign(self, method: str, target: str, body: bytes = b"") -> dict[str, str]:
+        """Headers that prove to another node that we hold the key of this mesh; {} without one."""
+
+
+class Alone:
+    """No other nodes."""
+
+    is_keyed = False
+
+    def alive(self) -> Iterable[Neighbour]:
+        return ()
+
+    def sign(self, method: str, target: str, body: bytes = b"") -> dict[str, str]:
+        return {}
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """A report on the wire, with the size of the blob it is about and a seed's way to the origin."""
+
+    size: int
+    report: Report
+    hint: bytes = b""
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_PLAN = msgspec.msgpack.Decoder(Plan)
+
+
+class MeshExchange:
+    """Finds the tracker of each blob among the live nodes and speaks to it.
+
+    `may_share` says whether others may know that this node deals with a blob: in an open mesh only what anybody could
+    get from the Hub. Whatever may not be shared is tracked here, as if there were no other nodes.
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        tracker: Tracker,
+        *,
+        session: aiohttp.ClientSession | None = None,
+        neighbours: Neighbours | None = None,
+        is_seed: bool = False,
+        may_share: Callable[[Digest], bool] = lambda _: True,
+    ) -> None:
+        self._node_id = node_id
+        self._tracker = tracker
+        self._session = session
+        self._neighbours: Neighbours = neighbours or Alone()
+        self._is_seed = is_seed
+        self._may_share = may_share
+        self._down_until: dict[str, float] = {}
+        self._banned_until: dict[str, float] = {}
+        self._last_tracker: dict[Digest, str] = {}
+
+    # --- where
+
+    def is_alone(self, digest: Digest) -> bool:
+        return not self._may_share(digest) or not any(self._neighbours.alive())
+
+    def interval(self, digest: Digest) -> float:
+        return _LOCAL_INTERVAL if self.tracker_of(digest) == self._node_id else _REMOTE_INTERVAL
+
+    def tracker_of(self, digest: Digest) -> str:
+        """The id of the node that leads this blob's swarm: the first seed by rank, or the first node without seeds."""
+        return self._trackers(digest)[0]
+
+    def _trackers(self, digest: Digest) -> list[str]:
+        if not self._may_share(digest):
+            return [self._node_id]
+        others = list(self._neighbours.alive())
+        seeds = [other.node for other in others if other.is_seed] + ([self._node_id] if self._is_seed else [])
+        names = seeds or [self._node_id, *(other.node for other in others)]
+        now = time.monotonic()
+        order = ranked(str(digest), names)
+        # With all seeds down, whoever asks leads for itself: better one origin copy more than none.
+        return [node for node in order if self._down_until.get(node, 0.0) <= now] or [self._node_id]
+
+    # --- the conversation
+
+    def subscribe(self, digest: Digest, size: int, news: Callable[[], None]) -> Callable[[], None]:
+        return self._tracker.subscribe(digest, size, news)
+
+    async def report(self, digest: Digest, size: int, report: Report, hint: bytes) -> Plan:
+        tracker = self.tracker_of(digest)
+        if self._last_tracker.get(digest, tracker) != tracker and report.have is None:
+            self._last_tracker[digest] = tracker
+            return Plan(resync=True, retry_after=0.0)
+        self._last_tracker[digest] = tracker
+        if tracker == self._node_id:
+            return self._tracker.report(digest, size, report, is_alone=self.is_alone(digest))
+        try:
+            body = _ENCODER.encode(Envelope(size, report, hint))
+            return _PLAN.decode(await self.ask(tracker, f"/mesh/swarms/{digest}", body))
+        except (Unavailable, msgspec.DecodeError) as error:
+            self._down_until[tracker] = time.monotonic() + _DOWN_SECONDS
+            raise Unavailable(f"the tracker {tracker} did not answer: {error}") from error
+
+    def forget(self, digest: Digest) -> None:
+        """The swarm of this blob has ended here."""
+        self._last_tracker.pop(digest, None)
+
+    async def ask(self, node: str, target: str, body: bytes) -> bytes:
+        """POST a message to another node and return its answer. Raises Unavailable."""
+        neighbour = next((other for other in self._neighbours.alive() if other.node == node), None)
+        if neighbour is None or self._session is None:
+            raise Unavailable(f"{node} is not a live node")
+        try:
+            async with self._session.post(
+                neighbour.base_url + target,
+                data=body,
+                headers=self._neighbours.sign("POST", target, body),
+                timeout=aiohttp.ClientTimeout(total=_ANSWER_SECONDS, sock_connect=2.0),
+                allow_redirects=False,
+            ) as response:
+                answer = await _read_bounded(response)
+                if response.status != 200:
+                    raise Unavailable(f"{node} answered {response.status}: {answer[:200].decode(errors='replace')}")
+                return answer
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise Unavailable(f"{node}: {type(error).__name__} {error}") from error
+
+    # --- peers as sources
+
+    @property
+    def is_keyed(self) -> bool:
+        return self._neighbours.is_keyed
+
+    def locate(self, node: str, digest: Digest, start: int, stop: int) -> Location:
+        neighbour = next((other for other in self._neighbours.alive() if other.node == node), None)
+        if neighbour is None:
+            raise SourceFailed(node, "is not a live node")
+        if self._banned_until.get(node, 0.0) > time.monotonic():
+            raise SourceFailed(node, "sent wrong bytes before")
+        target = f"/mesh/blobs/{digest}"
+        return Location(neighbour.base_url + target, self._neighbours.sign("GET", target))
+
+    def blame(self, node: str, error: SourceFailed) -> None:
+        self._banned_until[node] = time.monotonic() + _BANNED_SECONDS
+        log.error("peer %s %s; it is not asked again for %d s", node, error.reason, _BANNED_SECONDS)
+
+
+async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
+    """The body, but never more than a message may have."""
+    parts, total = [], 0
+    async for part in response.content.iter_chunked(64 << 10):
+        total += len(part)
+        if total > MAX_MESSAGE:
+            response.close()
+            raise Unavailable(f"an answer of more than {MAX_MESSAGE} bytes")
+        parts.append(part)
+    return b"".join(parts)

@@ -1,0 +1,141 @@
+"""The mesh port: what this node answers to other nodes. Every message is bounded before it is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import re
+from collections.abc import Callable
+
+import msgspec
+from aiohttp import web
+
+from mesh.blobs import Blobs
+from mesh.content import Digest
+from mesh.errors import MeshError
+from mesh.exchange import MAX_MESSAGE, Envelope
+from mesh.fetcher import OriginAccess
+from mesh.house import House
+from mesh.outflow import Held, Outflow
+from mesh.tracker import Tracker
+
+log = logging.getLogger(__name__)
+
+_RANGE = re.compile(r"bytes=(\d{1,19})-(\d{1,19})\Z", re.ASCII)
+_MAX_UPLOADS = 32  # at the same time; beyond that a peer asks somebody else
+
+_ENVELOPE = msgspec.msgpack.Decoder(Envelope)
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+class MeshServer:
+    """Reports to the tracker and pieces of blobs, for nodes that were let in.
+
+    `may_share` says which blobs may leave to other nodes; `is_seed(node)` whether a node is one. `access(hint)` is how
+    a seed goes to the origin for others: None when the hint leads nowhere.
+    """
+
+    def __init__(
+        self,
+        *,
+        house: House,
+        blobs: Blobs,
+        tracker: Tracker,
+        outflow: Outflow,
+        may_share: Callable[[Digest], bool],
+        is_seed: Callable[[str], bool],
+        access: Callable[[bytes], OriginAccess | None] = lambda _: None,
+    ) -> None:
+        self._house = house
+        self._blobs = blobs
+        self._tracker = tracker
+        self._outflow = outflow
+        self._may_share = may_share
+        self._is_seed = is_seed
+        self._access = access
+
+    def add_routes(self, app: web.Application) -> None:
+        app.router.add_post("/mesh/swarms/{digest}", self._report)
+        app.router.add_get("/mesh/blobs/{digest}", self._piece)
+
+    async def _report(self, request: web.Request) -> web.Response:
+        digest = _digest(request)
+        try:
+            envelope = _ENVELOPE.decode(await read_message(request))
+            report = dataclasses.replace(envelope.report, seed=self._is_seed(envelope.report.node))
+            if envelope.size <= 0 or report.node == self._house.node_id:
+                raise ValueError("not about a blob of another node")
+            await self._help(digest, envelope)
+            plan = await self._tracker.answer(digest, envelope.size, report)
+        except (ValueError, msgspec.DecodeError) as error:
+            raise web.HTTPBadRequest(text=f"{error}\n") from error
+        return web.Response(body=_ENCODER.encode(plan))
+
+    async def _help(self, digest: Digest, envelope: Envelope) -> None:
+        """A seed fetches what others ask for, though nobody here did."""
+        if not self._is_seed(self._house.node_id) or not envelope.hint or not envelope.report.wanted:
+            return
+        swarm = self._blobs.swarms.get(digest)
+        if swarm is not None and not swarm.is_over and swarm.fetcher.can_fetch:
+            return
+        access = self._access(envelope.hint)
+        if access is not None:
+            try:
+                await self._blobs.help(digest, envelope.size, access)
+            except MeshError as error:
+                log.warning("cannot fetch %s for others: %s", digest, error)
+
+    async def _piece(self, request: web.Request) -> web.StreamResponse:
+        digest = _digest(request)
+        match = _RANGE.match(request.headers.get("Range", ""))
+        if match is None:
+            raise web.HTTPBadRequest(text="ask for a range of bytes\n")
+        start, stop = int(match[1]), int(match[2]) + 1
+        if not self._may_share(digest):
+            raise web.HTTPNotFound(text="not here\n")
+        if self._house.uploads >= _MAX_UPLOADS:
+            raise web.HTTPServiceUnavailable(text="busy\n")
+        blob = self._house.store.open(digest)
+        swarm = self._blobs.swarms.get(digest)
+        self._house.uploads += 1
+        try:
+            if blob is not None and start < stop <= blob.size:
+                return await self._send(request, blob.fd, start, stop, blob.size)
+            if swarm is not None and swarm.holds(start, stop):
+                fd = os.dup(swarm.fill.partial.fd)  # the fill may end while we send
+                try:
+                    return await self._send(request, fd, start, stop, swarm.size)
+                finally:
+                    os.close(fd)
+        finally:
+            self._house.uploads -= 1
+            if blob is not None:
+                blob.close()
+        raise web.HTTPNotFound(text="not here\n")
+
+    async def _send(self, request: web.Request, fd: int, start: int, stop: int, size: int) -> web.StreamResponse:
+        headers = {
+            "Content-Range": f"bytes {start}-{stop - 1}/{size}",
+            "Content-Type": "application/octet-stream",
+        }
+        return await self._outflow.respond(request, 206, headers, Held(fd, stop), start, stop)
+
+
+async def read_message(request: web.Request) -> bytes:
+    """A request's body, refused as soon as it is longer than a message may be."""
+    if (request.content_length or 0) > MAX_MESSAGE:
+        raise web.HTTPRequestEntityTooLarge(max_size=MAX_MESSAGE, actual_size=request.content_length or 0)
+    body = bytearray()
+    async for part in request.content.iter_any():
+        body += part
+        if len(body) > MAX_MESSAGE:
+            raise web.HTTPRequestEntityTooLarge(max_size=MAX_MESSAGE, actual_size=len(body))
+    return bytes(body)
+
+
+def _digest(request: web.Request) -> Digest:
+    try:
+        return Digest.parse(request.match_info["digest"])
+    except ValueError as error:
+        raise web.HTTPNotFound(text="no such blob\n") from error

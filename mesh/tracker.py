@@ -1,0 +1,149 @@
+"""The ledgers this node keeps for blobs that it tracks, and who is waiting for an answer from them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mesh.content import Digest
+from mesh.ledger import Ledger
+from mesh.messages import Plan, Report
+
+_HOLD_SECONDS = 2.0  # how long an answer may wait until there is something to say
+_WOKEN = 4  # nodes told about new pieces at once: as many as their holder can serve
+_IDLE_SECONDS = 120.0
+_MAX_LEDGERS = 2000
+
+
+@dataclass(slots=True)
+class _Tracked:
+    ledger: Ledger
+    size: int
+    touched_at: float
+    subscribers: set[Callable[[], None]] = field(default_factory=set)
+    waiting: dict[str, asyncio.Future[None]] = field(default_factory=dict)
+
+
+class Tracker:
+    """Leads swarms. Belongs to the event loop's thread; `tick` is to be called every second or so.
+
+    `holders` names nodes that hold all of a blob, for when its swarm begins.
+    """
+
+    def __init__(self, holders: Callable[[Digest], list[str]] = lambda _: []) -> None:
+        self._holders = holders
+        self._tracked: dict[Digest, _Tracked] = {}
+
+    def __contains__(self, digest: Digest) -> bool:
+        return digest in self._tracked
+
+    def ledger(self, digest: Digest) -> Ledger | None:
+        tracked = self._tracked.get(digest)
+        return tracked.ledger if tracked else None
+
+    def subscribe(self, digest: Digest, size: int, news: Callable[[], None]) -> Callable[[], None]:
+        """Have `news` called when a report from this node could bring it something; returns how to end that."""
+        tracked = self._open(digest, size)
+        tracked.subscribers.add(news)
+        return lambda: tracked.subscribers.discard(news)
+
+    def report(self, digest: Digest, size: int, report: Report, *, is_alone: bool = False) -> Plan:
+        """Take a report in and answer at once. Raises ValueError when the report is out of bounds."""
+        tracked = self._open(digest, size)
+        ledger, now = tracked.ledger, time.monotonic()
+        tracked.touched_at = now
+        ledger.is_alone = is_alone
+        before = ledger.held
+        plan = ledger.report(report, now)
+        gained = (ledger.held & ~before) | sum(1 << gain.piece for gain in report.gained)
+        if gained or report.have is not None:
+            self._wake(tracked, gained or ledger.held, report.node)
+        if report.failed or report.have is not None:
+            for news in tracked.subscribers:
+                news()
+        return plan
+
+    async def answer(self, digest: Digest, size: int, report: Report) -> Plan:
+        """Take a report in and answer when there is something to say, or after a little while.
+
+        A node that reports again has its earlier report answered at once.
+        """
+        plan = self.report(digest, size, report)
+        tracked = self._tracked[digest]
+        earlier = tracked.waiting.pop(report.node, None)
+        if earlier is not None and not earlier.done():
+            earlier.set_result(None)
+        if plan or not report.slots or not report.wanted:
+            return plan
+        woken = asyncio.get_running_loop().create_future()
+        tracked.waiting[report.node] = woken
+        try:
+            async with asyncio.timeout(_HOLD_SECONDS):
+                await woken
+        except TimeoutError:
+            pass
+        finally:
+            if tracked.waiting.get(report.node) is woken:
+                del tracked.waiting[report.node]
+        # A newer report has taken its place: that one gets the tasks.
+        return Plan() if report.node in tracked.waiting else tracked.ledger.plan(report.node, time.monotonic())
+
+    def add_holder(self, digest: Digest, node: str) -> None:
+        """A node has announced that it holds all of a blob."""
+        tracked = self._tracked.get(digest)
+        if tracked is not None:
+            tracked.ledger.hold(node, time.monotonic())
+            self._wake(tracked, tracked.ledger.held, node)
+
+    def forget(self, node: str) -> None:
+        """A node has left the mesh."""
+        for tracked in self._tracked.values():
+            if node in tracked.ledger:
+                tracked.ledger.forget(node)
+                self._wake(tracked, tracked.ledger.held, "")
+                for news in tracked.subscribers:
+                    news()
+
+    def tick(self) -> None:
+        """Let what is silent expire, and ledgers that nobody has spoken of for long go."""
+        now = time.monotonic()
+        for digest, tracked in list(self._tracked.items()):
+            self._add_holders(digest, tracked, now)
+            tracked.ledger.expire(now)
+            if now - tracked.touched_at > _IDLE_SECONDS and not tracked.subscribers:
+                del self._tracked[digest]
+
+    def _open(self, digest: Digest, size: int) -> _Tracked:
+        tracked = self._tracked.get(digest)
+        if tracked is not None:
+            if tracked.size != size:
+                raise ValueError(f"{digest} has {tracked.size} bytes here, not {size}")
+            return tracked
+        if len(self._tracked) >= _MAX_LEDGERS:
+            idle = [d for d, t in self._tracked.items() if not t.subscribers and not t.waiting]
+            if not idle:
+                raise ValueError("this tracker leads as many swarms as it can")
+            del self._tracked[min(idle, key=lambda d: self._tracked[d].touched_at)]
+        now = time.monotonic()
+        tracked = self._tracked[digest] = _Tracked(Ledger(size), size, now)
+        self._add_holders(digest, tracked, now)
+        return tracked
+
+    def _add_holders(self, digest: Digest, tracked: _Tracked, now: float) -> None:
+        for node in self._holders(digest):
+            tracked.ledger.hold(node, now)
+
+    def _wake(self, tracked: _Tracked, gained: int, by: str) -> None:
+        """Let a few nodes that wait for these pieces have their answers."""
+        woken = 0
+        for node in list(tracked.ledger.waiting(gained)):
+            waiting = tracked.waiting.get(node)
+            if node != by and waiting is not None and not waiting.done():
+                waiting.set_result(None)
+                woken += 1
+                if woken == _WOKEN:
+                    break
+        for news in tracked.subscribers:
+            news()
