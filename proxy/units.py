@@ -1,0 +1,102 @@
+"""Sizes, rates, durations and addresses as people write them. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Self
+
+_UNITS = {
+    "": 1,
+    **{letter: 1000**power for power, letter in enumerate("kmgtp", start=1)},
+    **{f"{letter}i": 1024**power for power, letter in enumerate("kmgtp", start=1)},
+}
+_SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_NUMBER = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([a-z]*)", re.IGNORECASE | re.ASCII)
+# What a resolver could be asked; deliberately wider than RFC 1123 (container names may hold "_").
+_HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
+
+
+def parse_size(text: str | float) -> int:
+    """Bytes: ``200GiB`` and ``200Gi`` count in 1024s, ``5GB`` and ``5G`` in 1000s; a bare number is bytes.
+
+    Raises ValueError for anything else, and for less than one byte.
+    """
+    match = _NUMBER.fullmatch(str(text).strip())
+    unit = _UNITS.get(match[2].lower().removesuffix("b")) if match else None
+    if match is None or unit is None or (size := int(float(match[1]) * unit)) < 1:
+        raise ValueError(f"{text!r} is not a size such as 200GiB or 500MB")
+    return size
+
+
+def parse_rate(text: str | float) -> int:
+    """Bytes per second: a size, with or without ``/s``. Raises ValueError for anything else."""
+    try:
+        return parse_size(re.sub(r"\s*/\s*s\s*\Z", "", str(text)))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a rate such as 500MB/s") from None
+
+
+def parse_duration(text: str | float) -> float:
+    """Seconds: ``250ms``, ``10s``, ``5m``, ``1h``; a bare number is seconds. Raises ValueError otherwise."""
+    match = _NUMBER.fullmatch(str(text).strip())
+    unit = _SECONDS.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise ValueError(f"{text!r} is not a duration such as 10s or 5m")
+    return float(match[1]) * unit
+
+
+def format_size(size: float) -> str:
+    """Bytes for people, in the 1000s that the Hub and disk makers count in: ``90.9 MB``."""
+    power = 0
+    # From 999.5 on, rounding would print "1000": that is one of the next unit.
+    while size >= 999.5 and power < 5:
+        size /= 1000
+        power += 1
+    unit = ("B", "kB", "MB", "GB", "TB", "PB")[power]
+    return f"{size:.3g} {unit}" if power else f"{size:.0f} B"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class HostPort:
+    """Where to listen or connect: a host name or an IP address (without brackets), and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``name:8090``, ``127.0.0.1:8090`` or ``[::1]:8090``. Raises ValueError for anything else."""
+        host, _, port = str(text).strip().rpartition(":")
+        if host.startswith("[") and host.endswith("]"):
+            good_host = _is_ip(host[1:-1], version=6)
+            host = host[1:-1]
+        else:
+            good_host = _is_ip(host, version=4) or _HOST_NAME.fullmatch(host) is not None
+        if not good_host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+            raise ValueError(f"{text!r} is not HOST:PORT such as 127.0.0.1:8090 or [::1]:8090")
+        return cls(host, int(port))
+
+    @property
+    def wildcard(self) -> bool:
+        """Whether it stands for every address of this machine: good to listen on, not to connect to."""
+        return self.host in ("0.0.0.0", "::")
+
+    @property
+    def reachable(self) -> HostPort:
+        """Where a process on this machine connects to get to a server that listens here."""
+        return HostPort({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host), self.port)
+
+
+def _is_ip(text: str, *, version: int) -> bool:
+    try:
+        return ipaddress.ip_address(text).version == version
+    except ValueError:
+        return False
