@@ -54,6 +54,13 @@ class Blob:
     fd: int
     _release: Callable[[], None] = field(repr=False)
 
+    def ready(self, position: int) -> int:
+        """All of it is."""
+        return self.size
+
+    async def wait(self, position: int) -> None:
+        """Nothing to wait for."""
+
     def close(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)

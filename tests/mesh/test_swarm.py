@@ -1,0 +1,193 @@
+"""One node bringing blobs in from an awkward origin: always the right bytes or a clear error."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from mesh.blobs import Blobs
+from mesh.content import Digest
+from mesh.errors import BlobCorrupt, MeshError, SourceFailed, StoreFull
+from mesh.store import Blob
+from tests.mesh.origin import Origin, node
+
+MIB = 1 << 20
+
+
+def content(size: int, seed: int = 1) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+async def read(
+    blobs: Blobs, origin: Origin, start: int = 0, stop: int | None = None, *, digest: Digest | None = None
+) -> bytes:
+    """As a client would: in order, only what is ready."""
+    size = len(origin.content)
+    stop = size if stop is None else stop
+    is_whole = (start, stop) == (0, size)
+    source = await blobs.read(digest or origin.digest, size, start, stop, origin, is_whole=is_whole)
+    got = bytearray()
+    try:
+        while start < stop:
+            await source.wait(start)
+            ready = min(stop, source.ready(start))
+            got += os.pread(source.fd, ready - start, start)
+            start = ready
+    finally:
+        source.close()
+    return bytes(got)
+
+
+async def test_many_readers_cost_the_origin_one_copy(tmp_path: Path) -> None:
+    async with Origin(content(9 * MIB + 17)).running() as origin, node(tmp_path) as (house, blobs):
+        bodies = await asyncio.gather(*(read(blobs, origin) for _ in range(8)), read(blobs, origin, 5 * MIB, 6 * MIB))
+        assert all(body == origin.content for body in bodies[:8])
+        assert bodies[8] == origin.content[5 * MIB : 6 * MIB]
+        assert origin.sent == len(origin.content) == house.stats.origin_received
+        assert origin.located == 1
+        assert await read(blobs, origin) == origin.content
+        assert isinstance(await blobs.read(origin.digest, len(origin.content), 0, 1, origin, is_whole=False), Blob)
+        assert origin.sent == len(origin.content)
+
+
+async def test_a_range_wakes_only_its_pieces(tmp_path: Path) -> None:
+    async with Origin(content(12 * MIB)).running() as origin, node(tmp_path) as (_, blobs):
+        assert await read(blobs, origin, 7 * MIB + 5, 7 * MIB + 50) == origin.content[7 * MIB + 5 : 7 * MIB + 50]
+        assert origin.requests == [(7 * MIB, 8 * MIB)]
+        assert await read(blobs, origin) == origin.content
+        assert origin.sent == len(origin.content)
+
+
+async def test_a_fill_outlives_the_reader_who_began_it(tmp_path: Path) -> None:
+    async with Origin(content(4 * MIB), pause=0.005).running() as origin, node(tmp_path) as (house, blobs):
+        source = await blobs.read(origin.digest, len(origin.content), 0, len(origin.content), origin, is_whole=True)
+        await source.wait(0)
+        source.close()
+        async with asyncio.timeout(10):
+            while origin.digest not in house.store:
+                await asyncio.sleep(0.01)
+        assert origin.sent == len(origin.content)
+
+
+async def test_bytes_are_seen_long_before_the_piece_is_complete(tmp_path: Path) -> None:
+    origin = Origin(content(2 * MIB), gate=asyncio.Event(), gate_at=256 << 10)
+    assert origin.gate is not None
+    async with origin.running(), node(tmp_path) as (_, blobs):
+        source = await blobs.read(origin.digest, 2 * MIB, 0, 2 * MIB, origin, is_whole=True)
+        async with asyncio.timeout(5):
+            position = 0
+            while position < 256 << 10:
+                await source.wait(position)
+                position = source.ready(position)
+        assert os.pread(source.fd, position, 0) == origin.content[:position]
+        origin.gate.set()
+        source.close()
+
+
+@pytest.mark.parametrize("cut_after", [0, 1, 100_000, MIB, 3 * MIB + 1])
+async def test_breaks_are_resumed_at_the_byte_they_reached(tmp_path: Path, cut_after: int) -> None:
+    origin = Origin(content(8 * MIB), cut_after=cut_after, cuts=3)
+    async with origin.running(), node(tmp_path) as (_, blobs):
+        assert await read(blobs, origin) == origin.content
+        assert origin.sent <= len(origin.content) + 2 * MIB  # what was in flight when the connection broke
+
+
+async def test_an_origin_without_ranges_is_read_in_order(tmp_path: Path) -> None:
+    origin = Origin(content(5 * MIB), knows_ranges=False, cut_after=2 * MIB + 5, cuts=1)
+    async with origin.running(), node(tmp_path) as (_, blobs):
+        ranged = asyncio.ensure_future(read(blobs, origin, 3 * MIB, 3 * MIB + 10))  # noqa: TID251
+        assert await read(blobs, origin) == origin.content
+        assert await ranged == origin.content[3 * MIB : 3 * MIB + 10]
+
+
+async def test_a_refused_address_is_asked_for_anew(tmp_path: Path) -> None:
+    origin = Origin(content(20 * MIB), good_tokens=2)
+    async with origin.running(), node(tmp_path) as (_, blobs):
+        assert await read(blobs, origin) == origin.content
+        assert origin.located == 2
+
+
+async def test_server_errors_are_retried_then_told(tmp_path: Path) -> None:
+    origin = Origin(content(3 * MIB), statuses=[503, 500])
+    async with origin.running(), node(tmp_path) as (_, blobs):
+        assert await read(blobs, origin) == origin.content
+    origin = Origin(content(3 * MIB, 2), statuses=[503] * 50)
+    async with origin.running(), node(tmp_path) as (_, blobs):
+        with pytest.raises(SourceFailed, match="HTTP 503"):
+            await read(blobs, origin)
+        origin.statuses.clear()
+        assert await read(blobs, origin) == origin.content
+
+
+async def test_who_may_not_have_it_is_told_at_once(tmp_path: Path) -> None:
+    origin = Origin(content(MIB))
+    origin.is_closed = True
+    async with origin.running(), node(tmp_path) as (_, blobs):
+        with pytest.raises(MeshError, match="401"):
+            await read(blobs, origin)
+
+
+async def test_one_wrong_byte_never_gets_to_the_end_and_the_next_attempt_is_clean(tmp_path: Path) -> None:
+    good = content(3 * MIB)
+    bad = bytearray(good)
+    bad[2 * MIB + 7] ^= 1
+    origin = Origin(good)
+    digest = origin.digest
+    async with origin.running(), node(tmp_path) as (house, blobs):
+        origin.content = bytes(bad)
+        with pytest.raises(BlobCorrupt):
+            await read(blobs, origin, digest=digest)
+        assert digest not in house.store
+        assert house.stats.pieces_rejected["origin"] == 3
+        origin.content = good
+        assert await read(blobs, origin) == good
+
+
+async def test_a_restart_keeps_every_piece(tmp_path: Path) -> None:
+    origin = Origin(content(6 * MIB), gate=asyncio.Event(), gate_at=4 * MIB)
+    assert origin.gate is not None
+    async with origin.running():
+        async with node(tmp_path) as (house, blobs):
+            source = await blobs.read(origin.digest, 6 * MIB, 0, 6 * MIB, origin, is_whole=True)
+            async with asyncio.timeout(10):
+                while len(blobs.swarms[origin.digest].fill.partial.have) < 4:
+                    await asyncio.sleep(0.01)
+            source.close()
+        origin.gate.set()
+        origin.requests.clear()
+        async with node(tmp_path) as (house, blobs):
+            assert await read(blobs, origin) == origin.content
+            assert sorted(origin.requests)[0][0] == 4 * MIB
+            assert sum(stop - start for start, stop in origin.requests) == 2 * MIB
+            assert house.store.size == 6 * MIB
+
+
+async def test_bytes_lost_after_a_power_cut_are_fetched_again(tmp_path: Path) -> None:
+    origin = Origin(content(3 * MIB))
+    async with origin.running():
+        async with node(tmp_path) as (_, blobs):
+            await read(blobs, origin, 0, MIB)
+            await read(blobs, origin, 2 * MIB, 3 * MIB)
+        [partial] = [p for p in (tmp_path / "partial").iterdir() if not p.suffix]
+        with partial.open("r+b") as file:
+            file.seek(100)
+            file.write(bytes(1000))
+        async with node(tmp_path) as (_, blobs):
+            assert await read(blobs, origin) == origin.content
+
+
+async def test_no_room_is_a_clear_error_and_harms_nothing_else(tmp_path: Path) -> None:
+    small, large = Origin(content(MIB, 3)), Origin(content(8 * MIB))
+    async with small.running(), large.running(), node(tmp_path, max_size=4 * MIB) as (house, blobs):
+        assert await read(blobs, small) == small.content
+        keep = await blobs.read(small.digest, MIB, 0, MIB, small, is_whole=True)
+        with pytest.raises(StoreFull):
+            await read(blobs, large)
+        assert os.pread(keep.fd, MIB, 0) == small.content
+        keep.close()
+        assert house.store.size <= 4 * MIB
+        assert await read(blobs, small) == small.content
