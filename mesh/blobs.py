@@ -95,5 +95,5 @@ class Blobs:
             await swarm.run()
         finally:
             del self._swarms[swarm.digest], self._lives[swarm.digest]
-            self._house.exchange.forget(swarm.digest)
+            self._house.exchange.ended(swarm.digest, is_complete=swarm.fill.is_proven)
             self._house.store.close_partial(swarm.fill.partial)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-import aiohttp
 import msgspec
 
 from mesh.content import Digest
@@ -21,7 +21,6 @@ from mesh.transfer import Location
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 256 << 10  # bytes
-_ANSWER_SECONDS = 5.0  # more than a tracker holds an answer back
 _DOWN_SECONDS = 5.0  # that a tracker which did not answer is passed over
 _BANNED_SECONDS = 600.0  # that a peer which sent wrong bytes is not asked
 _REMOTE_INTERVAL = 0.08
@@ -45,8 +44,14 @@ class Neighbours(Protocol):
 
     def alive(self) -> Iterable[Neighbour]: ...
 
-    def sign(self, method: str, target: str, body: bytes = b"") -> dict[str, str]:
-        """Headers that prove to another node that we hold the key of this mesh; {} without one."""
+    def get(self, node: str) -> Neighbour | None:
+        """A live node by its id."""
+
+    async def ask(self, node: str, target: str, body: bytes) -> bytes:
+        """POST a message to a live node and return its answer, checked and bounded. Raises Unavailable."""
+
+    def sign(self, target: str, node: str) -> dict[str, str]:
+        """Headers for a GET that prove to a node that we hold the key of this mesh; {} without one."""
 
 
 class Alone:
@@ -57,7 +62,13 @@ class Alone:
     def alive(self) -> Iterable[Neighbour]:
         return ()
 
-    def sign(self, method: str, target: str, body: bytes = b"") -> dict[str, str]:
+    def get(self, node: str) -> Neighbour | None:
+        return None
+
+    async def ask(self, node: str, target: str, body: bytes) -> bytes:
+        raise Unavailable(f"{node} is not a live node")
+
+    def sign(self, target: str, node: str) -> dict[str, str]:
         return {}
 
 
@@ -85,20 +96,19 @@ class MeshExchange:
         node_id: str,
         tracker: Tracker,
         *,
-        session: aiohttp.ClientSession | None = None,
         neighbours: Neighbours | None = None,
         is_seed: bool = False,
         may_share: Callable[[Digest], bool] = lambda _: True,
     ) -> None:
         self._node_id = node_id
         self._tracker = tracker
-        self._session = session
         self._neighbours: Neighbours = neighbours or Alone()
         self._is_seed = is_seed
         self._may_share = may_share
         self._down_until: dict[str, float] = {}
         self._banned_until: dict[str, float] = {}
         self._last_tracker: dict[Digest, str] = {}
+        self.on_completed: Callable[[], None] = lambda: None
 
     # --- where
 
@@ -125,6 +135,9 @@ class MeshExchange:
 
     # --- the conversation
 
+    def is_wanted(self, digest: Digest) -> bool:
+        return self._tracker.is_wanted(digest)
+
     def subscribe(self, digest: Digest, size: int, news: Callable[[], None]) -> Callable[[], None]:
         return self._tracker.subscribe(digest, size, news)
 
@@ -135,37 +148,20 @@ class MeshExchange:
             return Plan(resync=True, retry_after=0.0)
         self._last_tracker[digest] = tracker
         if tracker == self._node_id:
+            report = dataclasses.replace(report, seed=self._is_seed)
             return self._tracker.report(digest, size, report, is_alone=self.is_alone(digest))
         try:
             body = _ENCODER.encode(Envelope(size, report, hint))
-            return _PLAN.decode(await self.ask(tracker, f"/mesh/swarms/{digest}", body))
+            return _PLAN.decode(await self._neighbours.ask(tracker, f"/mesh/swarms/{digest}", body))
         except (Unavailable, msgspec.DecodeError) as error:
             self._down_until[tracker] = time.monotonic() + _DOWN_SECONDS
             raise Unavailable(f"the tracker {tracker} did not answer: {error}") from error
 
-    def forget(self, digest: Digest) -> None:
+    def ended(self, digest: Digest, *, is_complete: bool) -> None:
         """The swarm of this blob has ended here."""
         self._last_tracker.pop(digest, None)
-
-    async def ask(self, node: str, target: str, body: bytes) -> bytes:
-        """POST a message to another node and return its answer. Raises Unavailable."""
-        neighbour = next((other for other in self._neighbours.alive() if other.node == node), None)
-        if neighbour is None or self._session is None:
-            raise Unavailable(f"{node} is not a live node")
-        try:
-            async with self._session.post(
-                neighbour.base_url + target,
-                data=body,
-                headers=self._neighbours.sign("POST", target, body),
-                timeout=aiohttp.ClientTimeout(total=_ANSWER_SECONDS, sock_connect=2.0),
-                allow_redirects=False,
-            ) as response:
-                answer = await _read_bounded(response)
-                if response.status != 200:
-                    raise Unavailable(f"{node} answered {response.status}: {answer[:200].decode(errors='replace')}")
-                return answer
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise Unavailable(f"{node}: {type(error).__name__} {error}") from error
+        if is_complete:
+            self.on_completed()
 
     # --- peers as sources
 
@@ -174,26 +170,14 @@ class MeshExchange:
         return self._neighbours.is_keyed
 
     def locate(self, node: str, digest: Digest, start: int, stop: int) -> Location:
-        neighbour = next((other for other in self._neighbours.alive() if other.node == node), None)
+        neighbour = self._neighbours.get(node)
         if neighbour is None:
             raise SourceFailed(node, "is not a live node")
         if self._banned_until.get(node, 0.0) > time.monotonic():
             raise SourceFailed(node, "sent wrong bytes before")
         target = f"/mesh/blobs/{digest}"
-        return Location(neighbour.base_url + target, self._neighbours.sign("GET", target))
+        return Location(neighbour.base_url + target, self._neighbours.sign(target, node))
 
     def blame(self, node: str, error: SourceFailed) -> None:
         self._banned_until[node] = time.monotonic() + _BANNED_SECONDS
         log.error("peer %s %s; it is not asked again for %d s", node, error.reason, _BANNED_SECONDS)
-
-
-async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
-    """The body, but never more than a message may have."""
-    parts, total = [], 0
-    async for part in response.content.iter_chunked(64 << 10):
-        total += len(part)
-        if total > MAX_MESSAGE:
-            response.close()
-            raise Unavailable(f"an answer of more than {MAX_MESSAGE} bytes")
-        parts.append(part)
-    return b"".join(parts)

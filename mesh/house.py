@@ -29,6 +29,9 @@ class Exchange(Protocol):
     def is_alone(self, digest: Digest) -> bool:
         """Whether there is no other node that could have anything of this blob."""
 
+    def is_wanted(self, digest: Digest) -> bool:
+        """Whether others still miss something of a blob that is tracked here."""
+
     def interval(self, digest: Digest) -> float:
         """Seconds to leave between two reports, however much there is to say."""
 
@@ -41,7 +44,7 @@ class Exchange(Protocol):
         Raises Unavailable when no tracker answers.
         """
 
-    def forget(self, digest: Digest) -> None:
+    def ended(self, digest: Digest, *, is_complete: bool) -> None:
         """This node's part in the swarm has ended."""
 
 

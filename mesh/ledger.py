@@ -71,6 +71,7 @@ class Ledger:
         self.pieces = Pieces.of(size)
         self.digests: dict[int, bytes] = {}  # BLAKE3 by piece, as told by whoever brought it first
         self.is_alone = False
+        self.expects_seed = False  # one is about to report: leases wait for it
         self._nodes: dict[str, _Node] = {}
         self._leases: dict[int, str] = {}  # piece → node
         self._leased = 0  # the same as a set
@@ -129,6 +130,8 @@ class Ledger:
         node.heard_at = now
         node.wanted, node.urgent = _bits(report.wanted), _bits(report.urgent)
         node.can_fetch, node.seed = report.can_fetch, report.seed
+        if node.seed:
+            self.expects_seed = False
         for failure in report.failed:
             self._failed(report.node, node, failure, now)
         for gain in report.gained:
@@ -337,7 +340,7 @@ class Ledger:
         if free <= 0 or not node.can_fetch or now < self._settled_at:
             return []
         seeds = [n for n in self._nodes.values() if n.seed and n.can_fetch]
-        if seeds and not node.seed:
+        if (seeds or self.expects_seed) and not node.seed:
             return []
         wanted, urgent = node.wanted, node.urgent
         if node.seed:

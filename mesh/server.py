@@ -66,25 +66,29 @@ class MeshServer:
             report = dataclasses.replace(envelope.report, seed=self._is_seed(envelope.report.node))
             if envelope.size <= 0 or report.node == self._house.node_id:
                 raise ValueError("not about a blob of another node")
-            await self._help(digest, envelope)
+            if await self._help(digest, envelope):
+                self._tracker.expect_seed(digest, envelope.size)
             plan = await self._tracker.answer(digest, envelope.size, report)
         except (ValueError, msgspec.DecodeError) as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from error
         return web.Response(body=_ENCODER.encode(plan))
 
-    async def _help(self, digest: Digest, envelope: Envelope) -> None:
-        """A seed fetches what others ask for, though nobody here did."""
+    async def _help(self, digest: Digest, envelope: Envelope) -> bool:
+        """A seed fetches what others ask for, though nobody here did; whether that begins now."""
         if not self._is_seed(self._house.node_id) or not envelope.hint or not envelope.report.wanted:
-            return
+            return False
         swarm = self._blobs.swarms.get(digest)
-        if swarm is not None and not swarm.is_over and swarm.fetcher.can_fetch:
-            return
+        if digest in self._house.store or (swarm is not None and swarm.is_helping):
+            return False
         access = self._access(envelope.hint)
-        if access is not None:
-            try:
-                await self._blobs.help(digest, envelope.size, access)
-            except MeshError as error:
-                log.warning("cannot fetch %s for others: %s", digest, error)
+        if access is None:
+            return False
+        try:
+            await self._blobs.help(digest, envelope.size, access)
+        except MeshError as error:
+            log.warning("cannot fetch %s for others: %s", digest, error)
+            return False
+        return True
 
     async def _piece(self, request: web.Request) -> web.StreamResponse:
         digest = _digest(request)
@@ -122,16 +126,14 @@ class MeshServer:
         return await self._outflow.respond(request, 206, headers, Held(fd, stop), start, stop)
 
 
-async def read_message(request: web.Request) -> bytes:
-    """A request's body, refused as soon as it is longer than a message may be."""
-    if (request.content_length or 0) > MAX_MESSAGE:
-        raise web.HTTPRequestEntityTooLarge(max_size=MAX_MESSAGE, actual_size=request.content_length or 0)
-    body = bytearray()
-    async for part in request.content.iter_any():
-        body += part
-        if len(body) > MAX_MESSAGE:
-            raise web.HTTPRequestEntityTooLarge(max_size=MAX_MESSAGE, actual_size=len(body))
-    return bytes(body)
+async def read_message(request: web.Request, limit: int = MAX_MESSAGE) -> bytes:
+    """A request's body, of at most `limit` bytes; 413 to a longer one."""
+    if (request.content_length or 0) > limit:
+        raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=request.content_length or 0)
+    body = await request.read()  # bounded by the application's client_max_size as well
+    if len(body) > limit:
+        raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=len(body))
+    return body
 
 
 def _digest(request: web.Request) -> Digest:

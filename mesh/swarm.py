@@ -67,6 +67,7 @@ class Swarm:
         self._next_talk = 0.0
         self._last_talk = 0.0
         self._idle_since: float | None = None
+        self._help_until = 0.0
         self._urgent: list[int] = []
         self._slots = max(_MIN_TASKS, min(MAX_TASKS - 16, _IN_FLIGHT // partial.pieces.piece_size))
 
@@ -82,8 +83,9 @@ class Swarm:
         self._notice()
 
     def help(self, access: OriginAccess) -> None:
-        """Fetch from the origin what others want, until `is_helping` is taken back."""
+        """Fetch from the origin what others want, for as long as they do."""
         self.is_helping = True
+        self._help_until = time.monotonic() + _LINGER
         self.fetcher.add_access(access)
         self._notice()
 
@@ -143,10 +145,12 @@ class Swarm:
             await asyncio.sleep(pause)
 
     def _is_idle(self) -> bool:
-        if self._is_wanted or self.is_helping or self.fill.readers:
+        now = time.monotonic()
+        if self.is_helping and (now < self._help_until or self._house.exchange.is_wanted(self.digest)):
+            return False
+        if self._is_wanted or self.fill.readers:
             self._idle_since = None
             return False
-        now = time.monotonic()
         if self._idle_since is None:
             self._idle_since = now
         return now - self._idle_since > _LINGER

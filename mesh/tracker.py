@@ -90,6 +90,15 @@ class Tracker:
         # A newer report has taken its place: that one gets the tasks.
         return Plan() if report.node in tracked.waiting else tracked.ledger.plan(report.node, time.monotonic())
 
+    def expect_seed(self, digest: Digest, size: int) -> None:
+        """This node is a seed and about to take part."""
+        self._open(digest, size).ledger.expects_seed = True
+
+    def is_wanted(self, digest: Digest) -> bool:
+        """Whether some node still misses something of a blob."""
+        tracked = self._tracked.get(digest)
+        return tracked is not None and tracked.ledger.is_wanted
+
     def add_holder(self, digest: Digest, node: str) -> None:
         """A node has announced that it holds all of a blob."""
         tracked = self._tracked.get(digest)

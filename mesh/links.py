@@ -1,0 +1,68 @@
+"""The other nodes as the exchange needs them: who is alive, and how to ask them something."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+
+import aiohttp
+
+from mesh.ask import ask
+from mesh.auth import Auth, NotAuthentic
+from mesh.errors import Unavailable
+from mesh.exchange import MAX_MESSAGE, Neighbour
+from mesh.gossip import Gossip
+from mesh.membership import Address, Member, Members
+
+_ANSWER_SECONDS = 5.0  # more than a tracker holds an answer back
+
+
+class Links:
+    """Signed, bounded conversations with live members. Failures are told to the membership."""
+
+    def __init__(self, members: Members, auth: Auth, session: aiohttp.ClientSession) -> None:
+        self._members = members
+        self._auth = auth
+        self._session = session
+        self._known: tuple[Member, ...] = ()
+        self._neighbours: dict[str, Neighbour] = {}
+        self.gossip: Gossip | None = None  # it needs us to speak, and hears from us who did not answer
+
+    @property
+    def is_keyed(self) -> bool:
+        return self._auth.is_keyed
+
+    def alive(self) -> Iterable[Neighbour]:
+        known = self._members.alive()
+        if known is not self._known:
+            self._known = known
+            self._neighbours = {m.node_id: Neighbour(m.node_id, f"http://{m.address}", m.role == "seed") for m in known}
+        return self._neighbours.values()
+
+    def get(self, node: str) -> Neighbour | None:
+        self.alive()
+        return self._neighbours.get(node)
+
+    async def ask(self, node: str, target: str, body: bytes) -> bytes:
+        member = self._members.get(node)
+        if member is None or self.get(node) is None:
+            raise Unavailable(f"{node} is not a live node")
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                answer = await self.ask_address(member.address, target, body, node)
+        except (OSError, NotAuthentic, TimeoutError) as error:
+            if self.gossip is not None and not isinstance(error, NotAuthentic):
+                self.gossip.failed(node)
+            raise Unavailable(f"{node}: {str(error) or 'no answer in time'}") from error
+        self._members.heard(node, time.monotonic())
+        return answer
+
+    async def ask_address(
+        self, address: Address, target: str, body: bytes, node: str, limit: int = MAX_MESSAGE
+    ) -> bytes:
+        """POST a message to whoever is at an address. Raises OSError or NotAuthentic."""
+        return await ask(self._session, self._auth, address, target, body, limit=limit, to=node)
+
+    def sign(self, target: str, node: str) -> dict[str, str]:
+        return self._auth.sign("GET", target, to=node)

@@ -1,0 +1,185 @@
+"""A node's part in the mesh, put together: who is there, who leads which swarm, who holds what."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+
+import aiohttp
+import msgspec
+from aiohttp import web
+
+from mesh.auth import SENDER, Auth, guard
+from mesh.content import Digest
+from mesh.directory import Directory
+from mesh.errors import Unavailable
+from mesh.exchange import MeshExchange
+from mesh.gossip import MAX_MESSAGE, TARGET, Gossip
+from mesh.links import Links
+from mesh.membership import Address, Change, Claim, Members, Role, State
+from mesh.server import read_message
+from mesh.store import Store
+from mesh.tasks import Tasks
+from mesh.tracker import Tracker
+
+log = logging.getLogger(__name__)
+
+_HOLDINGS = "/mesh/holdings"
+_BATCH = 500  # digests in one announcement
+_REFRESH_SECONDS = 60.0
+
+
+class Holdings(msgspec.Struct, frozen=True):
+    """What a node holds completely, of the blobs that the receiver leads."""
+
+    node: str
+    digests: tuple[str, ...]
+
+
+_HOLDINGS_DECODER = msgspec.msgpack.Decoder(Holdings)
+
+
+class Mesh:
+    """The conversation with other nodes. Belongs to the event loop's thread.
+
+    `may_share` says which blobs others may know of; what may not be shared is dealt with as if there were nobody else.
+    """
+
+    def __init__(
+        self,
+        *,
+        node_id: str,
+        auth: Auth,
+        session: aiohttp.ClientSession,
+        store: Store,
+        tasks: Tasks,
+        address: Address,
+        role: Role,
+        version: str,
+        may_share: Callable[[Digest], bool],
+    ) -> None:
+        me = Claim(node_id, int(time.time()), State.ALIVE, address.host, address.port, role, version)
+        self.node_id = node_id
+        self.auth = auth
+        self.members = Members(me)
+        self.links = Links(self.members, auth, session)
+        self.gossip = Gossip(self.members, self._ask_gossip, tasks, mesh_id=auth.mesh_id)
+        self.links.gossip = self.gossip
+        self.directory = Directory()
+        self.tracker = Tracker(self.directory.holders)
+        self.exchange = MeshExchange(
+            node_id,
+            self.tracker,
+            neighbours=self.links,
+            is_seed=role == "seed",
+            may_share=may_share,
+        )
+        self._is_seed = role == "seed"
+        self._store = store
+        self._tasks = tasks
+        self._may_share = may_share
+        self._must_announce = asyncio.Event()
+        self._announced: dict[Digest, str] = {}
+        self.gossip.on_change(self._changed)
+        self.exchange.on_completed = self._must_announce.set
+
+    def start(self, *, settle: float) -> None:
+        """Begin to speak to others. `settle` is how many seconds a first answer is waited for."""
+        self.gossip.start(settle=settle)
+        self._tasks.start(self._tick(), name="tracker")
+        self._tasks.start(self._announce(), name="announce")
+
+    async def leave(self) -> None:
+        await self.gossip.leave()
+
+    def is_seed(self, node: str) -> bool:
+        if node == self.node_id:
+            return self._is_seed
+        neighbour = self.links.get(node)
+        return neighbour is not None and neighbour.is_seed
+
+    def middleware(self) -> Callable[..., object]:
+        """Lets in who holds the key, where there is one."""
+        return guard(self.auth)
+
+    def add_routes(self, app: web.Application) -> None:
+        app.router.add_post(TARGET, self._answer_gossip)
+        app.router.add_post(_HOLDINGS, self._take_holdings)
+
+    # --- inside
+
+    async def _ask_gossip(self, address: Address, body: bytes, node: str) -> bytes:
+        return await self.links.ask_address(address, TARGET, body, node, MAX_MESSAGE)
+
+    async def _answer_gossip(self, request: web.Request) -> web.Response:
+        body = await read_message(request, MAX_MESSAGE)
+        try:
+            return web.Response(body=self.gossip.handle(body, request.remote, request.get(SENDER)))
+        except ValueError as error:
+            raise web.HTTPBadRequest(text=f"{error}\n") from error
+
+    async def _take_holdings(self, request: web.Request) -> web.Response:
+        try:
+            holdings = _HOLDINGS_DECODER.decode(await read_message(request))
+            digests = [Digest.parse(text) for text in holdings.digests[:_BATCH]]
+        except (msgspec.DecodeError, ValueError) as error:
+            raise web.HTTPBadRequest(text=f"{error}\n") from error
+        if request.get(SENDER, holdings.node) != holdings.node or self.links.get(holdings.node) is None:
+            raise web.HTTPForbidden(text="speak for yourself\n")
+        self.directory.add(holdings.node, digests)
+        for digest in digests:
+            self.tracker.add_holder(digest, holdings.node)
+        return web.Response()
+
+    def _changed(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.parted:
+                self.directory.forget(change.member.node_id)
+                self.tracker.forget(change.member.node_id)
+            if change.parted or change.joined:
+                self._must_announce.set()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            self.tracker.tick()
+
+    async def _announce(self) -> None:
+        """Tell the leader of each blob here that we hold it: when that is new, when the leader is, and now and then."""
+        while True:
+            try:
+                async with asyncio.timeout(_REFRESH_SECONDS * random.uniform(0.8, 1.2)):
+                    await self._must_announce.wait()
+            except TimeoutError:
+                self._announced.clear()
+            self._must_announce.clear()
+            await self._announce_changes()
+            await asyncio.sleep(0.05)  # what completes together is told together
+
+    async def _announce_changes(self) -> None:
+        by_tracker: dict[str, list[Digest]] = {}
+        for number, (digest, _, _) in enumerate(list(self._store.blobs())):
+            if number % 200 == 199:
+                await asyncio.sleep(0)  # ten thousand blobs take a while
+            if not self._may_share(digest):
+                continue
+            tracker = self.exchange.tracker_of(digest)
+            if self._announced.get(digest) != tracker:
+                self._announced[digest] = tracker
+                by_tracker.setdefault(tracker, []).append(digest)
+        for tracker, digests in by_tracker.items():
+            if tracker == self.node_id:
+                self.directory.add(self.node_id, digests)
+                continue
+            for start in range(0, len(digests), _BATCH):
+                batch = digests[start : start + _BATCH]
+                body = msgspec.msgpack.encode(Holdings(self.node_id, tuple(map(str, batch))))
+                try:
+                    await self.links.ask(tracker, _HOLDINGS, body)
+                except Unavailable as error:
+                    log.debug("could not announce %d blobs: %s", len(batch), error)
+                    for digest in batch:
+                        self._announced.pop(digest, None)

@@ -1,0 +1,116 @@
+"""Whole mesh nodes in this process, each with its own port, store and identity."""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+from aiohttp import web
+
+from mesh.auth import Auth
+from mesh.blobs import Blobs
+from mesh.fetcher import OriginAccess
+from mesh.house import House
+from mesh.membership import Address, Role
+from mesh.mesh import Mesh
+from mesh.outflow import Outflow
+from mesh.server import MeshServer
+from mesh.stats import Stats
+from mesh.store import Store
+from mesh.tasks import Tasks
+from mesh.transfer import Connections
+
+
+@dataclass
+class Node:
+    mesh: Mesh
+    house: House
+    blobs: Blobs
+    address: Address
+    runner: web.AppRunner
+
+    async def stop_answering(self) -> None:
+        """As if it had died: its port is closed and it says nothing any more."""
+        await self.runner.cleanup()
+        await self.blobs.close()
+        await self.house.tasks.close()
+
+
+@asynccontextmanager
+async def mesh_node(
+    root: Path,
+    *,
+    role: Role = "peer",
+    key: bytes | None = None,
+    access: Callable[[bytes], OriginAccess | None] = lambda _: None,
+    tamper: Callable[[web.Application], None] = lambda _: None,
+) -> AsyncIterator[Node]:
+    """One node, not yet introduced to others."""
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        tasks = Tasks()
+        stats = Stats()
+        store = Store(root, 1 << 40)
+        auth = Auth(uuid.uuid4().hex, key)
+        # The port is known only once bound, and the mesh wants to know it: bind first.
+        app = web.Application(client_max_size=1 << 19)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2)
+        sock = socket.create_server(("127.0.0.1", 0))
+        address = Address("127.0.0.1", sock.getsockname()[1])
+
+        def may_share(digest: object) -> bool:
+            return True
+
+        mesh = Mesh(
+            node_id=auth.node_id,
+            auth=auth,
+            session=session,
+            store=store,
+            tasks=tasks,
+            address=address,
+            role=role,
+            version="0",
+            may_share=may_share,
+        )
+        house = House(
+            auth.node_id,
+            store,
+            stats,
+            tasks,
+            mesh.exchange,
+            mesh.exchange,
+            origin_connections=Connections(connect=2.0, stall=5.0),
+            peer_connections=Connections(connect=1.0, stall=2.0, proxies=False),
+        )
+        blobs = Blobs(house)
+        outflow = Outflow(sent=lambda count: stats.add("peer_sent", count))
+        server = MeshServer(
+            house=house,
+            blobs=blobs,
+            tracker=mesh.tracker,
+            outflow=outflow,
+            may_share=may_share,
+            is_seed=mesh.is_seed,
+            access=access,
+        )
+        app.middlewares.append(mesh.middleware())  # type: ignore[arg-type]
+        tamper(app)
+        mesh.add_routes(app)
+        server.add_routes(app)
+        await runner.setup()
+        await web.SockSite(runner, sock).start()
+        mesh.start(settle=0.2)
+        try:
+            yield Node(mesh, house, blobs, address, runner)
+        finally:
+            await runner.cleanup()
+            await blobs.close()
+            await tasks.close()
+            house.close()
+            outflow.close()
+            store.close()
