@@ -1,0 +1,100 @@
+"""Log lines for people or for machines, and never a secret in one."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import TextIO
+
+import msgspec
+
+# The request a line is about; set where requests come in. "" outside of requests.
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+
+_HIDDEN = "[hidden]"
+_SECRETS = (
+    # A URL's user name and password, and its query: that is where signatures are.
+    (re.compile(r"(?i)(https?://)[^\s/?#@'\"<>]+@"), r"\1"),
+    (re.compile(r"(?i)(https?://[^\s?#'\"<>]+)\?[^\s'\"<>]+"), rf"\1?{_HIDDEN}"),
+    (
+        re.compile(r"(?i)([?&](?:x-amz-[\w-]+|(?:x-goog-)?signature|policy|key-pair-id|sig|se)=)[^&\s'\"]+"),
+        rf"\1{_HIDDEN}",
+    ),
+    (re.compile(r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?)(?:(?:bearer|basic)\s+)?[^\s'\",}]+"), rf"\1{_HIDDEN}"),
+    (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}"), rf"\1 {_HIDDEN}"),
+    (re.compile(r"(?i)((?:access|refresh|id)?[-_]?token['\"]?\s*[:=]\s*['\"]?)[^\s&'\",})]+"), rf"\1{_HIDDEN}"),
+    (re.compile(r"\b(?:hf|api_org|hf_oauth|hf_app)_(?!transfer\b)[A-Za-z0-9]{6,}"), _HIDDEN),
+    (re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]+"), _HIDDEN),  # a JSON web token
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_OWN_FIELDS = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "request_id"}
+
+
+def redact(text: str) -> str:
+    """The text without tokens, passwords and the queries of URLs."""
+    for secret, instead in _SECRETS:
+        text = secret.sub(instead, text)
+    return text
+
+
+def set_up(log_format: str, level: str, stream: TextIO | None = None) -> None:
+    """Send all log lines of this process to `stream` (stderr if None), as "text" or "json"."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # Chatty about every packet and selector; no help to an operator even when debugging us.
+    for name in ("asyncio", "zeroconf"):
+        logging.getLogger(name).setLevel(max(logging.INFO, logging.getLevelName(level.upper())))
+
+
+class TextFormatter(logging.Formatter):
+    """``2026-01-31T10:00:00.123Z INFO  proxy.node: message  [request id]``, a traceback on the lines after."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        # What a client sent may be in the message: it must not be able to write lines of its own.
+        message = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], record.getMessage())
+        request_id = _request_id(record)
+        line = f"{_time(record)} {record.levelname:<7} {record.name}: {message}"
+        if request_id:
+            line += f"  [{_CONTROL.sub('?', request_id)}]"
+        return redact("\n".join([line, *filter(None, [_traceback(self, record)])]))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, request_id and exception if any, and `extra` fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": redact(record.getMessage()),
+        }
+        if request_id := _request_id(record):
+            fields["request_id"] = redact(request_id)
+        for name, value in vars(record).items():
+            if name not in _OWN_FIELDS and value is not None:
+                # With its name, so that a field called "token" hides its value.
+                fields[name] = redact(f"{name}={value}").removeprefix(f"{name}=")
+        if traceback := _traceback(self, record):
+            fields["exception"] = redact(traceback)
+        return msgspec.json.encode(fields).decode()
+
+
+def _time(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
+
+
+def _request_id(record: logging.LogRecord) -> str:
+    return str(getattr(record, "request_id", "") or REQUEST_ID.get())
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    parts = [formatter.formatException(record.exc_info)] if record.exc_info and record.exc_info[0] else []
+    if record.stack_info:
+        parts.append(formatter.formatStack(record.stack_info))
+    return "\n".join(parts)
