@@ -40,6 +40,10 @@ class RangeIgnored(SourceFailed):
     """The source answers every request with the whole blob."""
 
 
+class SourceBanned(SourceFailed):
+    """A peer that sent wrong bytes before is not asked again for a while."""
+
+
 class BlobCorrupt(MeshError):
     """The bytes that arrived are not the blob that was named: its digest does not match."""
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from mesh.content import Digest
-from mesh.errors import SourceFailed, Unavailable
+from mesh.errors import SourceBanned, SourceFailed, Unavailable
 from mesh.messages import Plan, Report
 from mesh.placement import ranked
 from mesh.tracker import Tracker
@@ -174,7 +174,7 @@ class MeshExchange:
         if neighbour is None:
             raise SourceFailed(node, "is not a live node")
         if self._banned_until.get(node, 0.0) > time.monotonic():
-            raise SourceFailed(node, "sent wrong bytes before")
+            raise SourceBanned(node, "sent wrong bytes before")
         target = f"/mesh/blobs/{digest}"
         return Location(neighbour.base_url + target, self._neighbours.sign(target, node))
 

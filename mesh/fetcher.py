@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from mesh.errors import LocationRefused, MeshError, RangeIgnored, SourceFailed, StoreFull
+from mesh.errors import LocationRefused, MeshError, RangeIgnored, SourceBanned, SourceFailed, StoreFull
 from mesh.intake import Begun, PieceCorrupt, Run
 from mesh.messages import ORIGIN, Failure, Gain, Reason, Task
 
@@ -288,6 +288,8 @@ class Fetcher:
             reason = "corrupt"
             self._house.stats.pieces_rejected[run.source] += 1
             self._house.peers.blame(run.source, error)
+        except SourceBanned:
+            reason = "corrupt"
         except LocationRefused:
             reason = "missing"
         except SourceFailed as error:

@@ -31,6 +31,7 @@ UPLOADS = 4  # outstanding for one source
 FIRST_LEASES = 4  # pieces that a newcomer among several is sent for; each one it delivers adds two
 _CANDIDATES = 48  # sources compared for one plan
 _BACK_OFF = 2.0  # seconds that a source which failed a node is not offered to it
+_STRIKES = 3  # failures in a row after which it never is again
 _ACCUSERS = 3  # this many nodes must have had wrong bytes from a source before nobody is sent to it
 _SLOWEST = 60.0  # seconds for a piece, at most, until a task counts as failed
 _SPEED_SHARE = 0.3  # of a new measurement in the running mean
@@ -58,6 +59,7 @@ class _Node:
     seconds: float = 0.0  # per piece, measured by those who were served; 0 until known
     tasks: dict[int, _Assignment] = field(default_factory=dict)
     avoid: dict[str, float] = field(default_factory=dict)  # source → until when
+    strikes: dict[str, int] = field(default_factory=dict)  # source → failures in a row
     accusers: set[str] = field(default_factory=set)
 
 
@@ -214,7 +216,9 @@ class Ledger:
             self.digests.setdefault(piece, digest)
         if source == ORIGIN:
             node.delivered += 1
-        elif task is not None and (server := self._nodes.get(source)) is not None and task.source == source:
+        else:
+            node.strikes.pop(source, None)
+        if task is not None and (server := self._nodes.get(source)) is not None and task.source == source:
             took = max(1e-4, now - task.since)
             server.seconds += (took - server.seconds) * (_SPEED_SHARE if server.seconds else 1.0)
         if not node.have >> piece & 1:
@@ -236,7 +240,8 @@ class Ledger:
                 server.have &= ~(1 << failure.piece)
                 self._count(1 << failure.piece, -1)
         else:
-            node.avoid[failure.source] = now + _BACK_OFF
+            strikes = node.strikes[failure.source] = node.strikes.get(failure.source, 0) + 1
+            node.avoid[failure.source] = now + _BACK_OFF if strikes < _STRIKES else float("inf")
             server.seconds = min(_SLOWEST, server.seconds * 2)
 
     def _assign(self, node: _Node, piece: int, source: str, now: float, seconds: float) -> None:
@@ -347,7 +352,7 @@ class Ledger:
             for other in self._nodes.values():
                 wanted |= other.wanted & ~other.have
                 urgent |= other.urgent & ~other.have
-        missing = (wanted | urgent) & ~node.have & ~self.held & ~self._leased & ~_keys(node.tasks)
+        missing = (wanted | urgent) & ~node.have & ~self._usable(name, node) & ~self._leased & ~_keys(node.tasks)
         if not self.is_alone and not seeds:
             leased = sum(task.source == ORIGIN for task in node.tasks.values())
             free = min(free, FIRST_LEASES + 2 * node.delivered - leased)
@@ -359,6 +364,18 @@ class Ledger:
                 self._lease(name, node, piece, now)
                 tasks.append(Task(piece, (ORIGIN,), b"", LEASE_SECONDS))
         return tasks
+
+    def _usable(self, name: str, node: _Node) -> int:
+        """Pieces that somebody holds who has not turned out to be of no use to this node."""
+        useless = {source for source, until in node.avoid.items() if until == float("inf")}
+        useless |= {other for other, server in self._nodes.items() if len(server.accusers) >= _ACCUSERS}
+        if not useless:
+            return self.held
+        usable = 0
+        for other, server in self._nodes.items():
+            if other != name and other not in useless:
+                usable |= server.have
+        return usable
 
     def _retry_after(self, node: _Node) -> float:
         if not node.wanted & ~node.have and not node.seed:
