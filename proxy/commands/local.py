@@ -1,0 +1,108 @@
+"""The node on this machine, as the other commands find it and talk to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import click
+
+from proxy.admin.status import Status, decode
+from proxy.commands.options import load, node_settings
+from proxy.settings import Settings
+
+_TIMEOUT = 10.0  # seconds; a node answers these from memory
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def node_flags(command: _Command) -> _Command:
+    """Give a command what it takes to find the node: --listen, --data-dir and --config. Turn those in by `find`."""
+    return node_settings("listen", "data_dir")(command)
+
+
+def find(flags: Mapping[str, Any]) -> LocalNode:
+    """The node at --listen; else the one of the data directory; else the one at HF_ENDPOINT; else the usual address."""
+    settings = load(flags)
+    return LocalNode(address(settings, is_listen_given=flags.get("listen") is not None))
+
+
+def address(settings: Settings, *, is_listen_given: bool) -> str:
+    """The URL of the node's client port, without a slash at the end."""
+    if not is_listen_given:
+        if (listen := _recorded(settings)) is not None:
+            return listen
+        endpoint = urlsplit(os.environ.get("HF_ENDPOINT", ""))
+        # A path would be the prefix of the Hub's name space; the node's own pages are above it.
+        if endpoint.scheme == "http" and endpoint.netloc:
+            return f"http://{endpoint.netloc}"
+    return f"http://{settings.listen.reachable}"
+
+
+def _recorded(settings: Settings) -> str | None:
+    try:
+        record = json.loads((settings.data_dir / "node.json").read_text())
+        listen = type(settings.listen).parse(record["listen"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return f"http://{listen.reachable}"
+
+
+class LocalNode:
+    """A node's own pages. Every failure is a ClickException that says what to do."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        # Never through a proxy: this is about this machine.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def status(self) -> Status:
+        document = self.get("/-/status")
+        try:
+            return decode(document)
+        except ValueError as error:
+            raise click.ClickException(f"what answers at {self.url} is not a hubmesh node of this version") from error
+
+    def get(self, path: str) -> bytes:
+        return self._open(urllib.request.Request(f"{self.url}{path}"))
+
+    def act(self, action: str, order: Mapping[str, object], token: str | None = None) -> dict[str, int]:
+        """Tell the node to pin, unpin, rm or preheat (see proxy/admin/actions.py); what came of it."""
+        headers = {"Content-Type": "application/json"}
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        body = json.dumps(order).encode()
+        answer = self._open(urllib.request.Request(f"{self.url}/-/{action}", body, headers))
+        try:
+            done: dict[str, int] = json.loads(answer)
+        except ValueError as error:
+            raise click.ClickException(f"what answers at {self.url} is not a hubmesh node of this version") from error
+        return done
+
+    def _open(self, request: urllib.request.Request) -> bytes:
+        try:
+            with self._opener.open(request, timeout=_TIMEOUT) as answer:
+                body: bytes = answer.read()
+                return body
+        except urllib.error.HTTPError as error:
+            with error:
+                raise click.ClickException(_said(error) or f"{self.url} answered {error.code}") from error
+        except OSError as error:
+            reason = getattr(error, "reason", error)
+            raise click.ClickException(
+                f"no node answers at {self.url} ({reason}). Start one with `hubmesh serve`, or say where it is "
+                "with --listen or --data-dir"
+            ) from error
+
+
+def _said(error: urllib.error.HTTPError) -> str | None:
+    try:
+        said = json.loads(error.read())["error"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(said)

@@ -1,0 +1,46 @@
+"""`hubmesh serve`: run a node."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from mesh.errors import MeshError
+from proxy import logs
+from proxy.commands.options import SettingsError, load, node_settings
+from proxy.settings import Settings
+
+
+@click.command()
+@node_settings()
+def serve(**flags: Any) -> int:
+    """Run a node until SIGTERM or Ctrl-C.
+
+    Each flag is also an environment variable (--max-size is HUBMESH_MAX_SIZE) and a key of the configuration file; a
+    flag counts more than the environment, the environment more than the file.
+    """
+    settings = load(flags)
+    _check_paths(settings)
+    logs.set_up(settings.log_format, settings.log_level)
+    from proxy.node import run
+
+    try:
+        return run(settings)
+    except (MeshError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _check_paths(settings: Settings) -> None:
+    """Raise SettingsError for files that were named and are not there, before anything is started."""
+    key, cache = settings.mesh_key_file, settings.hf_cache
+    if key is not None and not (key.is_file() and os.access(key, os.R_OK)):
+        raise SettingsError(f"mesh-key-file {key}: no such file, or it cannot be read")
+    if cache is not None and not cache.is_dir():
+        raise SettingsError(f"hf-cache {cache}: no such directory")
+    # Somewhere on the way up there has to be a directory that we may write in.
+    data = settings.data_dir
+    there = next(path for path in (data, *data.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise SettingsError(f"data-dir {data}: cannot write in {there}")

@@ -1,0 +1,5 @@
+"""Which hubmesh this is."""
+
+from importlib.metadata import version
+
+VERSION = version("hubmesh")

@@ -1,0 +1,138 @@
+"""The command line: exit codes, one clear line for what is wrong, and finding the node on this machine."""
+
+import asyncio
+import json
+import os
+import sys
+
+import pytest
+from aiohttp import web
+
+from proxy import cli
+from proxy.admin.metrics import Metrics
+from proxy.admin.routes import add_routes
+from proxy.admin.status import decode
+from tests.proxy.nodes import PaperNode
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch, tmp_path):
+    for name in [*filter(lambda name: name.startswith("HUBMESH_"), os.environ), "HF_ENDPOINT"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line; (exit code, stdout, stderr)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hubmesh", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        shown = capsys.readouterr()
+        return end.value.code, shown.out, shown.err
+
+    return run
+
+
+@pytest.fixture
+async def node(aiohttp_server):
+    """A node on paper behind a real socket; `url` is where."""
+    node = PaperNode()
+    app = web.Application()
+    add_routes(app, node, Metrics(node.stats))
+    server = await aiohttp_server(app)
+    node.url = f"http://127.0.0.1:{server.port}"
+    node.listen = f"127.0.0.1:{server.port}"
+    return node
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fly"], "No such command 'fly'"),
+        (["serve", "--fly"], "No such option"),
+        (["serve", "--listen", "here"], "--listen: 'here' is not HOST:PORT"),
+        (["serve", "--max-size", "big"], "--max-size: 'big' is not a size"),
+        (["serve", "--listen", "[::1]:1", "--mesh-listen", "[::1]:1"], "clients and peers need a port each"),
+        (["serve", "--mesh-key-file", "/nowhere/key"], "mesh-key-file /nowhere/key: no such file"),
+        (["serve", "--data-dir", "/dev/null/data"], "data-dir /dev/null/data: cannot write in /dev/null"),
+        (["serve", "--config", "/nowhere/node.toml"], "/nowhere/node.toml: No such file"),
+    ],
+)
+def test_a_bad_command_line_is_one_line_and_exit_2(run, arguments, message):
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_bad_variable_is_one_line_and_exit_2(run, monkeypatch):
+    monkeypatch.setenv("HUBMESH_LISTN", "x")
+    assert run("serve") == (2, "", "hubmesh: HUBMESH_LISTN: no such setting (did you mean HUBMESH_LISTEN?)\n")
+
+
+def test_help_names_every_command(run):
+    code, out, err = run("--help")
+    assert (code, err) == (0, "")
+    for command in cli.hubmesh.list_commands(None):
+        assert f"\n  {command} " in out
+        assert run(command, "--help")[0] == 0
+    assert run()[:2] == (0, out)
+
+
+def test_no_node_is_one_line_and_exit_1(run, unused_tcp_port):
+    code, out, err = run("status", "--listen", f"127.0.0.1:{unused_tcp_port}")
+    assert (code, out) == (1, "")
+    assert f"no node answers at http://127.0.0.1:{unused_tcp_port}" in err
+    assert "hubmesh serve" in err
+
+
+async def test_status_for_people_and_for_tools(run, node):
+    node.stats.add("origin_received", 1000)
+    node.stats.add("client_sent", 4000)
+    code, out, _ = await asyncio.to_thread(run, "status", "--listen", node.listen)
+    assert code == 0
+    for shown in (
+        "node-a (peer, hubmesh 0.1.0)",
+        "2 files and 1 parts of files: 2.02 kB of 10 kB",
+        "1 kB from the Hub",
+        "75.0% of it without the Hub",
+        "node-b  10.0.0.2:8091  seed  0 s ago",
+        "50 s ago (gone?)",
+        "datasets/acme/rows/data.parquet",
+        "20%",
+    ):
+        assert shown in out, out
+    code, out, _ = await asyncio.to_thread(run, "status", "--json", "--listen", node.listen)
+    assert decode(out.encode()).node_id == "node-a"
+
+
+async def test_the_node_is_found_by_its_record_then_by_the_clients_variable(run, node, home, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", f"{node.url}/prefix/")
+    assert (await asyncio.to_thread(run, "status"))[0] == 0
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    (home / "data").mkdir()
+    (home / "data" / "node.json").write_text(json.dumps({"listen": node.listen.replace("127.0.0.1", "0.0.0.0")}))
+    assert (await asyncio.to_thread(run, "status", "--data-dir", str(home / "data")))[0] == 0
+
+
+async def test_a_proxy_in_the_environment_is_not_asked(run, node, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert (await asyncio.to_thread(run, "status", "--listen", node.listen))[0] == 0
+
+
+async def test_something_else_on_that_port_is_said_to_be(run, aiohttp_server):
+    app = web.Application()
+
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text="<html>")
+
+    app.router.add_get("/-/status", page)
+    server = await aiohttp_server(app)
+    code, _, err = await asyncio.to_thread(run, "status", "--listen", f"127.0.0.1:{server.port}")
+    assert code == 1
+    assert "is not a hubmesh node" in err
