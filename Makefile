@@ -2,24 +2,53 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test test-all lint bench swarm clean
+# `make swarm N=200 SIZE=1GiB`: how many nodes, and how large a file.
+N ?= 8
+SIZE ?= 64MiB
+
+.PHONY: help environment demo test test-all lint bench swarm clean
+
+help:
+	@echo 'make demo      a real model through real nodes, with unchanged clients, in a few minutes'
+	@echo 'make test      the tests (test-all: the slow ones too); make lint: style and types'
+	@echo 'make swarm     N=$(N) nodes ask for a file of SIZE=$(SIZE) at once; make bench: side by side with others'
 
 $(VENV)/.tests: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[tests]' --constraint constraints.txt
+	$(INSTALL) '.[tests]'
 	touch $@
 
-test: $(VENV)/.tests
+$(VENV)/.demo: $(VENV)/.tests
+	$(INSTALL) '.[demo]'
+	touch $@
+
+$(VENV)/.loadtests: $(VENV)/.tests
+	$(INSTALL) '.[loadtests]'
+	touch $@
+
+environment: $(VENV)/.tests
+
+demo: $(VENV)/.demo
+	@$(BIN)/python -m loadtests.demo
+
+test: environment
 	$(BIN)/python -m pytest
 
-test-all: $(VENV)/.tests
+test-all: environment
 	$(BIN)/python -m pytest -m ''
 
-lint: $(VENV)/.tests
+lint: environment
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(VENV)/.loadtests
+	$(BIN)/python -m loadtests.bench
+
+swarm: environment
+	$(BIN)/python -m loadtests.swarm --nodes $(N) --size $(SIZE)
 
 clean:
 	rm -rf $(VENV) .venvs .build
