@@ -1,0 +1,120 @@
+"""The client port: which part of the node answers which request, and in what shape it fails."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable
+from fnmatch import fnmatch
+
+from aiohttp import web
+
+from proxy.admin.metrics import Metrics
+from proxy.api import Api
+from proxy.files import Files
+from proxy.hub import errors
+from proxy.hub.errors import HubError, OriginUnavailable
+from proxy.hub.urls import ApiRoute, FileRoute, parse
+from proxy.passthrough import Passthrough
+from proxy.resolve import Client
+
+log = logging.getLogger("proxy.access")
+
+_READS = ("GET", "HEAD")
+
+
+class App:
+    """Routes the Hub's name space. `/-/` is the node's own and never reaches this."""
+
+    def __init__(self, *, files: Files, api: Api, passthrough: Passthrough, metrics: Metrics) -> None:
+        self._files = files
+        self._api = api
+        self._passthrough = passthrough
+        self._metrics = metrics
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Every path that is not ours, with any method."""
+        client = Client.of(request.headers)
+        kind, answer = self._route(request, client)
+        request["route"] = kind
+        try:
+            return await answer
+        except (HubError, OriginUnavailable) as error:
+            request["outcome"] = "error"
+            return errors.respond(error, client)
+
+    def _route(self, request: web.Request, client: Client) -> tuple[str, Awaitable[web.StreamResponse]]:
+        route = parse(request.raw_path)
+        if isinstance(route, FileRoute) and request.method in _READS:
+            return "resolve", self._files.handle(request, route, client)
+        if isinstance(route, ApiRoute) and route.is_cacheable(request.method):
+            return "api", self._api.handle(request, route, client)
+        return "other", self._passthrough.handle(request, route)
+
+    @web.middleware
+    async def observe(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Give each request an id, a line in the log and its place in the figures."""
+        began = time.perf_counter()
+        request["id"] = request.headers.get("X-Request-Id", "")[:64] or uuid.uuid4().hex
+        status = 500
+        try:
+            response = await handler(request)
+            status = response.status
+            return response
+        except web.HTTPException as error:
+            status = error.status
+            raise
+        finally:
+            seconds = time.perf_counter() - began
+            route, outcome = request.get("route", "admin"), request.get("outcome", "pass")
+            self._metrics.client_request(route, status, outcome, request.get("first_byte", seconds))
+            log.log(
+                logging.DEBUG if route == "admin" else logging.INFO,
+                "%s %s %d %s %.0f ms",
+                request.method,
+                request.rel_url.raw_path,
+                status,
+                outcome,
+                seconds * 1000,
+                extra={"request_id": request["id"], "client": request.remote},
+            )
+
+
+def guard_host(allowed: Iterable[str]) -> Callable[..., Awaitable[web.StreamResponse]]:
+    """Answer only for names that are ours, so that no web page can reach the node by DNS rebinding.
+
+    Addresses and localhost always are: a page can only use a name that it resolves itself.
+    """
+    patterns = [name.lower() for name in allowed]
+
+    @web.middleware
+    async def guard(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        name = _host_name(request.headers.get("Host", "localhost"))
+        if not _is_local(name) and not any(fnmatch(name, pattern) for pattern in patterns):
+            raise web.HTTPMisdirectedRequest(
+                text=f"This node does not answer for {name!r}. Start it with --allow-host {name} if it should.\n"
+            )
+        return await handler(request)
+
+    return guard
+
+
+def _host_name(field: str) -> str:
+    host = field.rsplit(":", 1)[0] if not field.endswith("]") and field.count(":") != 0 else field
+    return host.strip("[]").rstrip(".").lower()
+
+
+def _is_local(name: str) -> bool:
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,174 @@
+"""`/resolve/`: from a name at the Hub to the bytes of a blob."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from mesh.blobs import Blobs
+from mesh.content import Digest
+from mesh.errors import LocationRefused, MeshError, SourceFailed, StoreFull
+from mesh.fill import Reader
+from mesh.outflow import Outflow
+from mesh.store import Blob
+from mesh.transfer import Location
+from proxy.hub import errors
+from proxy.hub.errors import HubError, OriginUnavailable
+from proxy.hub.urls import FileRoute
+from proxy.ranges import Selection, select
+from proxy.resolve import Client, ResolvedFile, Resolver
+
+log = logging.getLogger(__name__)
+
+# Clients give up after 10 s without a byte: we say so before they do.
+_FIRST_BYTE_SECONDS = 8.5
+# Clients refuse plain HTTP above this many bytes when they are told the size before the download.
+_PLAIN_HTTP_LIMIT = 50 * 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class HubAccess:
+    """How one client may fetch one file from the Hub: with its own token, which never leaves this node."""
+
+    resolver: Resolver
+    file: ResolvedFile
+    client: Client
+
+    @property
+    def key(self) -> Hashable:
+        return self.file.repo, self.file.commit, self.file.path, self.client.token
+
+    @property
+    def hint(self) -> bytes:
+        return self.resolver.hint(self.file)
+
+    async def locate(self, refused: Location | None) -> Location:
+        try:
+            return await self.resolver.locate(self.file, self.client, refused)
+        except HubError as error:
+            if error.status in (401, 403, 404, 410):
+                raise LocationRefused("origin", f"HTTP {error.status} {error.message}") from error
+            raise SourceFailed("origin", f"HTTP {error.status} {error.message}", error.retry_after) from error
+        except OriginUnavailable as error:
+            raise SourceFailed("origin", error.reason, error.retry_after) from error
+
+
+class Files:
+    """Answers HEAD and GET for files of repositories."""
+
+    def __init__(self, *, resolver: Resolver, blobs: Blobs, outflow: Outflow) -> None:
+        self._resolver = resolver
+        self._blobs = blobs
+        self._outflow = outflow
+
+    async def handle(self, request: web.Request, route: FileRoute, client: Client) -> web.StreamResponse:
+        """Raises HubError and OriginUnavailable when there is no file to answer with."""
+        file = await self._resolver.file(route, client)
+        selection = select(
+            file.size,
+            f'"{file.etag}"',
+            range_=request.headers.get("Range") if request.method == "GET" else None,
+            if_range=request.headers.get("If-Range"),
+            if_match=request.headers.get("If-Match"),
+            if_none_match=request.headers.get("If-None-Match"),
+        )
+        headers = _headers(file)
+        if content_range := selection.content_range(file.size):
+            headers["Content-Range"] = content_range
+        if request.method == "HEAD":
+            return self._head(request, file, client, selection, headers)
+        if selection.status in (304, 412, 416) or not file.size:
+            headers["Cache-Status"] = _cache_status(file, "hit")
+            request["outcome"] = "hit"
+            return web.Response(status=selection.status, headers=headers)
+        return await self._body(request, file, client, selection, headers)
+
+    def _head(
+        self, request: web.Request, file: ResolvedFile, client: Client, selection: Selection, headers: dict[str, str]
+    ) -> web.Response:
+        request["outcome"] = file.outcome
+        headers["Cache-Status"] = _cache_status(file, file.outcome)
+        if selection.status != 200:
+            return web.Response(status=selection.status, headers=headers)
+        if file.size > _PLAIN_HTTP_LIMIT and client.accepts_unknown_size:
+            headers.pop("X-Linked-Size", None)
+        else:
+            headers["Content-Length"] = str(file.size)
+        return web.Response(headers=headers)
+
+    async def _body(
+        self, request: web.Request, file: ResolvedFile, client: Client, selection: Selection, headers: dict[str, str]
+    ) -> web.StreamResponse:
+        assert file.digest is not None
+        source = await self._open(file, file.digest, client, selection)
+        try:
+            outcome = "hit" if isinstance(source, Blob) else "miss"
+            request["outcome"] = "stale" if file.outcome == "stale" else outcome
+            headers["Cache-Status"] = _cache_status(file, outcome)
+            return await self._outflow.respond(
+                request, selection.status, headers, source, selection.start, selection.stop
+            )
+        finally:
+            source.close()
+
+    async def _open(self, file: ResolvedFile, digest: Digest, client: Client, selection: Selection) -> Blob | Reader:
+        """A source whose first byte is there. Raises HubError or OriginUnavailable."""
+        source: Blob | Reader | None = None
+        try:
+            source = await self._blobs.read(
+                digest,
+                file.size,
+                selection.start,
+                selection.stop,
+                HubAccess(self._resolver, file, client) if self._resolver.may_ask else None,
+                is_whole=selection.status == 200 or selection.is_rest,
+            )
+            async with asyncio.timeout(_FIRST_BYTE_SECONDS):
+                await source.wait(selection.start)
+        except BaseException as error:
+            if source is not None:
+                source.close()
+            if isinstance(error, TimeoutError):
+                raise errors.come_again(f"{file.path} is on its way, but its bytes did not come yet", client) from error
+            if isinstance(error, MeshError):
+                raise _as_hub_error(error, file) from error
+            raise
+        return source
+
+
+def _as_hub_error(error: MeshError, file: ResolvedFile) -> HubError | OriginUnavailable:
+    if isinstance(error, StoreFull):
+        return HubError(507, message=f"hubmesh has no room for {file.path}: {error}")
+    retry_after = error.retry_after if isinstance(error, SourceFailed) else None
+    return OriginUnavailable(f"{file.path}: {error}", retry_after=retry_after)
+
+
+def _headers(file: ResolvedFile) -> dict[str, str]:
+    headers = {
+        "ETag": f'"{file.etag}"',
+        "X-Repo-Commit": file.commit,
+        "Accept-Ranges": "bytes",
+        "Content-Type": file.metadata.content_type or "application/octet-stream",
+        "Access-Control-Allow-Origin": "*",
+        "Access-Control-Expose-Headers": (
+            "X-Repo-Commit,X-Error-Code,X-Error-Message,ETag,Accept-Ranges,Content-Range,X-Linked-Size,X-Linked-ETag"
+        ),
+        "Vary": "Origin, Accept",
+    }
+    if file.digest is not None and file.digest.algorithm == "sha256":
+        headers["X-Linked-Etag"] = f'"{file.etag}"'
+        headers["X-Linked-Size"] = str(file.size)
+    if file.metadata.content_disposition:
+        headers["Content-Disposition"] = file.metadata.content_disposition
+    return headers
+
+
+def _cache_status(file: ResolvedFile, outcome: str) -> str:
+    """RFC 9211."""
+    if file.outcome == "stale":
+        return "hubmesh; fwd=stale; detail=origin-unavailable"
+    return "hubmesh; hit" if outcome == "hit" else "hubmesh; fwd=uri-miss; stored"

@@ -1,0 +1,139 @@
+"""Failures in the Hub's own shapes, so that clients react as they would to the Hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Protocol
+
+from aiohttp import web
+
+# What the Hub says about an error and its clients read; everything else of its answer stays behind.
+_PASSED_ON = (
+    "X-Error-Code",
+    "X-Error-Message",
+    "X-Repo-Commit",
+    "X-Request-Id",
+    "X-HF-Warning",
+    "WWW-Authenticate",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "Content-Type",
+)
+_BAD_TOKEN = "Invalid credentials in Authorization header"
+
+
+class Asker(Protocol):
+    """The part of a client that decides how it is told to wait."""
+
+    @property
+    def waits_on_429(self) -> bool: ...
+
+
+class HubError(Exception):
+    """An answer that is not what was asked for: from the Hub, to be passed on, or made here in its shape.
+
+    `retry_after` is in seconds.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        *,
+        code: str = "",
+        message: str = "",
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(f"HTTP {status} {code} {message}".strip())
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers = dict(headers or {})
+        self.body = body
+        self.retry_after = retry_after
+
+    @classmethod
+    def of(cls, status: int, headers: Mapping[str, str], body: bytes = b"") -> HubError:
+        """What the Hub answered, as far as it concerns the client.
+
+        Clients take a bare 401 for "no such repository" only over https: behind http it needs the code that they
+        would otherwise infer.
+        """
+        code = headers.get("X-Error-Code", "")
+        message = headers.get("X-Error-Message", "")
+        if status == 401 and not code and message != _BAD_TOKEN:
+            code = "RepoNotFound"
+        kept = {name: headers[name] for name in _PASSED_ON if name in headers}
+        retry_after = headers.get("Retry-After", "")
+        return cls(
+            status,
+            code=code,
+            message=message,
+            headers=kept,
+            body=body or None,
+            retry_after=float(retry_after) if retry_after.isdigit() else None,
+        )
+
+    @property
+    def is_missing_entry(self) -> bool:
+        """The revision is there and has no such file: for a commit, for ever."""
+        return self.status == 404 and self.code == "EntryNotFound"
+
+
+class OriginUnavailable(Exception):
+    """The origin did not give an answer that means anything. Never to be told as 401 or 404.
+
+    `is_timeout` tells a slow origin from a broken one; `retry_after` (seconds) is set when it asked us to wait.
+    """
+
+    def __init__(self, reason: str, *, retry_after: float | None = None, is_timeout: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_after = retry_after
+        self.is_timeout = is_timeout
+
+
+def entry_not_found(path: str, commit: str) -> HubError:
+    """404 as the Hub gives it: clients remember, with both headers, that this commit has no such file."""
+    return HubError(
+        404,
+        code="EntryNotFound",
+        message="Entry not found",
+        headers={"X-Repo-Commit": commit, "Content-Type": "text/plain; charset=utf-8"},
+        body=b"Entry not found",
+    )
+
+
+def come_again(message: str, client: Asker, seconds: int = 2) -> HubError:
+    """What makes this client wait and try again: 429 for recent ones, 503 for those that know only that."""
+    if client.waits_on_429:
+        return HubError(
+            429, message=message, headers={"RateLimit": f'"hubmesh";r=0;t={seconds}', "Retry-After": str(seconds)}
+        )
+    return HubError(503, message=message, headers={"Retry-After": str(seconds)})
+
+
+def respond(error: HubError | OriginUnavailable, client: Asker) -> web.Response:
+    """The answer to a client."""
+    if isinstance(error, OriginUnavailable):
+        if error.retry_after is not None:
+            error = come_again(error.reason, client, max(1, min(300, round(error.retry_after))))
+        else:
+            error = HubError(504 if error.is_timeout else 502, message=f"hubmesh: {error.reason}")
+    headers = dict(error.headers)
+    if error.code:
+        headers["X-Error-Code"] = error.code
+    if error.message:
+        headers["X-Error-Message"] = _one_line(error.message)
+    body = error.body
+    if body is None:
+        headers["Content-Type"] = "application/json; charset=utf-8"
+        body = json.dumps({"error": error.message or f"HTTP {error.status}"}).encode()
+    return web.Response(status=error.status, headers=headers, body=body)
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() and ord(c) < 127 else " " for c in text)[:500]

@@ -1,0 +1,79 @@
+"""What the Hub says about a file in the headers of its HEAD answers. Pure."""
+
+from __future__ import annotations
+
+import calendar
+import re
+import time
+from collections.abc import Mapping
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+
+from mesh.content import Digest
+
+_AMZ_DATE = re.compile(r"\d{8}T\d{6}Z\Z")
+# How long an address is good that does not say so: well below the hour that the Hub's are.
+_UNKNOWN_LIFE = 600.0
+
+
+class FileMetadata(msgspec.Struct, frozen=True):
+    """A file of one commit. `etag` is bare: no quotes, no `W/`; `size` is in bytes."""
+
+    etag: str
+    size: int
+    content_type: str = ""
+    content_disposition: str = ""
+    xet_hash: str = ""
+
+    @property
+    def digest(self) -> Digest | None:
+        """The blob's digest; None when the ETag is not one, as at some mirrors: then nothing can be proven."""
+        if len(self.etag) not in (40, 64):
+            return None
+        try:
+            return Digest("sha256" if len(self.etag) == 64 else "git-sha1", self.etag)
+        except ValueError:
+            return None
+
+
+def bare_etag(field: str) -> str:
+    return field.strip().removeprefix("W/").strip('"')
+
+
+def linked(headers: Mapping[str, str]) -> FileMetadata | None:
+    """A large file, from the redirect to its storage. None when the answer is no such redirect."""
+    etag, size = headers.get("X-Linked-Etag", ""), headers.get("X-Linked-Size", "")
+    return _metadata(headers, etag, size) if etag and size.isdigit() else None
+
+
+def direct(headers: Mapping[str, str]) -> FileMetadata | None:
+    """A file that the answer itself is about."""
+    etag = headers.get("X-Linked-Etag") or headers.get("ETag", "")
+    size = headers.get("X-Linked-Size") or headers.get("Content-Length", "")
+    return _metadata(headers, etag, size) if etag and size.isdigit() else None
+
+
+def _metadata(headers: Mapping[str, str], etag: str, size: str) -> FileMetadata:
+    return FileMetadata(
+        bare_etag(etag),
+        int(size),
+        headers.get("Content-Type", ""),
+        headers.get("Content-Disposition", ""),
+        headers.get("X-Xet-Hash", ""),
+    )
+
+
+def expiry(url: str, now: float) -> float:
+    """When a signed URL ends, in seconds since the epoch, from the parameters that the storages in use put there."""
+    query = parse_qs(urlsplit(url).query)
+
+    def first(name: str) -> str:
+        return query.get(name, [""])[0]
+
+    if first("Expires").isdigit():
+        return float(first("Expires"))
+    if first("X-Amz-Expires").isdigit() and _AMZ_DATE.match(first("X-Amz-Date")):
+        signed_at = time.strptime(first("X-Amz-Date"), "%Y%m%dT%H%M%SZ")
+        return calendar.timegm(signed_at) + float(first("X-Amz-Expires"))
+    return now + _UNKNOWN_LIFE
