@@ -1,0 +1,265 @@
+"""Who may speak in this mesh: requests and answers signed with the key that its nodes share.
+
+A request carries HMAC-SHA256 over its method, target, body digest, sender, receiver, time and nonce in one
+`Authorization` header. What a node answers is signed in turn, over the request's own signature, so that nobody without
+the key can give an answer that is believed. Bodies travel in the clear: the key proves who speaks, it hides nothing.
+
+All holders of the key trust each other: one could sign as another. Nonces are remembered while their time is
+acceptable, so a running node accepts a request once; one that names its receiver is accepted by that node alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from aiohttp import web
+
+from mesh.errors import MeshError
+
+log = logging.getLogger(__name__)
+
+MAX_SKEW = 60  # seconds that two clocks may differ
+MIN_KEY = 16  # bytes: what is shorter can be guessed from one request that was overheard
+MAX_KEY = 4096
+ANSWER_HEADER = "Hubmesh-Answer"
+_SCHEME = "Hubmesh"
+_MAX_NONCES = 1 << 16  # some 10 MB at worst
+_MAX_LOGGED = 256
+_EMPTY = hashlib.sha256().hexdigest()
+_AUTHORIZATION = re.compile(
+    r"Hubmesh from=([0-9A-Za-z_-]{1,128}), to=([0-9A-Za-z_-]{0,128}), time=(\d{1,12}), nonce=([0-9a-f]{24}), "
+    r"digest=([0-9a-f]{64}), mac=([0-9a-f]{64})"
+)
+
+Reason = Literal["unsigned", "malformed", "keyless", "key", "clock", "replay", "body", "receiver"]
+_SENTENCES: dict[Reason, str] = {
+    "unsigned": "it has no mesh key, but this mesh has one (--mesh-key-file)",
+    "malformed": "its signature cannot be read: is it the same version of hubmesh?",
+    "keyless": "it has a mesh key, but this node has none (--mesh-key-file)",
+    "key": "it has another mesh key (--mesh-key-file)",
+    "clock": f"its clock and ours differ by more than {MAX_SKEW} s",
+    "replay": "the request was seen before, or is older than what we can remember",
+    "body": "the body is not the one that was signed",
+    "receiver": "the request was meant for another node",
+}
+
+# The node that signed a request, in a keyed mesh; absent in an open one, where nobody can tell.
+SENDER = web.RequestKey("sender", str)
+
+
+class NotAuthentic(MeshError):
+    """A request or an answer that was not made with our key, for us, now and once."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(_SENTENCES[reason])
+        self.reason: Reason = reason
+
+
+def load_key(path: Path) -> bytes:
+    """The secret in a file, without the white space around it. Raises ValueError (or OSError) with what is wrong."""
+    with path.open("rb") as file:
+        key = file.read(MAX_KEY + 1).strip()
+    if not MIN_KEY <= len(key) <= MAX_KEY:
+        raise ValueError(f"{path} does not hold a mesh key: {MIN_KEY} to {MAX_KEY} bytes, better 32 random ones")
+    return key
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """What a signature that holds says of the request."""
+
+    sender: str
+    body_digest: str
+    mac: str
+
+
+class Nonces:
+    """Those seen while their time is acceptable, by the second that they were signed in.
+
+    Memory is bounded without letting a replay through: when there are too many, the oldest second is forgotten and
+    nothing from that second or earlier is accepted any more.
+    """
+
+    def __init__(self, limit: int = _MAX_NONCES) -> None:
+        self._limit = limit
+        self._seconds: dict[int, set[bytes]] = {}
+        self._count = 0
+        self._floor = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, second: int, nonce: bytes, now: float) -> bool:
+        """Whether this one is new. `second` is what the request says; `now` decides what may be forgotten."""
+        for expired in [known for known in self._seconds if known < now - MAX_SKEW]:
+            self._count -= len(self._seconds.pop(expired))
+        if second < self._floor:
+            return False
+        seen = self._seconds.setdefault(second, set())
+        if nonce in seen:
+            return False
+        seen.add(nonce)
+        self._count += 1
+        while self._count > self._limit:
+            oldest = min(self._seconds)
+            self._count -= len(self._seconds.pop(oldest))
+            self._floor = oldest + 1
+        return True
+
+
+class Auth:
+    """Signs and checks for one node. Without a key nothing is signed, and what is signed is refused.
+
+    Signing is safe from any thread; checking belongs to the event loop.
+    """
+
+    def __init__(self, node_id: str, key: bytes | None = None, clock: Callable[[], float] = time.time) -> None:
+        self.node_id = node_id
+        self.is_keyed = key is not None
+        # Tells meshes apart where they meet (mDNS, gossip) without saying anything of the key itself.
+        self.mesh_id = "" if key is None else _derive(key, b"name").hex()[:16]
+        self._request_key = b"" if key is None else _derive(key, b"request")
+        self._answer_key = b"" if key is None else _derive(key, b"answer")
+        self._clock = clock
+        self._nonces = Nonces()
+        self._logged: set[tuple[str, str]] = set()
+
+    def sign(self, method: str, target: str, body: bytes = b"", to: str = "") -> dict[str, str]:
+        """Headers for a request; none in an open mesh.
+
+        `target` is path and query exactly as they are sent. `to` is the node id of the receiver, where it is known:
+        then no other node accepts the request.
+        """
+        if not self.is_keyed:
+            return {}
+        digest = hashlib.sha256(body).hexdigest() if body else _EMPTY
+        second, nonce = str(int(self._clock())), secrets.token_hex(12)
+        mac = self._request_mac(method, target, digest, self.node_id, to, second, nonce)
+        return {
+            "Authorization": f"{_SCHEME} from={self.node_id}, to={to}, time={second}, nonce={nonce}, "
+            f"digest={digest}, mac={mac}"
+        }
+
+    def check(self, method: str, target: str, headers: Mapping[str, str]) -> Signed | None:
+        """Who signed this request; None in an open mesh. Raises NotAuthentic.
+
+        The body is not looked at, so that it need not be read for strangers: see `check_body`.
+        """
+        authorization = headers.get("Authorization", "")
+        is_signed = authorization.startswith(_SCHEME + " ")
+        if not self.is_keyed:
+            if is_signed:
+                raise NotAuthentic("keyless")
+            return None
+        if not is_signed:
+            raise NotAuthentic("unsigned")
+        if (match := _AUTHORIZATION.fullmatch(authorization)) is None:
+            raise NotAuthentic("malformed")
+        sender, to, second, nonce, digest, mac = match.groups()
+        expected = self._request_mac(method, target, digest, sender, to, second, nonce)
+        if not hmac.compare_digest(mac, expected):
+            raise NotAuthentic("key")
+        now = self._clock()
+        if abs(now - int(second)) > MAX_SKEW:
+            raise NotAuthentic("clock")
+        if to not in ("", self.node_id):
+            raise NotAuthentic("receiver")
+        if not self._nonces.add(int(second), bytes.fromhex(nonce), now):
+            raise NotAuthentic("replay")
+        return Signed(sender, digest, mac)
+
+    def check_body(self, signed: Signed | None, body: bytes) -> None:
+        """Raise NotAuthentic unless this is the body that was signed."""
+        if signed is not None and hashlib.sha256(body).hexdigest() != signed.body_digest:
+            raise NotAuthentic("body")
+
+    def sign_answer(self, signed: Signed, status: int, body: bytes) -> str:
+        """The value of ANSWER_HEADER for what we answer to a request."""
+        return self._answer_mac(signed.mac, status, body)
+
+    def check_answer(self, sent: Mapping[str, str], status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """Raise NotAuthentic unless a node with our key gave this answer to the request that had the headers `sent`."""
+        if status == 401:
+            raise NotAuthentic(_reason_in(headers.get("WWW-Authenticate", "")))
+        if not self.is_keyed:
+            return
+        mac = headers.get(ANSWER_HEADER, "")
+        if not mac:
+            raise NotAuthentic("unsigned")
+        expected = self._answer_mac(sent["Authorization"][-64:], status, body)
+        if not hmac.compare_digest(mac.encode(errors="replace"), expected.encode()):
+            raise NotAuthentic("key")
+
+    def complain(self, peer: str, error: NotAuthentic, did: str) -> None:
+        """Say what is wrong with a peer, once for each peer and reason."""
+        if (peer, error.reason) in self._logged or len(self._logged) >= _MAX_LOGGED:
+            return
+        self._logged.add((peer, error.reason))
+        log.warning("%s %s: %s", did, peer, error, extra={"peer": peer, "reason": error.reason})
+
+    def _request_mac(self, *parts: str) -> str:
+        # No part can hold a line end: the HTTP parser refuses it in method and target, the pattern in the rest.
+        return hmac.digest(self._request_key, "\n".join(parts).encode(errors="surrogateescape"), "sha256").hex()
+
+    def _answer_mac(self, request_mac: str, status: int, body: bytes) -> str:
+        text = f"{request_mac}\n{status}\n{hashlib.sha256(body).hexdigest()}"
+        return hmac.digest(self._answer_key, text.encode(), "sha256").hex()
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def guard(auth: Auth) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+    """Middleware for the server that peers talk to: 401 to whoever is not in the mesh, before a body is read.
+
+    Handlers find the node that asks under SENDER. Answers made whole are signed; streamed ones cannot be, and
+    must be checked by other means (pieces are, against digests that came in a signed answer).
+    """
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            signed = auth.check(request.method, request.raw_path, request.headers)
+            auth.check_body(signed, await request.read() if request.can_read_body else b"")
+        except NotAuthentic as error:
+            auth.complain(request.remote or "a local process", error, "refused a request of")
+            return web.Response(
+                status=401,
+                text=f"{error}\n",
+                headers={"WWW-Authenticate": f'{_SCHEME} reason="{error.reason}"'},
+            )
+        if signed is None:
+            return await handler(request)
+        request[SENDER] = signed.sender
+        response = await handler(request)
+        if isinstance(response, web.Response) and isinstance(response.body, bytes | None):
+            response.headers[ANSWER_HEADER] = auth.sign_answer(signed, response.status, response.body or b"")
+        return response
+
+    return middleware
+
+
+def _derive(key: bytes, purpose: bytes) -> bytes:
+    return hmac.digest(key, b"hubmesh 1 " + purpose, "sha256")
+
+
+def _reason_in(header: str) -> Reason:
+    """Why a peer refused us, seen from here: what it lacks there is what we have too much, and the reverse."""
+    match = re.search(r'reason="(\w+)"', header)
+    mirrored: dict[str, Reason] = {"unsigned": "keyless", "keyless": "unsigned"}
+    reason = match[1] if match else "malformed"
+    if reason in mirrored:
+        return mirrored[reason]
+    for known in _SENTENCES:
+        if reason == known:
+            return known
+    return "malformed"

@@ -1,0 +1,275 @@
+"""Keeping the members of all nodes the same: each node asks another one, every second or so, what it knows.
+
+An exchange is a digest there and a digest back; only where they differ do the lists travel. A node that does not
+answer is suspected, and the suspicion travels like all else (see mesh/membership.py). A node that is itself
+slow is slow to accuse others, after Dadgar, Phillips and Currey, "Lifeguard: SWIM-ing with situational awareness"
+(2017).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated
+
+import msgspec
+
+from mesh.auth import NotAuthentic
+from mesh.membership import MAX_CLAIMS, Address, Change, Claim, Member, Members, State, as_heard
+from mesh.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE = 512 << 10  # bytes; a thousand members with the longest names are less
+TARGET = "/mesh/gossip"
+_INTERVAL = 1.0  # seconds between two rounds
+_PATIENCE = 1.5  # seconds for an answer
+_MAX_STRAIN = 4
+_LATE = 0.3  # seconds: a loop that comes this late to its timer cannot judge the speed of others
+_SETTLE = 2.0  # seconds without any answer, after which we are alone
+_MAX_SETTLE = 5.0  # seconds without agreement
+_CROWD = 100  # nodes from which on rounds are rarer
+_TOLD = 8  # peers that are told when we leave
+
+# POSTs a message to TARGET at an address, where the node of this id is expected ("" if not known), and returns the
+# answer. Raises OSError or NotAuthentic.
+Ask = Callable[[Address, bytes, str], Awaitable[bytes]]
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True):
+    """Both question and answer. `digest` is that of all the sender knows, `claims` all that, or nothing."""
+
+    mesh_id: Annotated[str, msgspec.Meta(max_length=64)]
+    sender: Claim
+    digest: Annotated[bytes, msgspec.Meta(max_length=32)]
+    claims: Annotated[tuple[Claim, ...], msgspec.Meta(max_length=MAX_CLAIMS)] = ()
+
+
+_decoder = msgspec.msgpack.Decoder(_Message)
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Gossip:
+    """Runs the exchange for one node. `mesh_id` is that of its key: nodes of another mesh are not listened to."""
+
+    def __init__(
+        self,
+        members: Members,
+        ask: Ask,
+        tasks: Tasks,
+        *,
+        mesh_id: str = "",
+        interval: float = _INTERVAL,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.members = members
+        # Set with the first answer that left us and a peer agreed, or when it is time to go on without.
+        self.ready = asyncio.Event()
+        self._ask = ask
+        self._tasks = tasks
+        self._mesh_id = mesh_id
+        self._interval = interval
+        self._clock = clock
+        self._callbacks: list[Callable[[Sequence[Change]], None]] = []
+        self._turn: list[str] = []  # of whom to ask, shuffled anew each time everybody was asked
+        self._gone_turn: list[str] = []
+        self._accused: set[str] = set()  # those we found silent: asked again until that is settled
+        self._strain = 0
+        self._late_at = float("-inf")
+        self._is_met = False
+        self._is_doubled = False
+
+    def start(self, *, settle: float = _SETTLE) -> None:
+        """Begin; `settle` is how many seconds to wait for a first answer before `ready` (0 if none can come)."""
+        self._tasks.start(self._rounds(), name="gossip")
+        self._tasks.start(self._settle(settle), name="gossip settle")
+
+    def on_change(self, callback: Callable[[Sequence[Change]], None]) -> None:
+        """Have `callback` called, in the event loop, with what changed."""
+        self._callbacks.append(callback)
+
+    async def leave(self) -> None:
+        """Tell some peers that this node leaves; they tell the others. Takes a second at most."""
+        self.members.leave()
+        alive = self.members.alive()
+        told = random.sample(alive, min(_TOLD, len(alive)))
+        message = self._message(with_claims=False)
+        asking = asyncio.gather(*(self._ask(m.address, message, m.node_id) for m in told), return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asking, 1.0)
+
+    def handle(self, body: bytes, remote: str | None, signed_by: str | None = None) -> bytes:
+        """The answer to a peer's message; `remote` is the host it came from. Raises ValueError if it is not sane."""
+        message = self._decode(body)
+        if signed_by is not None and signed_by != message.sender.node_id:
+            raise ValueError(f"{signed_by} sends a message as {message.sender.node_id}")
+        sender = message.sender
+        if sender.node_id == self.members.me.node_id:
+            self._meet_own(sender, remote)
+        else:
+            self._take(message, _host(remote))
+            self.members.heard(sender.node_id, self._clock())
+        return self._message(with_claims=message.digest != self.members.digest())
+
+    async def join(self, address: Address, *, named_seed: bool = False) -> str:
+        """Exchange with whoever is at an address, and return its node id (which may be our own).
+
+        Raises OSError, NotAuthentic or ValueError when that fails.
+        """
+        return await self._exchange(address, "", named_seed)
+
+    def heard(self, node_id: str) -> None:
+        """Some other part of the node had word from a peer."""
+        self.members.heard(node_id, self._clock())
+
+    def failed(self, node_id: str) -> None:
+        """Some other part of the node called a peer in vain."""
+        self._accuse(node_id)
+
+    async def _settle(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        if self._is_met:
+            await asyncio.sleep(_MAX_SETTLE - seconds)
+        self.ready.set()
+
+    async def _rounds(self) -> None:
+        while True:
+            crowd = min(3.0, max(1.0, len(self.members.alive()) / _CROWD))
+            await self._sleep(self._interval * crowd * random.uniform(0.8, 1.2))
+            self._tell(self.members.tick(self._clock(), 1.0 + self._strain))
+            for member in self._chosen():
+                self._tasks.start(self._probe(member), name=f"gossip with {member.node_id}")
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep in short steps, to notice when the loop is late: then no timer here means anything about others."""
+        step = seconds / max(1, round(seconds / 0.25))
+        while seconds > step / 2:
+            before = self._clock()
+            await asyncio.sleep(step)
+            seconds -= step
+            if self._clock() - before - step > _LATE:
+                self._late_at = self._clock()
+                self._strain = min(_MAX_STRAIN, self._strain + 1)
+
+    def _chosen(self) -> list[Member]:
+        """Whom to ask in this round: the next in turn (two while there are few), whom we accuse, one that is gone."""
+        alive = {member.node_id: member for member in self.members.alive()}
+        gone = {member.node_id: member for member in self.members.gone()}
+        self._accused.intersection_update(alive)
+        chosen = {node_id: alive[node_id] for node_id in self._accused}
+        for _ in range(2 if len(alive) <= 16 else 1):
+            if (node_id := _next(self._turn, alive)) is not None:
+                chosen[node_id] = alive[node_id]
+        if (node_id := _next(self._gone_turn, gone)) is not None:
+            chosen[node_id] = gone[node_id]
+        return list(chosen.values())
+
+    async def _probe(self, member: Member) -> None:
+        asked_at = self._clock()
+        try:
+            expected = "" if member.named_seed else member.node_id
+            answered = await self._exchange(member.address, expected, member.named_seed)
+        except TimeoutError:
+            if self._late_at < asked_at:
+                self._accuse(member.node_id)
+        except (OSError, NotAuthentic, ValueError) as error:
+            log.debug("no exchange with %s: %s", member.node_id, error)
+            self._accuse(member.node_id)
+        else:
+            if answered == member.node_id:
+                self._accused.discard(answered)
+            elif not member.named_seed:  # its address has another owner by now; a named one belongs to whoever answers
+                self._accuse(member.node_id)
+            if self._late_at < asked_at:
+                self._strain = max(0, self._strain - 1)
+
+    async def _exchange(self, address: Address, expected: str, named_seed: bool) -> str:
+        patience = _PATIENCE * (1 + self._strain)
+        answer = await asyncio.wait_for(self._ask(address, self._message(with_claims=False), expected), patience)
+        message = self._decode(answer)
+        node_id = message.sender.node_id
+        if node_id == self.members.me.node_id:
+            return node_id
+        self._take(message, _host(address.host))
+        self.members.heard(node_id, self._clock(), address)
+        if named_seed:
+            self.members.name_seed(node_id, address)
+        if message.digest != self.members.digest():  # we know what it does not
+            answer = await asyncio.wait_for(self._ask(address, self._message(with_claims=True), node_id), patience)
+            message = self._decode(answer)
+            if message.sender.node_id == node_id:
+                self._take(message, _host(address.host))
+        self._is_met = True
+        if message.digest == self.members.digest():
+            self.ready.set()
+        return node_id
+
+    def _accuse(self, node_id: str) -> None:
+        self._accused.add(node_id)
+        self._tell(self.members.failed(node_id, self._clock()))
+
+    def _take(self, message: _Message, teller: str) -> None:
+        before = self.members.me.incarnation
+        heard = (as_heard(claim, teller) for claim in (message.sender, *message.claims))
+        self._tell(self.members.merge([claim for claim in heard if claim is not None], self._clock()))
+        if self.members.me.incarnation > before:  # somebody thought that we were gone
+            self._strain = min(_MAX_STRAIN, self._strain + 1)
+
+    def _meet_own(self, sender: Claim, remote: str | None) -> None:
+        # A node that calls itself (it may be among its own seeds) says exactly what it would say.
+        if sender != self.members.me and not self._is_doubled:
+            self._is_doubled = True
+            log.error(
+                "another node, at %s port %d, has our node id: was the data directory copied?", remote, sender.port
+            )
+
+    def _tell(self, changes: Sequence[Change]) -> None:
+        if not changes:
+            return
+        for change in changes:
+            if change.joined or change.parted or change.member.state == State.SUSPECT:
+                verb = "joined" if change.joined else f"is {change.member.state.name.lower()}"
+                level = logging.DEBUG if change.member.state == State.SUSPECT else logging.INFO
+                log.log(level, "peer %s at %s %s", change.member.node_id, change.member.address, verb)
+        for callback in self._callbacks:
+            callback(changes)
+
+    def _message(self, *, with_claims: bool) -> bytes:
+        claims = self.members.snapshot(self._clock()) if with_claims else ()
+        return _encode(_Message(self._mesh_id, self.members.me, self.members.digest(), claims))
+
+    def _decode(self, data: bytes) -> _Message:
+        if len(data) > MAX_MESSAGE:
+            raise ValueError(f"a message of {len(data)} bytes")
+        message = _decoder.decode(data)  # msgspec.DecodeError is a ValueError
+        if message.mesh_id != self._mesh_id:
+            raise ValueError("a message of another mesh")
+        for claim in (message.sender, *message.claims):
+            claim.check()
+        return message
+
+
+def _next(turn: list[str], among: dict[str, Member]) -> str | None:
+    """The next in turn who is still there; every one once before any one twice."""
+    if not among:
+        return None
+    while turn:
+        if (node_id := turn.pop()) in among:
+            return node_id
+    turn += among
+    random.shuffle(turn)
+    return turn.pop()
+
+
+def _host(remote: str | None) -> str:
+    """A remote host as others would write it: IPv4 even if it came through an IPv6 socket."""
+    try:
+        mapped = ipaddress.IPv6Address(remote or "").ipv4_mapped
+    except ValueError:
+        return remote or ""
+    return remote or "" if mapped is None else str(mapped)
