@@ -32,13 +32,23 @@ class Blobs:
         return self._swarms
 
     async def read(
-        self, digest: Digest, size: int, start: int, stop: int, access: OriginAccess | None, *, is_whole: bool
+        self,
+        digest: Digest,
+        size: int,
+        start: int,
+        stop: int,
+        access: OriginAccess | None,
+        *,
+        is_whole: bool,
+        is_public: bool = True,
     ) -> Blob | Reader:
         """The bytes from `start` up to `stop`, as a source for `Outflow`; close it when done.
 
         A complete blob, or a reader that follows as the bytes arrive. `access` is how this client may go to the
-        origin; None when it cannot be asked. Raises StoreFull and StoreUnusable.
+        origin; None when it cannot be asked. `is_public`: anybody could get it. Raises StoreFull and StoreUnusable.
         """
+        if is_public:
+            self._house.store.mark_public(digest)
         while True:
             blob = self._house.store.open(digest, size)
             if blob is not None:
@@ -47,11 +57,13 @@ class Blobs:
             if swarm is not None:
                 return swarm.read(start, stop, access, is_whole=is_whole)
 
-    async def want(self, digest: Digest, size: int, access: OriginAccess | None) -> None:
+    async def want(self, digest: Digest, size: int, access: OriginAccess | None, *, is_public: bool = True) -> None:
         """Have all of it brought in, without reading it; returns when it is here.
 
         Raises the error that ended the attempt.
         """
+        if is_public:
+            self._house.store.mark_public(digest)
         while digest not in self._house.store:
             swarm = await self._swarm(digest, size)
             if swarm is not None:
@@ -64,6 +76,7 @@ class Blobs:
 
     async def help(self, digest: Digest, size: int, access: OriginAccess) -> None:
         """Take part in the swarm of a blob for the sake of others."""
+        self._house.store.mark_public(digest)  # only what is public comes with a hint
         if digest not in self._house.store and (swarm := await self._swarm(digest, size)) is not None:
             swarm.help(access)
 

@@ -7,10 +7,12 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import aiohttp
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from mesh.auth import SENDER, Auth, guard
 from mesh.content import Digest
@@ -101,9 +103,9 @@ class Mesh:
         neighbour = self.links.get(node)
         return neighbour is not None and neighbour.is_seed
 
-    def middleware(self) -> Callable[..., object]:
+    def middleware(self) -> Middleware:
         """Lets in who holds the key, where there is one."""
-        return guard(self.auth)
+        return cast("Middleware", guard(self.auth))
 
     def add_routes(self, app: web.Application) -> None:
         app.router.add_post(TARGET, self._answer_gossip)

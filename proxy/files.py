@@ -38,6 +38,12 @@ class HubAccess:
     file: ResolvedFile
     client: Client
 
+    @classmethod
+    def of_hint(cls, hint: bytes, resolver: Resolver) -> HubAccess | None:
+        """A seed's own way to a public file that another node was asked for; None for a hint that makes no sense."""
+        file = resolver.of_hint(hint)
+        return None if file is None else cls(resolver, file, Client())
+
     @property
     def key(self) -> Hashable:
         return self.file.repo, self.file.commit, self.file.path, self.client.token
@@ -103,7 +109,8 @@ class Files:
     async def _body(
         self, request: web.Request, file: ResolvedFile, client: Client, selection: Selection, headers: dict[str, str]
     ) -> web.StreamResponse:
-        assert file.digest is not None
+        if file.digest is None:
+            raise HubError(502, message=f"the ETag of {file.path} is no digest: its bytes could not be proven")
         source = await self._open(file, file.digest, client, selection)
         try:
             outcome = "hit" if isinstance(source, Blob) else "miss"
@@ -126,6 +133,7 @@ class Files:
                 selection.stop,
                 HubAccess(self._resolver, file, client) if self._resolver.may_ask else None,
                 is_whole=selection.status == 200 or selection.is_rest,
+                is_public=file.is_public,
             )
             async with asyncio.timeout(_FIRST_BYTE_SECONDS):
                 await source.wait(selection.start)

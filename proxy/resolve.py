@@ -171,6 +171,20 @@ class Resolver:
             return b""
         return msgspec.msgpack.encode(Hint(str(file.repo), file.commit, file.path))
 
+    def of_hint(self, hint: bytes) -> ResolvedFile | None:
+        """The file that another node's hint speaks of, to be located as nobody; None for a bad hint.
+
+        Its metadata stays unknown: the blob's digest and size come with the swarm, and the digest is proven.
+        """
+        try:
+            said = msgspec.msgpack.decode(hint, type=Hint)
+            repo = Repo.parse(said.repo)
+        except (msgspec.DecodeError, ValueError):
+            return None
+        if not is_commit(said.commit) or not said.path or len(said.path) > 4096:
+            return None
+        return ResolvedFile(repo, said.commit, said.path, FileMetadata("", 0), is_public=True, outcome="hit")
+
     # --- what is known
 
     def _known(self, route: FileRoute, commit: str, client: Client, outcome: Outcome) -> ResolvedFile | None:

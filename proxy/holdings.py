@@ -1,0 +1,198 @@
+"""What this node holds, by repository: for its pages and commands. Pins, removal and preheating go through here."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
+
+from mesh.blobs import Blobs
+from mesh.content import Digest
+from mesh.errors import MeshError
+from mesh.mesh import Mesh
+from mesh.messages import ORIGIN
+from mesh.stats import Stats
+from mesh.store import Store
+from mesh.swarm import Swarm
+from mesh.tasks import Tasks
+from proxy.admin.view import BlobView, DownloadView, PeerView, Preheat, UsageView
+from proxy.api import Api
+from proxy.catalog import BlobName, Catalog
+from proxy.files import HubAccess
+from proxy.hub.errors import HubError, OriginUnavailable
+from proxy.hub.urls import ApiRoute, FileRoute, Repo, parse
+from proxy.resolve import Client, Resolver
+from proxy.version import VERSION
+
+log = logging.getLogger(__name__)
+
+
+class Holdings:
+    """A node as its own pages see it (`proxy.admin.view.NodeView`). `connect` before use, but for `is_pinned`."""
+
+    node_id: str
+    role: str
+    stats: Stats
+    version = VERSION
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._pinned = {digest for digests in catalog.pins().values() for digest in digests}
+
+    def connect(
+        self,
+        *,
+        node_id: str,
+        role: str,
+        stats: Stats,
+        store: Store,
+        blobs: Blobs,
+        mesh: Mesh,
+        api: Api,
+        resolver: Resolver,
+        tasks: Tasks,
+    ) -> None:
+        self.node_id, self.role, self.stats = node_id, role, stats
+        self._store, self._blobs, self._mesh = store, blobs, mesh
+        self._api, self._resolver, self._tasks = api, resolver, tasks
+
+    # --- what there is
+
+    def ready(self) -> tuple[bool, str]:
+        if not self._mesh.gossip.ready.is_set():
+            return False, "looking for other nodes"
+        return True, ""
+
+    def usage(self) -> UsageView:
+        return UsageView(self._store.size, self._store.max_size, self._store.evicted_bytes)
+
+    def peers(self) -> Sequence[PeerView]:
+        members = self._mesh.members
+        return [
+            PeerView(m.node_id, str(m.address), m.role, is_alive=m in members.alive(), seen_seconds_ago=0.0)
+            for m in (*members.alive(), *members.gone())
+        ]
+
+    def blobs(self) -> Sequence[BlobView]:
+        views = []
+        for digest, size, used_at in self._store.blobs():
+            name = self._name(digest)
+            views.append(
+                BlobView(str(digest), size, size, name.repo or None, name.path or None, self.is_pinned(digest), used_at)
+            )
+        for digest, have in self._store.partials():
+            name = self._name(digest)
+            swarm = self._blobs.swarms.get(digest)
+            size = swarm.size if swarm else have
+            views.append(
+                BlobView(str(digest), size, have, name.repo or None, name.path or None, self.is_pinned(digest))
+            )
+        return views
+
+    def downloads(self) -> Sequence[DownloadView]:
+        return [self._download(swarm) for swarm in self._blobs.swarms.values()]
+
+    # --- what can be done
+
+    def is_pinned(self, digest: Digest) -> bool:
+        return str(digest) in self._pinned
+
+    async def pin(self, repo: str, revision: str | None) -> int:
+        here = {
+            str(metadata.digest)
+            for commit, _, metadata in self._catalog.files_of(repo)
+            if metadata.digest is not None
+            and metadata.digest in self._store
+            and (revision is None or commit == self._commit(repo, revision))
+        }
+        if not here:
+            raise LookupError(f"nothing of {repo} is here")
+        pins = self._catalog.pins()
+        self._set_pins(pins | {repo: sorted(here | set(pins.get(repo, ())))})
+        return len(here)
+
+    async def unpin(self, repo: str) -> int:
+        pins = self._catalog.pins()
+        if repo not in pins:
+            raise LookupError(f"{repo} is not pinned")
+        freed = pins.pop(repo)
+        self._set_pins(pins)
+        return len(freed)
+
+    async def remove(self, repo: str) -> int:
+        digests = {metadata.digest for _, _, metadata in self._catalog.files_of(repo) if metadata.digest is not None}
+        here = [digest for digest in digests if digest in self._store]
+        if not here:
+            raise LookupError(f"nothing of {repo} is here")
+        pins = self._catalog.pins()
+        if pins.pop(repo, None):
+            self._set_pins(pins)
+        return sum([await self._store.remove(digest) for digest in here if not self.is_pinned(digest)])
+
+    async def preheat(self, order: Preheat) -> int:
+        repo, client = Repo.parse(order.repo), Client(order.token, f"hubmesh/{VERSION}")
+        target = f"{repo.api_prefix}/revision/{order.revision}"
+        route = parse(target)
+        assert isinstance(route, ApiRoute)
+        answer, _ = await self._api.ask(route, client)
+        info = json.loads(answer.body)
+        paths = [sibling["rfilename"] for sibling in info.get("siblings", ())]
+        chosen = [path for path in paths if _is_chosen(path, order)]
+        self._tasks.start(self._bring(repo, info["sha"], chosen, client), name=f"preheat {repo}")
+        return len(chosen)
+
+    # --- inside
+
+    async def _bring(self, repo: Repo, commit: str, paths: list[str], client: Client) -> None:
+        for path in paths:
+            try:
+                file = await self._resolver.file(FileRoute(repo, commit, path), client)
+                if file.digest is not None and file.size:
+                    await self._blobs.want(
+                        file.digest, file.size, HubAccess(self._resolver, file, client), is_public=file.is_public
+                    )
+            except (HubError, OriginUnavailable, MeshError) as error:
+                log.warning("preheating %s: %s: %s", repo, path, error)
+
+    def _commit(self, repo: str, revision: str) -> str:
+        ref = self._catalog.ref(repo, revision)
+        return ref.commit if ref is not None else revision
+
+    def _set_pins(self, pins: dict[str, list[str]]) -> None:
+        self._catalog.set_pins(pins)
+        self._pinned = {digest for digests in pins.values() for digest in digests}
+
+    def _name(self, digest: Digest) -> BlobName:
+        return self._catalog.blob_name(digest) or BlobName("", "")
+
+    def _download(self, swarm: Swarm) -> DownloadView:
+        name = self._name(swarm.digest)
+        partial = swarm.fill.partial
+        return DownloadView(
+            str(swarm.digest),
+            swarm.size,
+            partial.journaled_bytes,
+            name.repo or None,
+            name.path or None,
+            swarm.began_at,
+            len(swarm.fill.readers),
+            "".join(_letters(swarm)),
+            dict(swarm.fetcher.received),
+        )
+
+
+def _letters(swarm: Swarm) -> Iterator[str]:
+    partial = swarm.fill.partial
+    active = {piece for piece, _ in swarm.fetcher.active()}
+    for piece in range(partial.pieces.count):
+        if piece in partial.have:
+            source = swarm.fetcher.source_of(piece)
+            yield "o" if source == ORIGIN else "p" if source else "#"
+        else:
+            yield "-" if piece in active else "."
+
+
+def _is_chosen(path: str, order: Preheat) -> bool:
+    included = not order.include or any(fnmatch(path, glob) for glob in order.include)
+    return included and not any(fnmatch(path, glob) for glob in order.exclude)

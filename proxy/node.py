@@ -1,0 +1,279 @@
+"""A whole node: every part made, connected, started and stopped, in one place."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import uuid
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import aiohttp
+import uvloop
+from aiohttp import web
+
+from mesh.auth import Auth, load_key
+from mesh.blobs import Blobs
+from mesh.content import Digest
+from mesh.fetcher import OriginAccess
+from mesh.gossip import MAX_MESSAGE
+from mesh.house import House
+from mesh.limiter import Limiter
+from mesh.membership import Address
+from mesh.mesh import Mesh
+from mesh.outflow import Outflow
+from mesh.server import MeshServer
+from mesh.stats import Stats
+from mesh.store import Store
+from mesh.tasks import Tasks
+from mesh.transfer import Connections
+from proxy.admin.metrics import Metrics
+from proxy.admin.routes import add_routes
+from proxy.api import Api
+from proxy.app import App, guard_host
+from proxy.budget import default_budget
+from proxy.catalog import Catalog
+from proxy.files import Files, HubAccess
+from proxy.holdings import Holdings
+from proxy.hub.access import Grants
+from proxy.hub.freshness import Freshness
+from proxy.origin import Origin
+from proxy.passthrough import Passthrough
+from proxy.resolve import Resolver
+from proxy.settings import Settings
+from proxy.units import HostPort, format_size
+from proxy.version import VERSION
+
+log = logging.getLogger(__name__)
+
+_UPLOAD_THREADS = 8
+
+
+def run(settings: Settings) -> int:
+    """Run a node until SIGTERM or SIGINT; the exit status.
+
+    Raises MeshError and OSError when it cannot start.
+    """
+    return uvloop.run(_run(settings))
+
+
+async def _run(settings: Settings) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        node = await _build(settings, stack)
+        # What was made so far lives as long as the process: keep the collector from walking it again and again.
+        gc.collect()
+        gc.freeze()
+        log.info("hubmesh %s serves %s at http://%s", VERSION, settings.origin, node.listen)
+        await stop.wait()
+        log.info("stopping: running downloads have %.0f s", settings.drain_timeout)
+    log.info("stopped")
+    return 0
+
+
+class Node:
+    """What is known of a running node by those who show it."""
+
+    def __init__(self, listen: HostPort, mesh_listen: HostPort) -> None:
+        self.listen = listen
+        self.mesh_listen = mesh_listen
+
+
+async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
+    """Make the parts from the ground up; the stack takes them down in the reverse order."""
+    data_dir = settings.data_dir
+    data_dir.mkdir(parents=True, exist_ok=True)
+    auth = Auth(_node_id(data_dir), load_key(settings.mesh_key_file) if settings.mesh_key_file else None)
+
+    # The ports first: what cannot listen should not touch anything else.
+    listener = _bind(settings.listen)
+    stack.callback(listener.close)
+    mesh_listener = _bind(settings.mesh_listen)
+    stack.callback(mesh_listener.close)
+    listen, mesh_listen = _bound(settings.listen, listener), _bound(settings.mesh_listen, mesh_listener)
+
+    stats = Stats()
+    metrics = Metrics(stats)
+    catalog = Catalog(data_dir / "catalog")
+    stack.push_async_callback(catalog.close)
+    holdings = Holdings(catalog)
+    store = Store(data_dir, settings.max_size or default_budget(data_dir), is_pinned=holdings.is_pinned)
+    stack.callback(store.close)
+    tasks = Tasks()
+    stack.push_async_callback(tasks.close)
+    session = await stack.enter_async_context(
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=256, limit_per_host=8))
+    )
+
+    def may_share(digest: Digest) -> bool:
+        """In a keyed mesh everything; in an open one what anybody could get from the Hub."""
+        return auth.is_keyed or store.is_public(digest)
+
+    mesh = Mesh(
+        node_id=auth.node_id,
+        auth=auth,
+        session=session,
+        store=store,
+        tasks=tasks,
+        address=_advertised(settings, mesh_listen),
+        role=settings.role,
+        version=VERSION,
+        may_share=may_share,
+    )
+    house = House(
+        auth.node_id,
+        store,
+        stats,
+        tasks,
+        mesh.exchange,
+        mesh.exchange,
+        origin_connections=Connections(connect=settings.origin_connect_timeout, stall=settings.origin_stall_timeout),
+        origin_limiter=Limiter(settings.max_origin),
+        peer_limiter=Limiter(settings.max_download),
+    )
+    stack.callback(house.close)
+    blobs = Blobs(house)
+    stack.push_async_callback(blobs.close)
+
+    origin = Origin(
+        settings.origin,
+        metrics=metrics,
+        offline=settings.offline,
+        connect_timeout=settings.origin_connect_timeout,
+        answer_timeout=settings.origin_metadata_timeout,
+    )
+    stack.push_async_callback(origin.close)
+    freshness, grants = Freshness(settings.freshness), Grants(settings.grant_life)
+    resolver = Resolver(origin=origin, catalog=catalog, freshness=freshness, grants=grants)
+    api = Api(origin=origin, catalog=catalog, freshness=freshness, grants=grants)
+    outflow = Outflow(threads=_UPLOAD_THREADS, sent=lambda count: stats.add("client_sent", count))
+    stack.callback(outflow.close)
+    app = App(
+        files=Files(resolver=resolver, blobs=blobs, outflow=outflow),
+        api=api,
+        passthrough=Passthrough(origin=origin, catalog=catalog),
+        metrics=metrics,
+    )
+    holdings.connect(
+        node_id=auth.node_id,
+        role=settings.role,
+        stats=stats,
+        store=store,
+        blobs=blobs,
+        mesh=mesh,
+        api=api,
+        resolver=resolver,
+        tasks=tasks,
+    )
+
+    def access(hint: bytes) -> OriginAccess | None:
+        """How this node, as a seed, fetches a public file for the others."""
+        return HubAccess.of_hint(hint, resolver)
+
+    peer_outflow = Outflow(
+        threads=_UPLOAD_THREADS,
+        limiter=Limiter(settings.max_upload),
+        sent=lambda count: stats.add("peer_sent", count),
+    )
+    stack.callback(peer_outflow.close)
+    server = MeshServer(
+        house=house,
+        blobs=blobs,
+        tracker=mesh.tracker,
+        outflow=peer_outflow,
+        may_share=may_share,
+        is_seed=mesh.is_seed,
+        access=access,
+    )
+    await _listen(_mesh_app(mesh, server), mesh_listener, stack, drain=1.0)
+    await _listen(_client_app(settings, app, holdings, metrics), listener, stack, drain=settings.drain_timeout)
+    _start_discovery(settings, mesh, mesh_listen, tasks, stack)
+    stack.push_async_callback(mesh.leave)
+    _announce(data_dir, listen, mesh_listen, stack)
+    log.debug("%s in %d blobs are here", format_size(store.size), len(store))
+    return Node(listen, mesh_listen)
+
+
+def _client_app(settings: Settings, app: App, holdings: Holdings, metrics: Metrics) -> web.Application:
+    # Uploads are streamed; what is read whole is bounded where it is read.
+    client_app = web.Application(client_max_size=1 << 62, middlewares=[app.observe, guard_host(settings.allow_hosts)])
+    add_routes(client_app, holdings, metrics)
+    client_app.router.add_route("*", "/{target:.*}", app.handle)
+    return client_app
+
+
+def _mesh_app(mesh: Mesh, server: MeshServer) -> web.Application:
+    mesh_app = web.Application(client_max_size=MAX_MESSAGE, middlewares=[mesh.middleware()])
+    mesh.add_routes(mesh_app)
+    server.add_routes(mesh_app)
+    return mesh_app
+
+
+async def _listen(app: web.Application, listener: socket.socket, stack: AsyncExitStack, *, drain: float) -> None:
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=drain, keepalive_timeout=75)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    await web.SockSite(runner, listener, backlog=1024).start()
+
+
+def _start_discovery(
+    settings: Settings, mesh: Mesh, mesh_listen: HostPort, tasks: Tasks, stack: AsyncExitStack
+) -> None:
+    has_others = bool(settings.seeds) or settings.mdns
+    mesh.start(settle=settings.discovery_timeout if has_others else 0.0)
+
+
+def _node_id(data_dir: Path) -> str:
+    """128 random bits, kept with the data: a node is its store."""
+    file = data_dir / "node-id"
+    try:
+        if known := file.read_text("ascii").strip():
+            return known
+    except FileNotFoundError:
+        pass
+    node_id = uuid.uuid4().hex
+    temporary = file.with_suffix(".new")
+    temporary.write_text(node_id, "ascii")
+    temporary.replace(file)
+    return node_id
+
+
+def _bind(address: HostPort) -> socket.socket:
+    """A listening socket. Raises OSError that says where."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        return socket.create_server(
+            (address.host, address.port), family=family, backlog=1024, dualstack_ipv6=address.host == "::"
+        )
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen on {address}: {os.strerror(error.errno or 0)}") from error
+
+
+def _bound(wanted: HostPort, listener: socket.socket) -> HostPort:
+    return HostPort(wanted.host, listener.getsockname()[1])
+
+
+def _advertised(settings: Settings, mesh_listen: HostPort) -> Address:
+    """Where peers reach us. An empty host means: wherever they see our messages come from."""
+    if settings.advertise is not None:
+        return Address(settings.advertise.host, settings.advertise.port)
+    return Address("" if mesh_listen.wildcard else mesh_listen.host, mesh_listen.port)
+
+
+def _announce(data_dir: Path, listen: HostPort, mesh_listen: HostPort, stack: AsyncExitStack) -> None:
+    """Tell the commands on this machine where the node is."""
+    file = data_dir / "node.json"
+    temporary = file.with_suffix(".new")
+    temporary.write_text(
+        json.dumps({"listen": str(listen.reachable), "mesh_listen": str(mesh_listen), "pid": os.getpid()})
+    )
+    temporary.replace(file)
+    stack.callback(file.unlink, missing_ok=True)
