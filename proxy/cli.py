@@ -13,6 +13,12 @@ from proxy.version import VERSION
 _COMMANDS = {
     "serve": "serve",
     "status": "status",
+    "pull": "pull",
+    "preheat": "preheat",
+    "pin": "pin",
+    "unpin": "pin",
+    "ls": "ls",
+    "rm": "rm",
 }
 
 

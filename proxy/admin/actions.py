@@ -20,6 +20,7 @@ from proxy.hub.errors import HubError, OriginUnavailable
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
 _Globs = Annotated[tuple[Annotated[str, msgspec.Meta(max_length=1000)], ...], msgspec.Meta(max_length=100)]
 
+_MAX_BODY = 256 << 10  # bytes: a hundred globs of the greatest length fit
 _TYPES = ("models", "datasets", "spaces", "kernels")
 
 
@@ -48,7 +49,7 @@ async def act(request: web.Request, node: NodeView, action: str) -> web.Response
     if refusal := _refuse(request):
         return _answer(403, error=refusal)
     try:
-        order = msgspec.json.decode(await request.read(), type=Order)
+        order = msgspec.json.decode(await _read(request), type=Order)
         repo = canonical(order.repo)
     except ValueError as error:
         return _answer(400, error=str(error))
@@ -95,6 +96,16 @@ ACTIONS: dict[str, Callable[[web.Request, NodeView, str, Order], Awaitable[dict[
     "rm": _remove,
     "preheat": _preheat,
 }
+
+
+async def _read(request: web.Request) -> bytes:
+    """The body. Raises ValueError when it is too long: uploads go to the Hub, not here."""
+    body = bytearray()
+    async for data in request.content.iter_chunked(_MAX_BODY):
+        body += data
+        if len(body) > _MAX_BODY:
+            raise ValueError(f"more than {_MAX_BODY} bytes are no order")
+    return bytes(body)
 
 
 def _refuse(request: web.Request) -> str | None:

@@ -28,8 +28,10 @@ def serve(**flags: Any) -> int:
 
     try:
         return run(settings)
-    except (MeshError, OSError) as error:
+    except MeshError as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(error.strerror or str(error)) from error
 
 
 def _check_paths(settings: Settings) -> None:

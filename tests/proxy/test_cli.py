@@ -2,51 +2,12 @@
 
 import asyncio
 import json
-import os
-import sys
 
 import pytest
 from aiohttp import web
 
 from proxy import cli
-from proxy.admin.metrics import Metrics
-from proxy.admin.routes import add_routes
 from proxy.admin.status import decode
-from tests.proxy.nodes import PaperNode
-
-
-@pytest.fixture(autouse=True)
-def home(monkeypatch, tmp_path):
-    for name in [*filter(lambda name: name.startswith("HUBMESH_"), os.environ), "HF_ENDPOINT"]:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line; (exit code, stdout, stderr)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hubmesh", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        shown = capsys.readouterr()
-        return end.value.code, shown.out, shown.err
-
-    return run
-
-
-@pytest.fixture
-async def node(aiohttp_server):
-    """A node on paper behind a real socket; `url` is where."""
-    node = PaperNode()
-    app = web.Application()
-    add_routes(app, node, Metrics(node.stats))
-    server = await aiohttp_server(app)
-    node.url = f"http://127.0.0.1:{server.port}"
-    node.listen = f"127.0.0.1:{server.port}"
-    return node
 
 
 @pytest.mark.parametrize(

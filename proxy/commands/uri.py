@@ -1,0 +1,78 @@
+"""Names of repositories and files as people type them: ``hf://datasets/owner/name@revision/path``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import click
+
+if TYPE_CHECKING:
+    from typing import Self
+
+_TYPES = ("models", "datasets", "spaces", "kernels")
+# The Hub's own refs hold a "/" that belongs to them; in other revisions it is written %2F.
+_REVISION = re.compile(r"refs/(?:convert|pr)/[^/]+|[^/]+")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
+
+
+@dataclass(frozen=True, slots=True)
+class HfUri:
+    """A repository, or with `path` a file or folder in it. `type` is models, datasets, spaces or kernels."""
+
+    type: str
+    id: str
+    revision: str | None = None
+    path: str = ""
+
+    @property
+    def repo(self) -> str:
+        """``models/owner/name``, as the node's own pages name it."""
+        return f"{self.type}/{self.id}"
+
+    @property
+    def repo_type(self) -> str:
+        """As huggingface_hub calls it: model, dataset, space or kernel."""
+        return self.type.removesuffix("s")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read it with or without ``hf://``. Raises ValueError for anything else."""
+        rest = text.removeprefix("hf://").strip("/")
+        first, _, after = rest.partition("/")
+        repo_type, rest = (first, after) if first in _TYPES else ("models", rest)
+        # A revision ends the name; without one the name is its first two parts.
+        name, at, after = rest.partition("@")
+        if at and name.count("/") <= 1:
+            match = _REVISION.match(after)
+            revision = unquote(match[0]) if match else ""
+            path = after[match.end() :] if match else ""
+        else:
+            parts = rest.split("/", 2)
+            name, revision, path = "/".join(parts[:2]), None, "".join(parts[2:])
+        path = path.strip("/")
+        if not all(map(_NAME.fullmatch, name.split("/"))) or revision == "" or ".." in path.split("/"):
+            raise ValueError(
+                f"{text!r} is not a repository or a file in one: hf://[datasets/|spaces/]owner/name[@revision][/path]"
+            )
+        return cls(repo_type, name, revision, path)
+
+
+class _Repo(click.ParamType[HfUri]):
+    """A repository on the command line."""
+
+    name = "repo"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> HfUri:
+        try:
+            uri = HfUri.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if uri.path:
+            self.fail(f"{value!r} is more than a repository", param, ctx)
+        return uri
+
+
+REPO = _Repo()

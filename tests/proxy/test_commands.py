@@ -1,0 +1,94 @@
+"""The commands that ask a running node or tell it something, and how they read what people type."""
+
+import asyncio
+import json
+
+import pytest
+
+from proxy.admin.view import Preheat
+from proxy.commands.uri import HfUri
+
+
+@pytest.fixture
+def run_at(run, node):
+    """Run a command against the node on paper, from a thread: the node needs the loop."""
+
+    async def run_at(*arguments: str) -> tuple[int, str, str]:
+        return await asyncio.to_thread(run, *arguments, "--listen", node.listen)
+
+    return run_at
+
+
+@pytest.mark.parametrize(
+    ("text", "repo", "revision", "path"),
+    [
+        ("hf://acme/tiny", "models/acme/tiny", None, ""),
+        ("acme/tiny", "models/acme/tiny", None, ""),
+        ("hf://gpt2@main/config.json", "models/gpt2", "main", "config.json"),
+        ("hf://models/acme/tiny/a/b.bin", "models/acme/tiny", None, "a/b.bin"),
+        ("hf://datasets/acme/rows@v1.0/data/x@y.parquet", "datasets/acme/rows", "v1.0", "data/x@y.parquet"),
+        ("hf://spaces/acme/app@refs/pr/7/app.py", "spaces/acme/app", "refs/pr/7", "app.py"),
+        ("hf://acme/tiny@feature%2Fx/", "models/acme/tiny", "feature/x", ""),
+        ("hf://acme/tiny/odd@name", "models/acme/tiny", None, "odd@name"),
+    ],
+)
+def test_names_of_files(text, repo, revision, path):
+    uri = HfUri.parse(text)
+    assert (uri.repo, uri.revision, uri.path) == (repo, revision, path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "hf://", "hf://datasets", "hf://a b/c", "hf://a/b@", "https://x.y/z", "a/b/../../c"]
+)
+def test_what_names_no_file(text):
+    with pytest.raises(ValueError, match="is not a repository"):
+        HfUri.parse(text)
+
+
+async def test_ls_sums_up_by_repository(run_at):
+    code, out, _ = await run_at("ls")
+    assert code == 0
+    assert [line.split() for line in out.splitlines()] == [
+        ["REPOSITORY", "FILES", "SIZE", "HERE"],
+        ["datasets/acme/rows", "1", "5", "kB", "20%", "pinned"],
+        ["acme/tiny", "2", "1.02", "kB", "100%"],
+    ]
+    held = json.loads((await run_at("ls", "--json"))[1])
+    assert [(row["repo"], row["have"]) for row in held] == [("datasets/acme/rows", 1000), ("models/acme/tiny", 1020)]
+
+
+async def test_ls_of_one_repository_names_its_files(run_at):
+    _, out, _ = await run_at("ls", "acme/tiny")
+    assert [line.split()[0] for line in out.splitlines()] == ["FILE", "config.json", "model.safetensors"]
+    assert (await run_at("ls", "acme/none"))[::2] == (1, "hubmesh: nothing of acme/none is here\n")
+
+
+async def test_orders_reach_the_node(run_at, node, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_environment")
+    assert (await run_at("pin", "acme/tiny@v1"))[1] == "acme/tiny: 1 files stay\n"
+    assert (await run_at("unpin", "acme/tiny"))[0] == 0
+    assert (await run_at("rm", "datasets/acme/rows", "acme/tiny"))[1] == "acme/rows: 3 B freed\nacme/tiny: 4 B freed\n"
+    assert (await run_at("preheat", "acme/tiny", "--nodes", "all", "--exclude", "*.bin"))[0] == 0
+    assert (await run_at("preheat", "acme/tiny@v1", "--nodes", "3", "--token", "hf_flag"))[0] == 0
+    assert node.told == [
+        ("pin", "models/acme/tiny", "v1"),
+        ("unpin", "models/acme/tiny"),
+        ("rm", "datasets/acme/rows"),
+        ("rm", "models/acme/tiny"),
+        ("preheat", Preheat("models/acme/tiny", "main", (), ("*.bin",), None, "hf_environment")),
+        ("preheat", Preheat("models/acme/tiny", "v1", (), (), 3, "hf_flag")),
+    ]
+
+
+async def test_what_the_node_says_is_passed_on(run_at, node):
+    node.error = LookupError("nothing of models/acme/tiny is here")
+    assert await run_at("pin", "acme/tiny") == (1, "", "hubmesh: nothing of models/acme/tiny is here\n")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["preheat", "a/b", "--nodes", "few"], ["preheat", "a/b", "--nodes", "0"], ["pin", "a/b/c"]]
+)
+async def test_bad_orders_are_refused_before_anything_is_asked(run_at, node, arguments):
+    code, out, err = await run_at(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert node.told == []
