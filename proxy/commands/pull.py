@@ -278,6 +278,8 @@ def _explain(error: Exception, what: HfUri) -> click.ClickException:
         return NotFound(f"there is no {what.path or 'such file'} in {what.repo}")
     if isinstance(error, errors.RepositoryNotFoundError):
         return NotFound(f"there is no {what.repo}, or it is private and the token may not read it")
+    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code == 404:
+        return NotFound(f"{what.repo}: not found: {error}")
     if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
         return NotAllowed(f"{what.repo}: not allowed: {error}")
     return click.ClickException(str(error) or type(error).__name__)
