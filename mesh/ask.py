@@ -6,6 +6,7 @@ import aiohttp
 from yarl import URL
 
 from mesh.auth import Auth, NotAuthentic
+from mesh.errors import Unavailable
 from mesh.membership import Address
 
 _TYPE = "application/x-msgpack"
@@ -16,8 +17,9 @@ async def ask(
 ) -> bytes:
     """POST a message and return the answer's body, of at most `limit` bytes. The caller sets the time limit.
 
-    `to` is the node id of whom we mean to ask, where it is known. Raises ConnectionRefusedError when nobody
-    listens there, NotAuthentic (which is logged once for each peer), and OSError for whatever else goes wrong.
+    `to` is the node id of whom we mean to ask, where it is known. Raises OSError when nobody answers
+    (ConnectionRefusedError: nobody listens there), NotAuthentic (which is logged once for each peer) or Unavailable
+    when the answer is of no use.
     """
     headers = {"Content-Type": _TYPE, **auth.sign("POST", target, body, to)}
     url = URL(f"http://{address}{target}", encoded=True)
@@ -27,10 +29,10 @@ async def ask(
             async for data in response.content.iter_any():
                 answer += data
                 if len(answer) > limit:
-                    raise ConnectionError(f"{address} answers with more than {limit} bytes")
+                    raise Unavailable(f"{address} answers with more than {limit} bytes")
+            if response.status not in (200, 401):  # whoever says so: it is of no use
+                raise Unavailable(f"{address} answers HTTP {response.status}")
             auth.check_answer(headers, response.status, response.headers, bytes(answer))
-            if response.status != 200:
-                raise ConnectionError(f"{address} answers HTTP {response.status}")
             return bytes(answer)
     except NotAuthentic as error:
         auth.complain(str(address), error, "cannot talk to")

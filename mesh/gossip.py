@@ -19,7 +19,7 @@ from typing import Annotated
 
 import msgspec
 
-from mesh.auth import NotAuthentic
+from mesh.errors import MeshError
 from mesh.membership import MAX_CLAIMS, Address, Change, Claim, Member, Members, State, as_heard
 from mesh.tasks import Tasks
 
@@ -37,7 +37,7 @@ _CROWD = 100  # nodes from which on rounds are rarer
 _TOLD = 8  # peers that are told when we leave
 
 # POSTs a message to TARGET at an address, where the node of this id is expected ("" if not known), and returns the
-# answer. Raises OSError or NotAuthentic.
+# answer. Raises OSError or MeshError.
 Ask = Callable[[Address, bytes, str], Awaitable[bytes]]
 
 
@@ -119,7 +119,7 @@ class Gossip:
     async def join(self, address: Address, *, named_seed: bool = False) -> str:
         """Exchange with whoever is at an address, and return its node id (which may be our own).
 
-        Raises OSError, NotAuthentic or ValueError when that fails.
+        Raises OSError, MeshError or ValueError when that fails.
         """
         return await self._exchange(address, "", named_seed)
 
@@ -177,7 +177,7 @@ class Gossip:
         except TimeoutError:
             if self._late_at < asked_at:
                 self._accuse(member.node_id)
-        except (OSError, NotAuthentic, ValueError) as error:
+        except (OSError, MeshError, ValueError) as error:
             log.debug("no exchange with %s: %s", member.node_id, error)
             self._accuse(member.node_id)
         else:

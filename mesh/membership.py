@@ -237,10 +237,9 @@ class Members:
         if record is None or record.claim.state != State.ALIVE:
             return []
         if record.reached is not None:
-            told, reached = Address(record.claim.host, record.claim.port), record.reached
-            record.reached = None
+            tried, record.reached = record.reached, None
             self._alive = None
-            if reached != told:
+            if tried != self._member(record).address:
                 return []  # perhaps it can be reached where others say it is
         if now < record.calm_until:
             return []

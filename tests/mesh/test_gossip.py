@@ -1,0 +1,265 @@
+"""Gossip between real servers on loopback: joining, dying, coming back, leaving, and bad company."""
+
+import asyncio
+import logging
+import socket
+from contextlib import asynccontextmanager
+
+import aiohttp
+import msgspec
+import pytest
+from aiohttp import web
+
+from mesh.ask import ask
+from mesh.auth import SENDER, Auth, NotAuthentic, guard
+from mesh.gossip import MAX_MESSAGE, TARGET, Gossip
+from mesh.membership import MAX_CLAIMS, Address, Claim, Members, State
+from mesh.tasks import Tasks
+
+KEY = b"k" * 32
+
+
+class Node:
+    """A node that has nothing but a mesh port. What it does can be stopped and begun anew on the same port."""
+
+    def __init__(self, node_id, key=None):
+        self.auth = Auth(node_id, key)
+        self.port = 0
+        self.starts = 0
+        self.exchanges = 0
+        self.changes = []
+
+    async def start(self, settle=0.0):
+        self.starts += 1
+        listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = listener.getsockname()[1]
+        me = Claim(self.auth.node_id, self.starts, State.ALIVE, "", self.port, "peer", "1")
+        self.members = Members(me, suspect_for=1.0)
+        self.tasks = Tasks()
+        self.gossip = Gossip(self.members, self._ask, self.tasks, mesh_id=self.auth.mesh_id, interval=0.1)
+        self.gossip.on_change(self.changes.extend)
+        app = web.Application(client_max_size=MAX_MESSAGE, middlewares=[guard(self.auth)])
+        app.router.add_post(TARGET, self._handle)
+        self._session = aiohttp.ClientSession()
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.SockSite(self._runner, listener).start()
+        self.gossip.start(settle=settle)
+        return self
+
+    async def stop(self):
+        """As if killed: no word to anybody."""
+        await self.tasks.close()
+        await self._session.close()
+        await self._runner.cleanup()
+
+    @property
+    def address(self):
+        return Address("127.0.0.1", self.port)
+
+    @property
+    def known(self):
+        return {member.node_id for member in self.members.alive()}
+
+    async def _ask(self, address, body, node_id):
+        return await ask(self._session, self.auth, address, TARGET, body, limit=MAX_MESSAGE, to=node_id)
+
+    async def _handle(self, request):
+        self.exchanges += 1
+        try:
+            answer = self.gossip.handle(await request.read(), request.remote, request.get(SENDER))
+        except ValueError as error:
+            raise web.HTTPBadRequest(text=str(error)) from error
+        return web.Response(body=answer)
+
+
+@asynccontextmanager
+async def mesh(*names, key=None):
+    """Nodes that have all joined the first of them."""
+    nodes = [await Node(name, key).start() for name in names]
+    try:
+        for node in nodes[1:]:
+            await node.gossip.join(nodes[0].address)
+        yield nodes
+    finally:
+        for node in nodes:
+            await node.stop()
+
+
+async def until(condition, seconds=15.0):
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def all_know(nodes):
+    names = {node.auth.node_id for node in nodes}
+    return all(node.known == names - {node.auth.node_id} for node in nodes)
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+async def test_five_nodes_find_each_other_and_notice_who_dies_and_who_returns(key):
+    async with mesh("a", "b", "c", "d", "e", key=key) as nodes:
+        await until(lambda: all_know(nodes))
+        await nodes[2].stop()
+        rest = nodes[:2] + nodes[3:]
+        await until(lambda: all_know(rest))
+        assert any(change.parted and change.member.node_id == "c" for change in nodes[0].changes)
+        # It knows nobody when it comes back: the others find it where it was.
+        await nodes[2].start()
+        await until(lambda: all_know(nodes))
+        assert len({node.members.digest() for node in nodes}) == 1
+
+
+async def test_a_node_that_leaves_is_gone_at_once_and_without_being_suspected():
+    async with mesh("a", "b", "c") as nodes:
+        await until(lambda: all_know(nodes))
+        await nodes[1].gossip.leave()
+        await until(lambda: all_know([nodes[0], nodes[2]]))
+        for node in (nodes[0], nodes[2]):
+            assert [c.member.state for c in node.changes if c.member.node_id == "b"][-1] == State.LEFT
+            assert not any(c.member.state == State.SUSPECT for c in node.changes if c.member.node_id == "b")
+
+
+async def test_a_wrongly_suspected_node_stays():
+    async with mesh("a", "b", "c") as nodes:
+        await until(lambda: all_know(nodes))
+        before = nodes[1].members.me.incarnation
+        nodes[0].gossip.failed("b")
+        assert nodes[0].members.get("b").state == State.SUSPECT
+        await until(lambda: all(n.members.get("b").incarnation > before for n in (nodes[0], nodes[2])))
+        assert not any(change.parted for node in nodes for change in node.changes)
+
+
+async def test_lists_travel_only_while_there_is_news():
+    async with mesh("a", "b", "c") as nodes:
+        await until(lambda: all_know(nodes) and len({node.members.digest() for node in nodes}) == 1)
+        count = nodes[0].exchanges
+        await until(lambda: nodes[0].exchanges > count + 5)
+        message = nodes[1].gossip._message(with_claims=False)
+        assert len(nodes[0].gossip.handle(message, "127.0.0.1")) < 100
+        # All was said on first contact, through a wildcard address, and nobody was told a loopback address.
+        assert {claim.host for claim in nodes[0].members.snapshot(0.0)} == {""}
+
+
+async def test_ready_with_the_first_answer_or_when_none_comes():
+    async with mesh("a") as (a,):
+        await asyncio.wait_for(a.gossip.ready.wait(), 5)  # nobody to wait for
+        b = await Node("b").start(settle=60.0)
+        try:
+            assert not b.gossip.ready.is_set()
+            await b.gossip.join(a.address)
+            assert b.gossip.ready.is_set()
+            assert await b.gossip.join(b.address) == "b"  # its own address among the seeds
+            assert b.known == {"a"}
+        finally:
+            await b.stop()
+
+
+async def test_two_meshes_do_not_mix_and_the_log_says_once_what_is_wrong(caplog):
+    async with mesh("a", key=KEY) as (a,), mesh("b", key=b"o" * 32) as (b,), mesh("c") as (c,):
+        for node, other in ((a, b), (b, a), (a, c), (c, a)):
+            for _ in range(2):
+                with pytest.raises(NotAuthentic):
+                    await node.gossip.join(other.address)
+        assert a.known == b.known == c.known == set()
+        warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        # For each pair and direction one line at either side, however often they try.
+        assert len(warnings) == 8
+        assert f"cannot talk to {b.address}: it has another mesh key (--mesh-key-file)" in warnings
+        assert any(text.startswith(f"cannot talk to {a.address}: it has a mesh key, but") for text in warnings)
+        assert any(text.startswith(f"cannot talk to {c.address}: it has no mesh key, but") for text in warnings)
+
+
+def claims(count):
+    return [Claim(f"n{n}", 1, State.ALIVE, "10.0.0.1", 1, "peer", "1") for n in range(count)]
+
+
+SENDER_CLAIM = Claim("liar", 1, State.ALIVE, "", 1, "peer", "1")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xc1",
+        b"{}",
+        bytes(MAX_MESSAGE + 1),
+        b"\x94\xa0\xdd\xff\xff\xff\xff",
+        b"\x94" * 100_000,
+        msgspec.msgpack.encode(["", SENDER_CLAIM, b"x", claims(MAX_CLAIMS + 1)]),
+        msgspec.msgpack.encode(["another mesh", SENDER_CLAIM, b"x", []]),
+        msgspec.msgpack.encode(["", SENDER_CLAIM, b"x" * 1000, []]),
+        msgspec.msgpack.encode(["", ["liar", 1, 9, "", 1, "peer", "1"], b"x", []]),
+        msgspec.msgpack.encode(["", ["liar", 1, 0, "", 1, "king", "1"], b"x", []]),
+        msgspec.msgpack.encode(["", ["liar", 1 << 60, 0, "", 1, "peer", "1"], b"x", []]),
+        msgspec.msgpack.encode(["", SENDER_CLAIM, b"x", [["li/ar", 1, 0, "", 1, "peer", "1"]]]),
+    ],
+    ids=range(13),
+)
+async def test_a_message_that_is_not_sane_is_refused_and_changes_nothing(body):
+    me = Members(Claim("a", 1, State.ALIVE, "", 1, "peer", "1"))
+    with pytest.raises(ValueError):
+        Gossip(me, None, Tasks()).handle(body, "127.0.0.1")
+    assert me.alive() == ()
+
+
+async def test_the_fullest_message_fits():
+    me = Members(Claim("a" * 128, 1, State.ALIVE, "", 1, "peer", "1"))
+    me.merge(
+        [Claim(f"{n:0128}", (1 << 53) - 1, State.ALIVE, "h" * 253, 65535, "peer", "v" * 32) for n in range(1999)], 0.0
+    )
+    gossip = Gossip(me, None, Tasks())
+    message = gossip._message(with_claims=True)
+    assert len(message) <= MAX_MESSAGE
+    assert gossip._decode(message)
+
+
+async def test_nobody_can_speak_for_another_in_a_keyed_mesh():
+    me = Members(Claim("a", 1, State.ALIVE, "", 1, "peer", "1"))
+    message = msgspec.msgpack.encode(["", SENDER_CLAIM, b"x", []])
+    with pytest.raises(ValueError, match="sends a message as"):
+        Gossip(me, None, Tasks()).handle(message, "10.0.0.2", "somebody")
+
+
+async def test_a_copied_data_directory_is_said_once(caplog):
+    me = Members(Claim("a", 1, State.ALIVE, "", 1, "peer", "1"))
+    gossip = Gossip(me, None, Tasks())
+    double = Claim("a", 1, State.ALIVE, "", 2, "peer", "1")
+    for _ in range(2):
+        gossip.handle(msgspec.msgpack.encode(["", double, b"x", []]), "10.0.0.2")
+    assert [r.getMessage() for r in caplog.records] == [
+        "another node, at 10.0.0.2 port 2, has our node id: was the data directory copied?"
+    ]
+
+
+@pytest.mark.parametrize("harm", ["silence", "endless", "junk", "other"])
+async def test_a_member_that_answers_nonsense_is_soon_gone(harm):
+    async def answer(request):
+        if harm == "silence":
+            await asyncio.sleep(60)
+        if harm == "other":
+            return web.Response(body=msgspec.msgpack.encode(["", SENDER_CLAIM, b"x", []]))
+        if harm == "junk":
+            return web.Response(body=b"\xff" * 1000)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(bytes(1 << 16))
+
+    app = web.Application()
+    app.router.add_post(TARGET, answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
+    await runner.setup()
+    listener = socket.create_server(("127.0.0.1", 0))
+    await web.SockSite(runner, listener).start()
+    port = listener.getsockname()[1]
+    try:
+        async with mesh("a", "b") as nodes:
+            await until(lambda: all_know(nodes))
+            nodes[0].members.merge([Claim("bad", 1, State.ALIVE, "", port, "peer", "1")], 0.0)
+            await until(lambda: nodes[1].members.get("bad") is not None)
+            await until(lambda: all("bad" not in node.known for node in nodes), 30)
+            assert {"a", "b"} <= nodes[0].known | nodes[1].known
+    finally:
+        await runner.cleanup()
