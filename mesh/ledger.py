@@ -1,120 +1,93 @@
 """What a tracker keeps of one blob's swarm, and what it decides: who fetches which piece from where. Pure.
 
 No I/O and no clock: `now` is seconds on any clock that does not go back. The same code leads real swarms and simulated
-ones. Sets of pieces are integers (piece n is bit n), so a decision costs a few operations on whole sets.
+ones. Sets of pieces and of nodes are integers, so a decision costs a few operations on whole sets.
 
 The rules:
 
 1. A piece that nobody holds is fetched from the origin by one node at a time: its lease. Leases go to seeds while
-   there are seeds that can fetch, else to those who ask, a few at first and more as they deliver.
+   there are seeds that can fetch, else round those who ask, and no more at once than keep the origin busy.
 2. A piece that somebody holds comes from whoever will be done first: fewest uploads outstanding for its measured
    speed. A source has only a few uploads at a time; who gets none waits, and soon there are more holders.
-3. First what a reader waits for, then what is rarest.
+3. First what a reader waits for, then leases, then what is rarest, copies under way included.
 4. Nothing lasts for ever: leases end when the origin's bytes stop coming, tasks and nodes when nothing is heard.
+5. Nobody is believed without bound: who accuses many others is not heard, and who is said to miss pieces announces
+   itself anew. A node for which no holder of a piece is of any use may lease it.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from zlib import crc32
 
+from mesh import policy
+from mesh.books import Books, Node, with_slot
 from mesh.content import Pieces, PieceSet
-from mesh.messages import HELD, MAX_SOURCES, MAX_TASKS, ORIGIN, Failure, Plan, Report, Runs, Task
-
-LEASE_SECONDS = 30.0  # without a byte from the origin
-NODE_SECONDS = 20.0  # without a report
-SETTLE_SECONDS = 1.0  # for announcements after a change of tracker, before new leases
-RETRY_SECONDS = 5.0
-UPLOADS = 4  # outstanding for one source
-FIRST_LEASES = 4  # pieces that a newcomer among several is sent for; each one it delivers adds two
-_CANDIDATES = 48  # sources compared for one plan
-_BACK_OFF = 2.0  # seconds that a source which failed a node is not offered to it
-_STRIKES = 3  # failures in a row after which it never is again
-_ACCUSERS = 3  # this many nodes must have had wrong bytes from a source before nobody is sent to it
-_SLOWEST = 60.0  # seconds for a piece, at most, until a task counts as failed
-_SPEED_SHARE = 0.3  # of a new measurement in the running mean
-
-
-@dataclass(slots=True)
-class _Assignment:
-    source: str
-    since: float
-    until: float
-
-
-@dataclass(slots=True)
-class _Node:
-    have: int = 0
-    wanted: int = 0
-    urgent: int = 0
-    slots: int = 0
-    can_fetch: bool = False
-    seed: bool = False
-    fetched: int = 0
-    delivered: int = 0  # pieces from the origin
-    heard_at: float = 0.0
-    outstanding: int = 0  # uploads that others were sent here for
-    seconds: float = 0.0  # per piece, measured by those who were served; 0 until known
-    tasks: dict[int, _Assignment] = field(default_factory=dict)
-    avoid: dict[str, float] = field(default_factory=dict)  # source → until when
-    strikes: dict[str, int] = field(default_factory=dict)  # source → failures in a row
-    accusers: set[str] = field(default_factory=set)
+from mesh.holdings import first_from, members, members_from
+from mesh.messages import HELD, MAX_SOURCES, MAX_TASKS, ORIGIN, Failure, Gain, Plan, Report, Runs, Task
 
 
 class Ledger:
     """The swarm of one blob of `size` bytes.
 
     `is_alone`: there is no other node in the mesh, so nobody to share the first leases with.
+    `expects_seed`: a seed is about to report, so leases wait for it.
     """
 
     def __init__(self, size: int, *, seed: int = 0) -> None:
         self.pieces = Pieces.of(size)
-        self.digests: dict[int, bytes] = {}  # BLAKE3 by piece, as told by whoever brought it first
         self.is_alone = False
-        self.expects_seed = False  # one is about to report: leases wait for it
-        self._nodes: dict[str, _Node] = {}
-        self._leases: dict[int, str] = {}  # piece → node
-        self._leased = 0  # the same as a set
-        self._counts: list[int] = []  # how often each piece is held, bit-sliced: _counts[k] has bit k of the count
-        self._settled_at = 0.0
+        self.expects_seed = False
+        self._books = Books(self.pieces.count)
+        self._window = policy.Window(self.pieces.piece_size)
+        self._pace = policy.Mean()  # of all nodes: seconds until a piece from a peer is there
+        self._settled_at = float("-inf")
         self._random = random.Random(seed)
 
     # --- what can be asked
 
     def __contains__(self, node: str) -> bool:
-        return node in self._nodes
+        return node in self._books.nodes
 
     def __len__(self) -> int:
-        return len(self._nodes)
+        return len(self._books.nodes)
+
+    @property
+    def digests(self) -> dict[int, bytes]:
+        """BLAKE3 by piece, as told by whoever brought it first."""
+        return self._books.digests
 
     @property
     def held(self) -> int:
-        """Pieces that somebody holds."""
-        held = 0
-        for level in self._counts:
-            held |= level
-        return held
+        """Pieces that somebody holds whom others would be sent to."""
+        return self._books.holdings.held
 
     @property
     def leases(self) -> dict[int, str]:
         """Which node is to fetch which piece from the origin."""
-        return dict(self._leases)
+        return dict(self._books.leases)
 
     def have(self, node: str) -> PieceSet:
-        return PieceSet(self.pieces.count, self._nodes[node].have)
+        return PieceSet(self.pieces.count, self._books.nodes[node].have)
 
     @property
     def is_wanted(self) -> bool:
         """Whether somebody still misses something."""
-        return any(node.wanted & ~node.have for node in self._nodes.values())
+        return bool(self._books.wanting)
 
     def waiting(self, gained: int) -> Iterator[str]:
-        """Nodes that could use one of the pieces in `gained`."""
-        for name, node in self._nodes.items():
-            if node.slots > len(node.tasks) and node.wanted & ~node.have & gained:
-                yield name
+        """Nodes that could take on more than they were sent, and for which a plan may now have something.
+
+        That is a piece in `gained`, or one that has become free since this was last asked. Begins with another node
+        each time; take as many as can be served.
+        """
+        books = self._books
+        pieces, books.freed = gained | books.freed, 0
+        for slot in members_from(books.hungry, int(self._random.random() * books.slots)):
+            node = books.at(slot)
+            useful = node.missing | (~self.held if node.seed and node.can_fetch else 0)
+            if useful & pieces:
+                yield books.name(slot)
 
     # --- what happens
 
@@ -124,280 +97,238 @@ class Ledger:
         Raises ValueError when the report is out of bounds.
         """
         report.check(self.pieces.count)
-        node = self._nodes.get(report.node)
-        if node is None and report.have is None:
+        if report.node not in self and report.have is None:
             return Plan(resync=True, retry_after=0.0)
-        if node is None or report.have is not None:
-            node = self._enter(report, now)
+        node = self._books.enter(report.node, now)
+        if report.have is not None:
+            self._announced(node, report, PieceSet.from_bytes(self.pieces.count, report.have).bits, now)
         node.heard_at = now
-        node.wanted, node.urgent = _bits(report.wanted), _bits(report.urgent)
-        node.can_fetch, node.seed = report.can_fetch, report.seed
-        if node.seed:
-            self.expects_seed = False
         for failure in report.failed:
             self._failed(report.node, node, failure, now)
         for gain in report.gained:
-            self._gained(node, gain.piece, gain.source, gain.digest, now)
+            self._gained(node, gain, now)
         if report.fetched > node.fetched:
-            for assignment in node.tasks.values():
-                if assignment.source == ORIGIN:
-                    assignment.until = now + LEASE_SECONDS
-        node.fetched = report.fetched
-        # The node counts its free slots without the tasks that it was sent; those it has not seen are in ours.
+            self._progressed(node, report.fetched, now)
+        node.wanted, node.urgent = _bits(report.wanted), _bits(report.urgent)
+        node.can_fetch, node.seed = report.can_fetch, report.seed
+        # The node counts its free slots without the tasks that it was sent.
         node.slots = min(MAX_TASKS, report.slots + len(node.tasks))
+        self._books.note(node)
+        if node.seed:
+            self.expects_seed = False
         return self.plan(report.node, now)
 
     def plan(self, name: str, now: float) -> Plan:
         """Decide what a node does next, from what it last reported."""
-        node = self._nodes.get(name)
-        if node is None:
+        node = self._books.nodes.get(name)
+        if node is None or node.announce_by is not None:
             return Plan(resync=True, retry_after=0.0)
         tasks: list[Task] = []
         free = node.slots - len(node.tasks)
         if free > 0:
-            tasks += self._from_peers(name, node, free, now)
+            tasks += self._from_peers(node, node.urgent, free, now)
             tasks += self._from_origin(name, node, free - len(tasks), now)
-        return Plan(tuple(tasks), retry_after=self._retry_after(node))
+            tasks += self._from_peers(node, node.wanted, free - len(tasks), now)
+        self._books.hungry = with_slot(self._books.hungry, node.slot, len(tasks) < free)
+        must_wait = not node.tasks and (node.seed or bool(node.missing))
+        return Plan(tuple(tasks), retry_after=1.0 if must_wait else policy.RETRY_SECONDS)
 
     def hold(self, name: str, now: float) -> None:
         """A node is known to hold all of it, and to be alive, without having reported."""
-        node = self._nodes.get(name)
-        full = (1 << self.pieces.count) - 1
-        if node is None:
-            node = self._nodes[name] = _Node()
-        if node.have != full:
-            self._count(full & ~node.have, +1)
-            node.have = full
-            for piece in list(node.tasks):
-                self._end_task(node, piece)
+        node = self._books.enter(name, now)
         node.heard_at = now
+        self._books.end_all(node)
+        self._books.add(node, self._books.all)
+        self._books.note(node)
 
     def expire(self, now: float) -> None:
         """Let go of nodes that fell silent, and of leases and tasks that ran out."""
-        for name in [name for name, node in self._nodes.items() if now - node.heard_at > NODE_SECONDS]:
-            self.forget(name)
-        for node in self._nodes.values():
+        for name, node in list(self._books.nodes.items()):
+            is_silent = now - node.heard_at > policy.NODE_SECONDS
+            if is_silent or (node.announce_by is not None and now > node.announce_by):
+                self.forget(name)
+                continue
             for piece in [piece for piece, task in node.tasks.items() if now > task.until]:
-                self._end_task(node, piece)
+                self._books.end(node, piece)
 
     def forget(self, name: str) -> None:
         """A node is gone, with all that it held and was to do."""
-        node = self._nodes.pop(name, None)
-        if node is None:
-            return
-        for piece in list(node.tasks):
-            self._end_task(node, piece)
-        self._count(node.have, -1)
+        self._books.leave(name)
 
-    # --- inside: keeping the books
+    # --- inside: what a report says
 
-    def _enter(self, report: Report, now: float) -> _Node:
+    def _announced(self, node: Node, report: Report, have: int, now: float) -> None:
         """First contact, or everything anew."""
-        before = self._nodes.get(report.node)
-        self.forget(report.node)
-        node = self._nodes[report.node] = _Node(heard_at=now)
-        if before is not None:
-            node.seconds, node.accusers, node.delivered = before.seconds, before.accusers, before.delivered
+        self._books.replace(node, have)
+        node.fetched, node.announced_at, node.announce_by = report.fetched, now, None
         if report.moved:
-            self._settled_at = max(self._settled_at, now + SETTLE_SECONDS)
-        assert report.have is not None
-        node.have = PieceSet.from_bytes(self.pieces.count, report.have).bits
-        self._count(node.have, +1)
+            self._settled_at = max(self._settled_at, now + policy.SETTLE_SECONDS)
         for piece, source in report.active:
+            if piece in node.tasks or have >> piece & 1:
+                continue
             if source != ORIGIN:
-                self._assign(node, piece, source, now, _SLOWEST)
-            elif piece not in self._leases:
-                self._lease(report.node, node, piece, now)
-        return node
+                self._books.assign(node, piece, source, now, policy.SLOWEST)
+            elif piece not in self._books.leases:
+                self._books.lease(report.node, node, piece, now)
 
-    def _gained(self, node: _Node, piece: int, source: str, digest: bytes, now: float) -> None:
-        task = self._end_task(node, piece)
-        if digest and (source in (ORIGIN, HELD) or piece not in self.digests):
-            self.digests.setdefault(piece, digest)
-        if source == ORIGIN:
-            node.delivered += 1
-        else:
-            node.strikes.pop(source, None)
-        if task is not None and (server := self._nodes.get(source)) is not None and task.source == source:
-            took = max(1e-4, now - task.since)
-            server.seconds += (took - server.seconds) * (_SPEED_SHARE if server.seconds else 1.0)
-        if not node.have >> piece & 1:
-            node.have |= 1 << piece
-            self._count(1 << piece, +1)
+    def _progressed(self, node: Node, fetched: int, now: float) -> None:
+        """Bytes came from the origin: leases live on, but not for ever without a whole piece."""
+        self._window.arrived(fetched - node.fetched, now)
+        node.fetched = fetched
+        for task in node.tasks.values():
+            if task.source == ORIGIN:
+                latest = max(task.since, node.delivered_at) + policy.LONGEST_LEASE
+                task.until = min(now + policy.LEASE_SECONDS, latest)
 
-    def _failed(self, name: str, node: _Node, failure: Failure, now: float) -> None:
+    def _gained(self, node: Node, gain: Gain, now: float) -> None:
+        task = self._books.end(node, gain.piece)
+        self._books.add(node, 1 << gain.piece)
+        if gain.digest:
+            self.digests.setdefault(gain.piece, gain.digest)
+        if gain.source not in (ORIGIN, HELD):
+            node.avoid.pop(gain.source, None)
+        if gain.source == ORIGIN:
+            node.delivered_at = now
+        if task is None or task.source != gain.source:
+            return
+        seconds = max(1e-4, now - task.since)
+        if gain.source == ORIGIN:
+            self._window.fulfilled(seconds)
+        elif (server := self._books.nodes.get(gain.source)) is not None:
+            if not self._is_slow(node):  # or the source would pass for slow
+                server.uploads.arrived(seconds, task.among)
+                self._books.reopen(server)
+            node.pace.add(seconds)
+            self._pace.add(seconds, weight=0.01)
+
+    def _failed(self, name: str, node: Node, failure: Failure, now: float) -> None:
         task = node.tasks.get(failure.piece)
         if task is not None and task.source == failure.source:
-            self._end_task(node, failure.piece)
-        server = self._nodes.get(failure.source)
-        if server is None:
+            self._books.end(node, failure.piece)
+        server = self._books.nodes.get(failure.source)
+        if server is None or server is node:
             return
+        before = node.avoid.get(failure.source)
+        failures = before.failures + 1 if before else 1
+        seconds = min(policy.LONGEST_BACK_OFF, policy.BACK_OFF * 2.0 ** min(failures - 1, 10))
         if failure.reason == "corrupt":
-            node.avoid[failure.source] = float("inf")
-            server.accusers.add(name)
+            failures, seconds = policy.HOPELESS, policy.CORRUPT_BACK_OFF
+            self._books.accuse(name, node, failure.source, server)
+            self._books.dispute(failure.piece, failure.source)
         elif failure.reason == "missing":
-            if server.have >> failure.piece & 1:
-                server.have &= ~(1 << failure.piece)
-                self._count(1 << failure.piece, -1)
-        else:
-            strikes = node.strikes[failure.source] = node.strikes.get(failure.source, 0) + 1
-            node.avoid[failure.source] = now + _BACK_OFF if strikes < _STRIKES else float("inf")
-            server.seconds = min(_SLOWEST, server.seconds * 2)
-
-    def _assign(self, node: _Node, piece: int, source: str, now: float, seconds: float) -> None:
-        node.tasks[piece] = _Assignment(source, now, now + seconds)
-        if (server := self._nodes.get(source)) is not None:
-            server.outstanding += 1
-
-    def _lease(self, name: str, node: _Node, piece: int, now: float) -> None:
-        self._leases[piece] = name
-        self._leased |= 1 << piece
-        self._assign(node, piece, ORIGIN, now, LEASE_SECONDS)
-
-    def _end_task(self, node: _Node, piece: int) -> _Assignment | None:
-        task = node.tasks.pop(piece, None)
-        if task is None:
-            return None
-        if task.source == ORIGIN:
-            if self._leases.pop(piece, None) is not None:
-                self._leased &= ~(1 << piece)
-        elif (server := self._nodes.get(task.source)) is not None:
-            server.outstanding = max(0, server.outstanding - 1)
-        return task
-
-    def _count(self, bits: int, step: int) -> None:
-        """Add one to (or take one from) the count of holders of each piece in `bits`."""
-        level = 0
-        while bits:
-            if level == len(self._counts):
-                self._counts.append(0)
-            before = self._counts[level]
-            self._counts[level] = before ^ bits
-            bits &= before if step > 0 else ~before  # carry, or borrow
-            level += 1
+            if server.announce_by is None and now - server.announced_at > policy.BELIEVED_SECONDS:
+                server.announce_by = now + policy.ANNOUNCE_SECONDS
+        elif failure.reason == "timeout" and task is not None:
+            # One of them is slow. The source is a worse choice now, and the node gets more time.
+            elapsed = now - task.since
+            node.pace.add(2 * max(node.pace.value, elapsed))
+            server.uploads.service.add(2 * max(server.uploads.service.value, elapsed / max(1, task.among)))
+        self._books.avoid(node, failure.source, now + seconds, failures)
 
     # --- inside: deciding
 
-    def _from_peers(self, name: str, node: _Node, free: int, now: float) -> list[Task]:
-        missing = (node.wanted | node.urgent) & ~node.have & ~_keys(node.tasks) & self.held
-        if not missing:
-            return []
-        candidates = self._candidates(name, node, missing, now)
+    def _from_peers(self, node: Node, wanted: int, free: int, now: float) -> list[Task]:
+        books, holdings = self._books, self._books.holdings
+        missing = wanted & node.missing & holdings.held
         tasks: list[Task] = []
-        for piece in self._in_order(missing, node.urgent & missing, name):
-            if len(tasks) >= free or not candidates:
+        if free <= 0 or not missing:
+            return tasks
+        useful = ~(1 << node.slot)
+        for slot, _ in books.avoided(node, now):
+            useful &= ~(1 << slot)
+        blocked = 0
+        for piece in self._rarest_first(missing):
+            if len(tasks) >= free or blocked > policy.BLOCKED_PIECES or not books.open & useful:
                 break
-            holders = sorted((c for c in candidates if c[1].have >> piece & 1), key=_cost)[:MAX_SOURCES]
-            if not holders:
+            sources = self._sources(holdings.holders(piece) & books.open & useful)
+            if not sources:
+                blocked += 1
                 continue
-            source, server = holders[0]
-            seconds = min(_SLOWEST, max(2.0, 6.0 * server.seconds * (server.outstanding + 1)))
-            self._assign(node, piece, source, now, seconds * len(holders) + 5.0)
-            tasks.append(Task(piece, tuple(h[0] for h in holders), self.digests.get(piece, b""), seconds))
-            if server.outstanding >= UPLOADS:
-                candidates.remove(holders[0])
+            seconds = self._patience(node, sources[0])
+            names = tuple(books.name(server.slot) for server in sources)
+            books.assign(node, piece, names[0], now, seconds * len(sources) + 5.0)
+            tasks.append(Task(piece, names, self.digests.get(piece, b""), seconds))
         return tasks
 
-    def _candidates(self, name: str, node: _Node, missing: int, now: float) -> list[tuple[str, _Node]]:
-        """Some nodes that hold something of it and can take another upload."""
-        names = list(self._nodes)
-        if len(names) > 4 * _CANDIDATES:
-            names = self._random.sample(names, 4 * _CANDIDATES)
-        found = [
-            (other, server)
-            for other in names
-            if (server := self._nodes[other]).have & missing
-            and other != name
-            and server.outstanding < UPLOADS
-            and node.avoid.get(other, 0.0) <= now
-            and len(server.accusers) < _ACCUSERS
-        ]
-        return self._random.sample(found, _CANDIDATES) if len(found) > _CANDIDATES else found
+    def _rarest_first(self, pieces: int) -> Iterator[int]:
+        """Equally rare ones in order, but from another start each time, so that nodes take different ones."""
+        start = int(self._random.random() * self.pieces.count)
+        for part in self._books.holdings.rarest_first(pieces):
+            yield from members_from(part, start)
 
-    def _in_order(self, missing: int, urgent: int, name: str) -> Iterator[int]:
-        """What readers wait for, then the rest from rare to common; equals from another start for each node."""
-        yield from PieceSet(self.pieces.count, urgent)
-        rest = missing & ~urgent
-        start = crc32(name.encode()) % self.pieces.count
-        for bits in self._by_rarity(rest):
-            low = bits & ((1 << start) - 1)
-            yield from PieceSet(self.pieces.count, bits ^ low)
-            yield from PieceSet(self.pieces.count, low)
+    def _sources(self, slots: int) -> list[Node]:
+        """Some of these nodes, best first. The best of a few taken at random is nearly as good as the best of all."""
+        found: list[Node] = []
+        while slots and len(found) < policy.TRIED:
+            slot = first_from(slots, int(self._random.random() * slots.bit_length()))
+            slots ^= 1 << slot
+            found.append(self._books.at(slot))
+        return sorted(found, key=self._expected)[:MAX_SOURCES]
 
-    def _by_rarity(self, bits: int) -> Iterator[int]:
-        """Split a set by the number of holders, rarest first; above three all are common."""
-        ones, twos = (*self._counts, 0, 0)[:2]
-        more = 0
-        for level in self._counts[2:]:
-            more |= level
-        yield from (
-            part
-            for part in (
-                bits & ones & ~twos & ~more,
-                bits & ~ones & twos & ~more,
-                bits & ones & twos & ~more,
-                bits & more,
-            )
-            if part
-        )
+    def _expected(self, server: Node) -> float:
+        """Seconds until this source would be done with one more upload."""
+        service = server.uploads.service.value or self._pace.value / policy.FEWEST_UPLOADS or 0.01
+        return service * (server.uploads.outstanding + 1)
 
-    def _from_origin(self, name: str, node: _Node, free: int, now: float) -> list[Task]:
+    def _patience(self, node: Node, server: Node) -> float:
+        """Seconds that a task is given."""
+        expected = max(self._expected(server), node.pace.value)
+        shortest = policy.SHORTEST + self.pieces.piece_size / policy.SLOW_RATE
+        return min(policy.SLOWEST, max(shortest, policy.PATIENCE * expected))
+
+    def _from_origin(self, name: str, node: Node, free: int, now: float) -> list[Task]:
         if free <= 0 or not node.can_fetch or now < self._settled_at:
             return []
-        seeds = [n for n in self._nodes.values() if n.seed and n.can_fetch]
-        if (seeds or self.expects_seed) and not node.seed:
-            return []
         wanted, urgent = node.wanted, node.urgent
+        lacking = ~node.have & ~node.under_way & ~self._books.leased & ~self._usable(node, now)
         if node.seed:
-            for other in self._nodes.values():
+            for slot in members(self._books.wanting):
+                other = self._books.at(slot)
                 wanted |= other.wanted & ~other.have
                 urgent |= other.urgent & ~other.have
-        missing = (wanted | urgent) & ~node.have & ~self._usable(name, node) & ~self._leased & ~_keys(node.tasks)
-        if not self.is_alone and not seeds:
-            leased = sum(task.source == ORIGIN for task in node.tasks.values())
-            free = min(free, FIRST_LEASES + 2 * node.delivered - leased)
+        elif self._books.fetching_seeds or self.expects_seed:
+            lacking &= self.held  # what the seeds will not fetch again
+        free = min(free, self._allowance(node))
         tasks: list[Task] = []
-        for part in (urgent & missing, missing & ~urgent):
-            for piece in PieceSet(self.pieces.count, part):
-                if len(tasks) >= free:
-                    return tasks
-                self._lease(name, node, piece, now)
-                tasks.append(Task(piece, (ORIGIN,), b"", LEASE_SECONDS))
+        for part, count in ((urgent & lacking, max(1, free)), (wanted & ~urgent & lacking, free)):
+            for piece in members(part):
+                if len(tasks) >= count:
+                    break
+                self._books.lease(name, node, piece, now)
+                tasks.append(Task(piece, (ORIGIN,), b"", policy.LEASE_SECONDS))
         return tasks
 
-    def _usable(self, name: str, node: _Node) -> int:
-        """Pieces that somebody holds who has not turned out to be of no use to this node."""
-        useless = {source for source, until in node.avoid.items() if until == float("inf")}
-        useless |= {other for other, server in self._nodes.items() if len(server.accusers) >= _ACCUSERS}
-        if not useless:
+    def _usable(self, node: Node, now: float) -> int:
+        """Pieces held by others, unless each of them has failed this node again and again."""
+        hopeless = 0
+        for slot, failures in self._books.avoided(node, now):
+            if failures >= policy.HOPELESS:
+                hopeless |= 1 << slot
+        if not hopeless:
             return self.held
-        usable = 0
-        for other, server in self._nodes.items():
-            if other != name and other not in useless:
-                usable |= server.have
+        usable = self.held
+        for piece in members(usable & node.missing):
+            if not self._books.holdings.holders(piece) & ~hopeless:
+                usable &= ~(1 << piece)
         return usable
 
-    def _retry_after(self, node: _Node) -> float:
-        if not node.wanted & ~node.have and not node.seed:
-            return RETRY_SECONDS
-        return RETRY_SECONDS if node.tasks else 1.0
+    def _allowance(self, node: Node) -> int:
+        """How many more leases a node can have now."""
+        if self.is_alone or self._books.wanting == 1 << node.slot:
+            return MAX_TASKS
+        limit = self._window.limit
+        if self._is_slow(node):
+            limit //= 2  # others will ask, too, and have it sooner
+        fetchers = self._books.fetching_seeds or self._books.wanting
+        share = max(policy.SHARE, limit // max(1, fetchers.bit_count()))
+        return min(limit - len(self._books.leases), share - node.leases)
 
-
-def _cost(candidate: tuple[str, _Node]) -> float:
-    """When this source would be done with one more upload, as far as is known."""
-    server = candidate[1]
-    return (server.seconds or 0.01) * (server.outstanding + 1)
+    def _is_slow(self, node: Node) -> bool:
+        return node.pace.count > 1 and node.pace.value > policy.SLOW * self._pace.value
 
 
 def _bits(runs: Runs) -> int:
     bits = 0
     for start, stop in runs:
         bits |= (1 << stop) - (1 << start)
-    return bits
-
-
-def _keys(tasks: dict[int, _Assignment]) -> int:
-    bits = 0
-    for piece in tasks:
-        bits |= 1 << piece
     return bits

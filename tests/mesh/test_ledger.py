@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.content import PieceSet
-from mesh.ledger import FIRST_LEASES, NODE_SECONDS, SETTLE_SECONDS, UPLOADS, Ledger
+from mesh.ledger import Ledger
 from mesh.messages import HELD, MAX_TASKS, ORIGIN, Failure, Gain, Plan, Report, Task
+from mesh.policy import FEWEST_UPLOADS, NODE_SECONDS, SETTLE_SECONDS
 
 MIB = 1 << 20
 
@@ -141,7 +142,7 @@ def test_nodes_that_start_together_fetch_different_pieces() -> None:
     plans = {node: ledger.report(hello(node, 64), 0.0) for node in ("a", "b", "c")}
     leased = [task.piece for plan in plans.values() for task in plan.tasks]
     assert all(task.lease for plan in plans.values() for task in plan.tasks)
-    assert len(leased) == len(set(leased)) == 3 * FIRST_LEASES
+    assert len(leased) == len(set(leased)) == 8  # as many as are leased at first, to all together
 
 
 def test_a_node_that_is_alone_gets_all_it_asks_for_at_once() -> None:
@@ -160,7 +161,7 @@ def test_only_seeds_go_out_while_there_is_one_that_can() -> None:
     assert {task.piece for task in plan.tasks} == set(range(8))
     assert all(task.lease for task in plan.tasks)
     ledger.report(replace(seed, have=bytes(1), can_fetch=False), 0.2)
-    assert len(ledger.report(hello("a", 8), 0.3).tasks) == FIRST_LEASES
+    assert len(ledger.report(hello("a", 8), 0.3).tasks) == 8
 
 
 def test_what_a_reader_waits_for_comes_first_then_what_is_rare() -> None:
@@ -177,11 +178,11 @@ def test_a_source_is_not_sent_more_than_it_can_serve() -> None:
     ledger = Ledger(16 * MIB)
     ledger.report(hello("x", 16, held=(1 << 16) - 1, wants=False), 0.0)
     plans = [ledger.report(hello(f"n{i}", 16, fetches=False), 0.0) for i in range(4)]
-    assert sum(len(plan.tasks) for plan in plans) == UPLOADS
+    assert sum(len(plan.tasks) for plan in plans) == FEWEST_UPLOADS
     done = plans[0].tasks[0]
     again = ledger.report(Report(node="n0", wanted=((0, 16),), slots=8, gained=(Gain(done.piece, "x"),)), 1.0)
     assert len(again.tasks) == 1
-    assert list(ledger.waiting(1 << done.piece)) == ["n1", "n2", "n3"]
+    assert {"n1", "n2", "n3"} <= set(ledger.waiting(1 << done.piece))
 
 
 def test_a_failed_source_is_left_alone_for_a_while_and_a_liar_for_ever() -> None:

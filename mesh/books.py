@@ -1,0 +1,243 @@
+"""The state behind a ledger: the nodes of one swarm, what they hold, what they were sent for, whom they trust. Pure.
+
+A node has a *slot*, a small number, so that sets of nodes are integers, too: bit n is slot n, or piece n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from mesh import policy
+from mesh.holdings import Holdings
+from mesh.messages import ORIGIN
+
+
+@dataclass(slots=True)
+class Assignment:
+    """A task that a node was sent, until it is done, has failed, or time is up."""
+
+    source: str
+    since: float
+    until: float
+    among: int = 0  # uploads outstanding at the source, this one included
+
+
+@dataclass(slots=True)
+class Avoided:
+    """A source that failed a node."""
+
+    until: float
+    failures: int  # in a row
+
+
+@dataclass(slots=True)
+class Node:
+    """What is known of one node. `have`, `wanted`, `urgent` and `under_way` are sets of pieces."""
+
+    slot: int
+    heard_at: float
+    have: int = 0
+    wanted: int = 0
+    urgent: int = 0
+    slots: int = 0  # tasks that it would run at a time
+    can_fetch: bool = False
+    seed: bool = False
+    fetched: int = 0
+    delivered_at: float = 0.0  # when it last brought a piece from the origin
+    announced_at: float = 0.0
+    announce_by: float | None = None  # it is said to miss what it announced
+    tasks: dict[int, Assignment] = field(default_factory=dict)
+    under_way: int = 0  # the pieces of `tasks`
+    leases: int = 0  # how many of `tasks` are leases
+    uploads: policy.Uploads = field(default_factory=policy.Uploads)
+    pace: policy.Mean = field(default_factory=policy.Mean)  # seconds until a piece from a peer is here
+    avoid: dict[str, Avoided] = field(default_factory=dict)
+    accusers: set[str] = field(default_factory=set)
+    accused: set[str] = field(default_factory=set)
+
+    @property
+    def missing(self) -> int:
+        """What it wants and is not sent for."""
+        return (self.wanted | self.urgent) & ~self.have & ~self.under_way
+
+    @property
+    def is_done(self) -> bool:
+        return not (self.wanted | self.urgent) & ~self.have
+
+    @property
+    def is_trusted(self) -> bool:
+        return len(self.accusers) < policy.ACCUSERS
+
+
+class Books:
+    """Keeps sets and counts in step with each other. Decides nothing."""
+
+    def __init__(self, count: int) -> None:
+        self.all = (1 << count) - 1
+        self.nodes: dict[str, Node] = {}
+        self.holdings = Holdings(count)
+        self.digests: dict[int, bytes] = {}
+        self.leases: dict[int, str] = {}  # piece → node
+        self.leased = 0  # the same as a set
+        self.open = 0  # slots of those who can take another upload
+        self.hungry = 0  # slots of those who could take on more than they were sent
+        self.fetching_seeds = 0  # slots
+        self.wanting = 0  # slots of those who miss something
+        self.freed = 0  # pieces that may be had now by more nodes than before
+        self._names: list[str] = []  # by slot; empty for a free one
+        self._disputed: dict[int, set[str]] = {}  # piece → sources whose bytes its digest contradicts
+
+    # --- nodes
+
+    @property
+    def slots(self) -> int:
+        """One more than the highest slot."""
+        return len(self._names)
+
+    def name(self, slot: int) -> str:
+        return self._names[slot]
+
+    def at(self, slot: int) -> Node:
+        return self.nodes[self._names[slot]]
+
+    def enter(self, name: str, now: float) -> Node:
+        """The node of this name, which may be new. Raises ValueError when there are too many."""
+        node = self.nodes.get(name)
+        if node is not None:
+            return node
+        if len(self.nodes) >= policy.MAX_NODES:
+            raise ValueError(f"{name}: this swarm has {policy.MAX_NODES} nodes already")
+        slot = self._names.index("") if len(self.nodes) < len(self._names) else len(self._names)
+        self._names[slot : slot + 1] = [name]
+        node = self.nodes[name] = Node(slot, now)
+        self.open |= 1 << slot
+        return node
+
+    def leave(self, name: str) -> None:
+        """A node is gone, with all that it held and was to do, and with what it said of others."""
+        node = self.nodes.pop(name, None)
+        if node is None:
+            return
+        self.end_all(node)
+        self.holdings.remove(node.slot)
+        self._withdraw(name, node)
+        self._names[node.slot] = ""
+        others = ~(1 << node.slot)
+        self.open &= others
+        self.hungry &= others
+        self.fetching_seeds &= others
+        self.wanting &= others
+
+    def note(self, node: Node) -> None:
+        """After its wishes or its means have changed."""
+        self.fetching_seeds = with_slot(self.fetching_seeds, node.slot, node.seed and node.can_fetch)
+        self.wanting = with_slot(self.wanting, node.slot, not node.is_done)
+
+    # --- pieces
+
+    def replace(self, node: Node, have: int) -> None:
+        """The node holds exactly these pieces, and nothing is known of what it does."""
+        self.end_all(node)
+        if node.have & ~have:
+            self.holdings.remove(node.slot)
+        node.have = 0
+        self.add(node, have)
+
+    def add(self, node: Node, pieces: int) -> None:
+        """The node holds these pieces (as well)."""
+        node.have |= pieces
+        if node.is_trusted:
+            self.holdings.add(node.slot, pieces)
+            self.freed |= pieces
+
+    # --- tasks
+
+    def assign(self, node: Node, piece: int, source: str, now: float, seconds: float) -> None:
+        task = node.tasks[piece] = Assignment(source, now, now + seconds)
+        node.under_way |= 1 << piece
+        self.holdings.begin_copy(piece)
+        if (server := self.nodes.get(source)) is not None:
+            server.uploads.outstanding += 1
+            task.among = server.uploads.outstanding
+            self.open = with_slot(self.open, server.slot, server.uploads.is_open)
+
+    def lease(self, name: str, node: Node, piece: int, now: float) -> None:
+        assert piece not in self.leases
+        self.leases[piece] = name
+        self.leased |= 1 << piece
+        node.leases += 1
+        self.assign(node, piece, ORIGIN, now, policy.LEASE_SECONDS)
+
+    def end(self, node: Node, piece: int) -> Assignment | None:
+        task = node.tasks.pop(piece, None)
+        if task is None:
+            return None
+        node.under_way &= ~(1 << piece)
+        self.holdings.end_copy(piece)
+        if task.source == ORIGIN:
+            del self.leases[piece]
+            self.leased &= ~(1 << piece)
+            node.leases -= 1
+            self.freed |= self.all & ~self.holdings.held  # there is room for another lease
+        elif (server := self.nodes.get(task.source)) is not None:
+            server.uploads.outstanding = max(0, server.uploads.outstanding - 1)
+            self.reopen(server)
+        return task
+
+    def end_all(self, node: Node) -> None:
+        for piece in list(node.tasks):
+            self.end(node, piece)
+
+    def reopen(self, server: Node) -> None:
+        if server.uploads.is_open and not self.open >> server.slot & 1:
+            self.open |= 1 << server.slot
+            self.freed |= server.have
+
+    # --- trust
+
+    def avoid(self, node: Node, source: str, until: float, failures: int) -> None:
+        node.avoid.pop(source, None)
+        while len(node.avoid) >= policy.MAX_AVOIDED:
+            del node.avoid[next(iter(node.avoid))]
+        node.avoid[source] = Avoided(until, failures)
+
+    def avoided(self, node: Node, now: float) -> Iterator[tuple[int, int]]:
+        """The slot and the number of failures of sources that a node is not to be sent to."""
+        for source, avoided in node.avoid.items():
+            if avoided.until > now and (server := self.nodes.get(source)) is not None:
+                yield server.slot, avoided.failures
+
+    def accuse(self, name: str, node: Node, source: str, server: Node) -> None:
+        """Wrong bytes from `source`, says `name`: heard as long as it does not say so of everybody."""
+        node.accused.add(source)
+        if len(node.accused) > policy.MAX_ACCUSED:
+            self._withdraw(name, node)
+        else:
+            server.accusers.add(name)
+            self._judge(server)
+
+    def dispute(self, piece: int, source: str) -> None:
+        """The digest of a piece contradicts a source. When it contradicts several, it is itself what is wrong."""
+        sources = self._disputed.setdefault(piece, set())
+        sources.add(source)
+        if len(sources) >= policy.ACCUSERS:
+            self.digests.pop(piece, None)
+            del self._disputed[piece]
+
+    def _withdraw(self, name: str, node: Node) -> None:
+        for other in node.accused:
+            if (accused := self.nodes.get(other)) is not None and name in accused.accusers:
+                accused.accusers.discard(name)
+                self._judge(accused)
+
+    def _judge(self, server: Node) -> None:
+        if server.is_trusted:
+            self.holdings.add(server.slot, server.have)
+        else:
+            self.holdings.remove(server.slot)
+
+
+def with_slot(slots: int, slot: int, is_in: bool) -> int:
+    """The set with a slot in it, or without."""
+    return slots | 1 << slot if is_in else slots & ~(1 << slot)

@@ -1,0 +1,118 @@
+"""How much is handed out at once, and how long it may take: what the ledger measures, and its constants. Pure.
+
+Times are in seconds, rates in bytes per second. The values were chosen with the simulator: docs/assignment-policy.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+LEASE_SECONDS = 30.0  # without a byte from the origin
+LONGEST_LEASE = 300.0  # without a whole piece from it, whatever a node says of its progress
+NODE_SECONDS = 20.0  # without a report
+SETTLE_SECONDS = 1.0  # for announcements after a change of tracker, before new leases
+RETRY_SECONDS = 5.0
+ANNOUNCE_SECONDS = 5.0  # for a node that is said to miss what it announced to announce itself anew
+SLOWEST = 60.0  # for a piece, at most, until a task counts as failed
+BELIEVED_SECONDS = 10.0  # after an announcement
+MAX_NODES = 1 << 14  # in one swarm
+
+# Sources
+FEWEST_UPLOADS = 4  # outstanding for one source; as long as it is done with them quickly, more and more
+MOST_UPLOADS = 32
+QUICK = 0.3  # from assignment to arrival
+TRIED = 4  # sources compared for each piece
+BLOCKED_PIECES = 128  # looked at in vain until a plan is left as it is
+PATIENCE = 6.0  # times the time expected
+SHORTEST = 2.0  # that a task is given, besides the time that a slow line needs
+SLOW_RATE = 4e6
+
+# Trust
+BACK_OFF = 2.0  # that a source which failed a node is not offered to it; doubled for each failure in a row
+LONGEST_BACK_OFF = 60.0
+CORRUPT_BACK_OFF = 600.0
+HOPELESS = 3  # failures in a row after which a node need not rely on that source
+ACCUSERS = 3  # so many nodes must have had wrong bytes from a source before nobody is sent to it
+MAX_ACCUSED = 3  # who accuses more sources than this is not believed
+MAX_AVOIDED = 64  # sources that one node avoids
+
+# The origin
+FIRST_BYTES = 8 << 20  # leased at first, to all together
+FEWEST_LEASES = 4
+SHARE = 2  # leases that each node can have, even if there are more nodes than leases to go round
+
+SLOW = 3.0  # times the pace of all: such a node leases only while few others do
+
+_WEIGHT = 0.3  # of a new measurement in a running mean
+_STEP = 0.25  # by which the number of uploads of a source moves with each of them
+
+
+@dataclass(slots=True)
+class Mean:
+    """A running mean that follows its last few values; 0 until there is one."""
+
+    value: float = 0.0
+    count: int = 0
+
+    def add(self, value: float, weight: float = _WEIGHT) -> None:
+        self.count += 1
+        self.value += (value - self.value) * max(weight, 1 / self.count)
+
+
+@dataclass(slots=True)
+class Uploads:
+    """One node as a source."""
+
+    outstanding: int = 0
+    room: float = FEWEST_UPLOADS
+    service: Mean = field(default_factory=Mean)  # seconds that a piece takes when nothing else is uploaded
+
+    @property
+    def is_open(self) -> bool:
+        return self.outstanding < int(self.room)
+
+    def arrived(self, seconds: float, among: int) -> None:
+        """A piece arrived `seconds` after it was assigned, when `among` uploads were outstanding."""
+        self.service.add(seconds / max(1, among))
+        # Quick ones leave the line idle until the next is assigned: then more are needed to fill it.
+        step = _STEP if seconds < QUICK else -_STEP
+        self.room = min(MOST_UPLOADS, max(FEWEST_UPLOADS, self.room + step))
+
+
+class Window:
+    """How many pieces may be leased at once: twice what keeps the origin's line full, as BBR does for packets.
+
+    Fewer would leave the line idle. More would all arrive later, and other nodes can share a piece only once it is
+    whole. The line holds its rate times the shortest time in which a lease was ever fulfilled.
+    """
+
+    _PERIOD = 0.25
+    _SHORTEST = 0.5
+    _LONGEST = 4.0
+
+    def __init__(self, piece_size: int) -> None:
+        self._piece_size = piece_size
+        self._rate = 0.0
+        self._seconds = self._LONGEST
+        self._began_at: float | None = None
+        self._bytes = 0
+
+    def arrived(self, count: int, now: float) -> None:
+        """So many bytes came from the origin, to whomever."""
+        if self._began_at is None:
+            self._began_at = now
+        self._bytes += count
+        elapsed = now - self._began_at
+        if elapsed >= self._PERIOD:
+            self._rate = max(self._bytes / elapsed, self._rate * 0.8)
+            self._began_at, self._bytes = now, 0
+
+    def fulfilled(self, seconds: float) -> None:
+        """A leased piece is there, so long after the lease began."""
+        self._seconds = min(self._seconds, max(self._SHORTEST, 2 * seconds))
+
+    @property
+    def limit(self) -> int:
+        """Pieces."""
+        size = self._rate * self._seconds if self._rate else FIRST_BYTES
+        return max(FEWEST_LEASES, int(size / self._piece_size))
