@@ -1,0 +1,30 @@
+"""Addresses behind a name: a headless service or several A records name several nodes at once."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+
+from mesh.membership import Address
+
+MAX_ADDRESSES = 256
+_SECONDS = 5.0
+
+
+async def resolve(named: Address) -> list[Address]:
+    """All addresses of a host, in no particular order; an IP address is its own. Raises OSError."""
+    try:
+        ipaddress.ip_address(named.host)
+    except ValueError:
+        pass
+    else:
+        return [named]
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(_SECONDS):
+            found = await loop.getaddrinfo(named.host, named.port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # a label that is empty or too long
+        raise OSError(f"{named.host!r} is not a DNS name") from error
+    hosts = dict.fromkeys(str(info[4][0]) for info in found)
+    return [Address(host, named.port) for host in hosts][:MAX_ADDRESSES]

@@ -1,0 +1,91 @@
+"""Seeds that were named explicitly: each is tried until it answers, for ever, and found again when it was away.
+
+A seed may be down when this node starts, and its name may come to stand for other addresses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable
+
+from mesh.discovery.dns import resolve
+from mesh.errors import MeshError
+from mesh.gossip import Gossip
+from mesh.membership import Address
+from mesh.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE = 0.25  # seconds
+_MAX_PAUSE = 5.0
+_LOOK_AGAIN = 15.0  # seconds until a name is resolved anew
+
+Resolve = Callable[[Address], Awaitable[list[Address]]]
+
+
+class Seeds:
+    """Joins the mesh at all addresses of all named seeds and keeps these marked as such (`Member.named_seed`)."""
+
+    def __init__(
+        self,
+        named: Iterable[Address],
+        gossip: Gossip,
+        tasks: Tasks,
+        *,
+        resolve: Resolve = resolve,
+        look_again: float = _LOOK_AGAIN,
+    ) -> None:
+        self._named = list(named)
+        self._gossip = gossip
+        self._tasks = tasks
+        self._resolve = resolve
+        self._look_again = look_again
+
+    def start(self) -> None:
+        for seed in self._named:
+            self._tasks.start(self._follow(seed), name=f"seed {seed}")
+
+    async def _follow(self, seed: Address) -> None:
+        """Keep in touch with every address that a name stands for now."""
+        kept: dict[Address, asyncio.Task[None]] = {}
+        pause, is_lost = _FIRST_PAUSE, False
+        while True:
+            try:
+                found = set(await self._resolve(seed))
+            except OSError as error:  # what was found before still holds
+                if not is_lost:
+                    log.warning("seed %s cannot be resolved, trying again: %s", seed, error or "no answer in time")
+                is_lost = True
+                await asyncio.sleep(pause)
+                pause = min(_MAX_PAUSE, pause * 2)
+                continue
+            pause, is_lost = _FIRST_PAUSE, False
+            for address in found - kept.keys():
+                kept[address] = self._tasks.start(self._keep(address), name=f"seed {address}")
+            for address in kept.keys() - found:
+                kept.pop(address).cancel()
+                self._gossip.members.unname_seed(address)
+            await asyncio.sleep(self._look_again * random.uniform(0.8, 1.2))
+
+    async def _keep(self, address: Address) -> None:
+        """Join at one address, again whenever nobody alive is known to be there."""
+        pause, is_lost = _FIRST_PAUSE, False
+        own = self._gossip.members.me.node_id
+        while True:
+            if not any(m.named_seed and m.address == address for m in self._gossip.members.alive()):
+                try:
+                    if await self._gossip.join(address, named_seed=True) == own:
+                        return  # one list for all seeds names ourselves, too
+                except (OSError, MeshError, ValueError) as error:
+                    if not is_lost:
+                        log.warning("seed %s does not answer, trying again: %s", address, error or "no answer in time")
+                    is_lost = True
+                    await asyncio.sleep(pause * random.uniform(0.8, 1.2))
+                    pause = min(_MAX_PAUSE, pause * 2)
+                    continue
+                if is_lost:
+                    log.info("seed %s answers", address)
+                pause, is_lost = _FIRST_PAUSE, False
+            await asyncio.sleep(1.0)
