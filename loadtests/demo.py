@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtests.process import NodeProcess, clean_environment
 from proxy.units import format_size
 from tests.hub.process import HubProcess
+from tests.node import NodeProcess
 
 REPO = "sentence-transformers/all-MiniLM-L6-v2"
 # The stand-in's CDN, all connections together: a site's line of 200 Mbit/s.
@@ -76,7 +77,7 @@ class Demo:
     ) -> None:
         """Download and compare. It is good if every file is right and the Hub sent `most` bytes of files at most."""
         hub.reset()
-        sent = sum(node.figure("client_sent_bytes_total") for node in nodes)
+        sent = sum(node.metric("hubmesh_client_sent_bytes_total") for node in nodes)
         clients = [
             Client(command, self.folder / "homes" / f"{name} {n}".replace(" ", "-"), node.url)
             for n, (command, node) in enumerate(jobs)
@@ -86,7 +87,7 @@ class Demo:
             snapshots = list(pool.map(Client.run, clients))
         seconds = time.monotonic() - began
         origin = file_bytes(hub)
-        given = sum(node.figure("client_sent_bytes_total") for node in nodes) - sent
+        given = sum(node.metric("hubmesh_client_sent_bytes_total") for node in nodes) - sent
         wrong = sum(self.truth != sums(snapshot) for snapshot in snapshots)
         verdict = "WRONG" if wrong else "right"
         if origin > most:
@@ -121,6 +122,13 @@ def main() -> int:
         f"    hf download {REPO}"
     )
     return 0
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """This process's environment without anything a Hugging Face client would read, and without proxies."""
+    names = ("HUBMESH_", "HF_", "HUGGING", "TRANSFORMERS_", "XDG_")
+    kept = {n: v for n, v in os.environ.items() if not n.startswith(names) and not n.lower().endswith("_proxy")}
+    return kept | more
 
 
 def files(folder: Path) -> list[Path]:
