@@ -16,7 +16,7 @@ from proxy.hub import rewrite
 from proxy.hub.access import Grants, token_key
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.freshness import PUBLIC_SECONDS, Freshness, is_immutable
-from proxy.hub.urls import ApiRoute, is_commit, parse
+from proxy.hub.urls import ApiRoute, is_commit
 from proxy.origin import Answer, Origin
 from proxy.resolve import Client
 
@@ -62,8 +62,7 @@ class Api:
     ) -> tuple[ApiAnswer, Outcome]:
         """The answer to a question, from here or from the Hub."""
         if route.kind in ("tree", "paths-info") and route.revision is not None and not is_commit(route.revision):
-            commit = await self._commit(route, client)
-            route = _at(route, commit)
+            route = route.at(await self._commit(route, client))
         question = _question(route, body)
         if (known := self._known(route, question, client)) is not None:
             return known, "hit"
@@ -233,12 +232,6 @@ def _sha(body: bytes) -> str:
         return ""
     sha = document.get("sha") if isinstance(document, dict) else None
     return sha if isinstance(sha, str) and is_commit(sha) else ""
-
-
-def _at(route: ApiRoute, commit: str) -> ApiRoute:
-    moved = parse(route.at(commit))
-    assert isinstance(moved, ApiRoute)
-    return ApiRoute(route.repo, route.kind, commit, moved.target, route.query, route.prefix)
 
 
 def _question(route: ApiRoute, body: bytes) -> str:

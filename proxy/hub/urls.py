@@ -7,7 +7,7 @@ the sub-path of a tree. Decoding early would tear both apart.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import quote, unquote
 
@@ -16,8 +16,14 @@ ApiKind = Literal["info", "revision", "tree", "paths-info", "refs"]
 
 _TYPES: dict[str, RepoType] = {"models": "models", "datasets": "datasets", "spaces": "spaces", "kernels": "kernels"}
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
-_SEGMENT = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
+_SEGMENT = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,128}\Z")
 _API_VERBS = {"revision", "tree", "paths-info", "refs"}
+# The Hub's own places, which no owner can be called.
+_RESERVED = {"api", "buckets", "oauth", "docs", "login", "settings"}
+# Paths that are the Hub's whatever follows; a prefix can be told by what it is followed by.
+_OF_HUB = re.compile(r"/(?:api|buckets|oauth)(?:/|\Z)|/(?:(?:datasets|spaces|kernels)/)?[^/]+/[^/]+\.git/")
+# Also written without encoding, by people and by old software: refs/pr/1, refs/convert/parquet.
+_SPECIAL_REF = re.compile(r"refs/(?:pr|convert)/[^/]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +88,14 @@ class ApiRoute:
     def is_cacheable(self, method: str) -> bool:
         return method == "POST" if self.kind == "paths-info" else method in ("GET", "HEAD")
 
-    def at(self, commit: str) -> str:
+    def at(self, commit: str) -> ApiRoute:
         """The same question about a commit."""
-        path, _, query = self.target.partition("?")
-        if self.revision is None:
-            path = f"{path.rstrip('/')}/revision/{commit}"
-        else:
-            head, _, tail = path.partition(f"/{self.kind}/")
-            path = f"{head}/{self.kind}/{commit}{tail[len(tail.partition('/')[0]) :]}"
-        return f"{path}?{query}" if query else path
+        assert self.revision is not None
+        head = f"{self.repo.api_prefix}/{self.kind}/"
+        _, _, rest = _split_revision(self.target.partition("?")[0][len(head) :])
+        path = f"{head}{commit}{rest and '/'}{rest}"
+        target = f"{path}?{self.query}" if self.query else path
+        return ApiRoute(self.repo, self.kind, commit, target, self.query, self.prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,73 +121,97 @@ def parse(target: str) -> Route:
     A client whose HF_ENDPOINT has a path (`http://host/hf`) sends that first: one leading segment is taken off when
     what follows is the Hub's and the whole is not.
     """
-    path, mark, query = target.partition("?")
+    path, _, query = target.partition("?")
     path = "/" + path.lstrip("/")
-    route = _parse(path, query, mark + query)
-    if not isinstance(route, OtherRoute) or route.repo is not None:
+    route = _parse(path, query)
+    if not isinstance(route, OtherRoute) or _OF_HUB.match(path):
         return route
     first, _, rest = path[1:].partition("/")
-    inner = _parse(f"/{rest}", query, mark + query)
-    if first and first != "api" and (not isinstance(inner, OtherRoute) or rest.startswith(("api/", "oauth/"))):
-        return _with_prefix(inner, f"/{first}")
-    return route
+    inner = _parse(f"/{rest}", query)
+    if (
+        first in _TYPES
+        or not _SEGMENT.match(first)
+        or (isinstance(inner, OtherRoute) and not _OF_HUB.match(f"/{rest}"))
+    ):
+        return route
+    return replace(inner, prefix=f"/{first}")
 
 
-def _with_prefix(route: Route, prefix: str) -> Route:
-    if isinstance(route, FileRoute):
-        return FileRoute(route.repo, route.revision, route.path, prefix)
-    if isinstance(route, ApiRoute):
-        return ApiRoute(route.repo, route.kind, route.revision, route.target, route.query, prefix)
-    return OtherRoute(route.target, route.repo, prefix)
-
-
-def _parse(path: str, query: str, tail: str) -> Route:
+def _parse(path: str, query: str) -> Route:
     segments = path[1:].split("/")
     if segments[0] == "api":
-        return _parse_api(segments, path, query, tail)
+        return _parse_api(segments, path, query)
+    target = f"{path}?{query}" if query else path
+    if segments[0] in _RESERVED:
+        return OtherRoute(target)
     repo_type: RepoType = "models"
     if segments[0] in ("datasets", "spaces", "kernels"):
         repo_type, segments = _TYPES[segments[0]], segments[1:]
     for length in (2, 1):
         repo = _repo(repo_type, segments[:length])
-        verb = segments[length] if len(segments) > length else ""
-        if repo is not None and verb == "resolve" and len(segments) > length + 2:
-            file = "/".join(segments[length + 2 :])
-            return FileRoute(repo, unquote(segments[length + 1]), unquote(file))
+        if repo is not None and segments[length : length + 1] == ["resolve"]:
+            revision, _, file = _split_revision("/".join(segments[length + 1 :]))
+            if _is_file(revision, file):
+                return FileRoute(repo, unquote(revision), unquote(file))
     names = [segment.removesuffix(".git") for segment in segments[:2]]
-    return OtherRoute(path + tail, _repo(repo_type, names) if len(segments) > 2 else None)
+    return OtherRoute(target, _repo(repo_type, names) if len(segments) > 2 else None)
 
 
-def _parse_api(segments: list[str], path: str, query: str, tail: str) -> Route:
-    other = OtherRoute(path + tail)
+def _parse_api(segments: list[str], path: str, query: str) -> Route:
+    target = f"{path}?{query}" if query else path
+    other = OtherRoute(target)
     if len(segments) < 3:
         return other
     if segments[1] == "resolve-cache" and segments[2] in _TYPES:
         for length in (2, 1):
             repo = _repo(_TYPES[segments[2]], segments[3 : 3 + length])
-            rest = segments[3 + length :]
-            if repo is not None and len(rest) > 1 and is_commit(rest[0]):
-                return FileRoute(repo, rest[0], unquote("/".join(rest[1:])))
+            commit, file = segments[3 + length : 4 + length], "/".join(segments[4 + length :])
+            if repo is not None and commit and is_commit(commit[0]) and _is_file(commit[0], file):
+                return FileRoute(repo, commit[0], unquote(file))
         return other
     if segments[1] not in _TYPES:
         return other
-    repo_type, rest = _TYPES[segments[1]], [segment for segment in segments[2:] if segment]
-    length = 1 if len(rest) == 1 or rest[1] in _API_VERBS else 2
+    repo_type, rest = _TYPES[segments[1]], segments[2:]
+    while rest and not rest[-1]:
+        rest.pop()
+    # An old-style id of one segment, unless a verb follows where one of two segments would have it.
+    length = 1 if len(rest) < 2 or (rest[1] in _API_VERBS and rest[2:3] not in (["tree"], ["revision"])) else 2
     repo = _repo(repo_type, rest[:length])
     if repo is None:
         return other
-    verb, arguments = (rest[length], rest[length + 1 :]) if len(rest) > length else ("", [])
-    if not verb:
-        return ApiRoute(repo, "info", None, path + tail, query)
-    if verb == "refs" and not arguments:
-        return ApiRoute(repo, "refs", None, path + tail, query)
-    if (verb in ("revision", "paths-info") and len(arguments) == 1) or (verb == "tree" and len(arguments) >= 1):
+    if len(rest) == length:
+        return ApiRoute(repo, "info", None, target, query)
+    verb, argument = rest[length], "/".join(rest[length + 1 :])
+    if verb == "refs" and not argument:
+        return ApiRoute(repo, "refs", None, target, query)
+    revision, _, below = _split_revision(argument)
+    if verb in ("revision", "tree", "paths-info") and revision and (not below or verb == "tree"):
         kind: ApiKind = "tree" if verb == "tree" else "revision" if verb == "revision" else "paths-info"
-        return ApiRoute(repo, kind, unquote(arguments[0]), path + tail, query)
-    return OtherRoute(path + tail, repo)
+        if _is_file(revision, below or "-"):
+            return ApiRoute(repo, kind, unquote(revision), target, query)
+    return OtherRoute(target, repo)
 
 
 def _repo(repo_type: RepoType, segments: list[str]) -> Repo | None:
-    if not segments or not all(_SEGMENT.match(segment) for segment in segments):
+    if not segments or segments[0] in _RESERVED or not all(_SEGMENT.match(segment) for segment in segments):
         return None
     return Repo(repo_type, "/".join(segments))
+
+
+def _split_revision(rest: str) -> tuple[str, str, str]:
+    """A raw revision and what follows it."""
+    special = _SPECIAL_REF.match(rest)
+    if special is None:
+        return rest.partition("/")
+    return special[0], "/", rest[special.end() + 1 :]
+
+
+def _is_file(revision: str, path: str) -> bool:
+    """Whether these raw parts can name a file. What climbs out of its repository must not pass for a part of it."""
+    parts = f"{unquote(revision)}/{unquote(path)}"
+    return (
+        bool(revision and path)
+        and not path.endswith("/")
+        and not any(part in (".", "..") for part in parts.split("/"))
+        and all(c.isprintable() or ord(c) > 127 for c in parts)
+    )
