@@ -19,10 +19,13 @@ MAX_LINES = 400
 
 # What decides without touching anything: no await, no clock, no disk, no network.
 PURE = [
+    "mesh.books",
     "mesh.content",
+    "mesh.holdings",
     "mesh.ledger",
     "mesh.messages",
     "mesh.placement",
+    "mesh.policy",
     "proxy.hub.access",
     "proxy.hub.freshness",
     "proxy.hub.metadata",
@@ -71,8 +74,9 @@ def test_what_decides_is_pure(name):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             assert not (node.value.id in ("time", "datetime") and node.attr in CLOCKS), f"{name} reads the clock"
         if isinstance(node, ast.Import | ast.ImportFrom):
-            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
-            for module in modules:
+            for alias in node.names:
+                module = node.module or "" if isinstance(node, ast.ImportFrom) else alias.name
+                module = full if (full := f"{module}.{alias.name}") in MODULES else module
                 known = module in PURE or module in PURE_IMPORTS or module.partition(".")[0] in PURE_IMPORTS
                 assert known, f"{name} imports {module}"
 

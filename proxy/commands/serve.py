@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from mesh.auth import load_key
 from mesh.errors import MeshError
 from proxy import logs
 from proxy.commands.options import SettingsError, load, node_settings
@@ -37,8 +38,13 @@ def serve(**flags: Any) -> int:
 def _check_paths(settings: Settings) -> None:
     """Raise SettingsError for files that were named and are not there, before anything is started."""
     key, cache = settings.mesh_key_file, settings.hf_cache
-    if key is not None and not (key.is_file() and os.access(key, os.R_OK)):
-        raise SettingsError(f"mesh-key-file {key}: no such file, or it cannot be read")
+    if key is not None:
+        try:
+            load_key(key)
+        except OSError as error:
+            raise SettingsError(f"mesh-key-file {key}: {error.strerror}") from error
+        except ValueError as error:
+            raise SettingsError(f"mesh-key-file {error}") from error
     if cache is not None and not cache.is_dir():
         raise SettingsError(f"hf-cache {cache}: no such directory")
     # Somewhere on the way up there has to be a directory that we may write in.
