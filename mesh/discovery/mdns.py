@@ -1,8 +1,8 @@
 """Nodes of the local network, found by multicast DNS (RFC 6762, RFC 6763): no address is configured anywhere.
 
-Announced is one instance of `_hubmesh._tcp.local.` named by the node id, with TXT `mesh` (which tells keys apart without
-telling the key) and `version`. Whom we hear of we join, unless gossip knows it already. A network without multicast,
-or no network at all, costs nothing but a line in the log.
+Announced is one instance of `_hubmesh._tcp.local.` named by the node id, with TXT `mesh` (which tells keys apart
+without telling the key) and `version`. Whom we hear of we join, unless gossip knows it already. A network without
+multicast, or no network at all, costs nothing but a line in the log.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 
 from mesh.errors import MeshError
 from mesh.gossip import Gossip
-from mesh.membership import Address, is_local
+from mesh.membership import Address, State, is_local
 from mesh.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ _MAX_ADDRESSES = 8  # of one instance that we try
 _JOINS = 4  # at the same time: the first answer names most of the others
 _FIRST_PAUSE = 0.5  # seconds
 _MAX_PAUSE = 30.0
+_KNOWN_PAUSE = 5.0
 _LOOK_AGAIN = 10.0  # seconds between two looks at our own interfaces
 _RESOLVE_MS = 3000
 
@@ -47,6 +48,8 @@ class Mdns:
         self._mesh_id = mesh_id
         self._own = gossip.members.me
         self._zeroconf: AsyncZeroconf | None = None
+        self._browser: AsyncServiceBrowser | None = None
+        self._run_task: asyncio.Task[None] | None = None
         self._heard: dict[str, asyncio.Task[None]] = {}
         self._joins = asyncio.Semaphore(_JOINS)
         self._is_told = False
@@ -55,32 +58,32 @@ class Mdns:
     def start(self) -> None:
         # What matters of it we say ourselves, once.
         logging.getLogger("zeroconf").setLevel(logging.CRITICAL)
-        self._tasks.start(self._run(), name="mdns")
+        self._run_task = self._tasks.start(self._run(), name="mdns")
 
     async def close(self) -> None:
         """Say goodbye to the network. To be called before the tasks are closed."""
+        if self._run_task is not None:
+            self._run_task.cancel()
         await self._stop()
 
     async def _run(self) -> None:
         """Be on all interfaces there are, also when they come and go."""
-        used: list[str] = []
+        used: list[ipaddress.IPv4Interface] = []
         while True:
             present = _interfaces(self._address.host)
-            if present != used:
+            if present != used or not used:
                 await self._stop()
                 used = present if await self._begin(present) else []
             await asyncio.sleep(_LOOK_AGAIN)
 
-    async def _begin(self, interfaces: list[str]) -> bool:
+    async def _begin(self, interfaces: list[ipaddress.IPv4Interface]) -> bool:
+        ips = [str(interface.ip) for interface in interfaces]
         try:
-            if not interfaces:
-                raise OSError("no network interface has an IPv4 address")
-            # Both may fail, and so may what runs between them: it must be closed all the same.
-            self._zeroconf = AsyncZeroconf(interfaces=interfaces, ip_version=IPVersion.V4Only)
+            self._zeroconf = AsyncZeroconf(interfaces=ips, ip_version=IPVersion.V4Only)
             await self._zeroconf.zeroconf.async_wait_for_start()
-            AsyncServiceBrowser(self._zeroconf.zeroconf, TYPE, handlers=[self._notice])
+            self._browser = AsyncServiceBrowser(self._zeroconf.zeroconf, TYPE, handlers=[self._notice])
             # The name holds 128 random bits: nobody needs to be asked whether it is taken.
-            await self._zeroconf.async_register_service(self._service(interfaces), cooperating_responders=True)
+            await self._zeroconf.async_register_service(self._service(ips), cooperating_responders=True)
         except (OSError, RuntimeError, ValueError, ZeroconfError) as error:
             if not self._is_told:
                 log.warning("no mDNS on this network, trying again from time to time: %s", error)
@@ -88,40 +91,40 @@ class Mdns:
             await self._stop()
             return False
         self._is_told = False
-        log.debug("announced by mDNS on %s", ", ".join(interfaces))
+        log.debug("announced by mDNS on %s", ", ".join(ips))
         return True
 
     async def _stop(self) -> None:
         running, self._zeroconf = self._zeroconf, None
+        browser, self._browser = self._browser, None
         for task in self._heard.values():
             task.cancel()
         self._heard.clear()
         if running is not None:
             try:
                 async with asyncio.timeout(3.0):
+                    if browser is not None:
+                        await browser.async_cancel()
                     await running.async_close()
             except (OSError, RuntimeError, ZeroconfError) as error:
                 log.debug("mDNS did not end cleanly: %s", error)
 
-    def _service(self, interfaces: list[str]) -> AsyncServiceInfo:
+    def _service(self, ips: list[str]) -> AsyncServiceInfo:
         host = self._address.host
         # Other machines can do nothing with our loopback address; it is announced only if there is nothing else.
-        hosts = [host] if _is_ip(host) else [ip for ip in interfaces if not is_local(ip)] or interfaces
-        properties = {"mesh": self._mesh_id, "version": self._own.version}
-        if host and not _is_ip(host):
-            properties["host"] = host
+        hosts = [host] if _is_ip(host) else [ip for ip in ips if not is_local(ip)] or ips
         return AsyncServiceInfo(
             TYPE,
-            f"{self._own.node_id[:63]}.{TYPE}",
+            f"{self._own.node_id}.{TYPE}",
             parsed_addresses=hosts,
             port=self._address.port,
-            properties=properties,
-            server=f"{self._own.node_id[:63]}.local.",
+            properties={"mesh": self._mesh_id, "version": self._own.version},
+            server=f"{self._own.node_id}.local.",
         )
 
     def _notice(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
         node_id = name.removesuffix(f".{TYPE}")
-        if node_id == self._own.node_id[:63] or self._zeroconf is None:
+        if node_id == self._own.node_id or self._zeroconf is None:
             return
         if (task := self._heard.pop(name, None)) is not None:
             task.cancel()
@@ -133,48 +136,64 @@ class Mdns:
         pause = _FIRST_PAUSE
         while True:
             async with self._joins:
-                if not self._is_known(node_id) and not await self._join(zeroconf, name):
-                    pause = min(_MAX_PAUSE, pause * 2)
-                else:
-                    pause = _FIRST_PAUSE
-            await asyncio.sleep(pause * random.uniform(0.8, 1.2) if pause > _FIRST_PAUSE else 5.0)
+                if not self._is_known(node_id):
+                    await self._join(zeroconf, name, node_id)
+            if self._is_known(node_id):
+                pause = _FIRST_PAUSE
+                await asyncio.sleep(_KNOWN_PAUSE)
+            else:
+                pause = min(_MAX_PAUSE, pause * 2)
+                await asyncio.sleep(pause * random.uniform(0.8, 1.2))
 
     def _is_known(self, node_id: str) -> bool:
-        return any(member.node_id[:63] == node_id for member in self._gossip.members.alive())
+        member = self._gossip.members.get(node_id)
+        return member is not None and member.state <= State.SUSPECT
 
-    async def _join(self, zeroconf: Zeroconf, name: str) -> bool:
+    async def _join(self, zeroconf: Zeroconf, name: str, node_id: str) -> None:
         service = AsyncServiceInfo(TYPE, name)
         if not await service.async_request(zeroconf, _RESOLVE_MS) or not service.port:
-            return False
-        if _text(service, b"mesh") != self._mesh_id:
+            return
+        if (service.properties.get(b"mesh") or b"") != self._mesh_id.encode():
             if not self._has_met_strangers:
                 log.info("ignoring nodes of another mesh: they have another key, or none (--mesh-key-file)")
             self._has_met_strangers = True
-            return False
-        for host in self._reachable(service):
+            return
+        for host in _nearest(service.parsed_addresses(IPVersion.V4Only), _interfaces(self._address.host)):
             address = Address(host, service.port)
             try:
                 await self._gossip.join(address)
             except (OSError, MeshError, ValueError) as error:
                 log.debug("announced by mDNS, but no answer from %s: %s", address, error)
-            else:
-                return True
-        return False
-
-    def _reachable(self, service: AsyncServiceInfo) -> list[str]:
-        """Where to try an instance: what others say of our loopback interface is no concern of theirs."""
-        told = _text(service, b"host")
-        hosts = [told] if told else service.parsed_addresses(IPVersion.V4Only)
-        is_lonely = all(is_local(ip) for ip in _interfaces(self._address.host))
-        return [host for host in hosts if is_lonely or not is_local(host)][:_MAX_ADDRESSES]
+            if self._is_known(node_id):  # which may not be who is at this address
+                return
 
 
-def _interfaces(host: str) -> list[str]:
-    """The IPv4 addresses to speak mDNS on, sorted: if we listen on one only, that one."""
-    addresses = sorted(
-        {ip.ip for adapter in ifaddr.get_adapters() for ip in adapter.ips if isinstance(ip.ip, str)},
+def _interfaces(host: str) -> list[ipaddress.IPv4Interface]:
+    """Where to speak mDNS, sorted: if we listen on one address only, there."""
+    present = sorted(
+        {
+            ipaddress.IPv4Interface(f"{ip.ip}/{ip.network_prefix}")
+            for adapter in ifaddr.get_adapters()
+            for ip in adapter.ips
+            if isinstance(ip.ip, str)
+        }
     )
-    return [host] if host in addresses else addresses
+    return [interface for interface in present if str(interface.ip) == host] or present
+
+
+def _nearest(hosts: list[str], own: list[ipaddress.IPv4Interface]) -> list[str]:
+    """Which addresses of an instance to try, best first: those on our networks, and last those that are our own, too.
+
+    Container bridges have the same address on each machine. What others say of a loopback interface is no concern of
+    ours, unless we have no other.
+    """
+    near = [interface.network for interface in own]
+    ips = [ipaddress.IPv4Address(host) for host in hosts]
+    if not all(interface.ip.is_loopback for interface in own):
+        ips = [ip for ip in ips if not ip.is_loopback]
+    ours = {interface.ip for interface in own}
+    ips.sort(key=lambda ip: (ip in ours, not any(ip in network for network in near)))
+    return [str(ip) for ip in ips[:_MAX_ADDRESSES]]
 
 
 def _is_ip(host: str) -> bool:
@@ -183,7 +202,3 @@ def _is_ip(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _text(service: AsyncServiceInfo, key: bytes) -> str:
-    return (service.properties.get(key) or b"").decode(errors="replace")

@@ -56,7 +56,7 @@ class Seeds:
                 found = set(await self._resolve(seed))
             except OSError as error:  # what was found before still holds
                 if not is_lost:
-                    log.warning("seed %s cannot be resolved, trying again: %s", seed, error or "no answer in time")
+                    log.warning("seed %s cannot be resolved, trying again: %s", seed, _words(error))
                 is_lost = True
                 await asyncio.sleep(pause)
                 pause = min(_MAX_PAUSE, pause * 2)
@@ -80,7 +80,7 @@ class Seeds:
                         return  # one list for all seeds names ourselves, too
                 except (OSError, MeshError, ValueError) as error:
                     if not is_lost:
-                        log.warning("seed %s does not answer, trying again: %s", address, error or "no answer in time")
+                        log.warning("seed %s does not answer, trying again: %s", address, _words(error))
                     is_lost = True
                     await asyncio.sleep(pause * random.uniform(0.8, 1.2))
                     pause = min(_MAX_PAUSE, pause * 2)
@@ -89,3 +89,7 @@ class Seeds:
                     log.info("seed %s answers", address)
                 pause, is_lost = _FIRST_PAUSE, False
             await asyncio.sleep(1.0)
+
+
+def _words(error: Exception) -> str:
+    return str(error) or "no answer in time"

@@ -1,0 +1,116 @@
+"""A network of namespaces for tests and load tests: hosts on a bridge, with limits on their links. Needs root.
+
+Nothing of the machine's own network is touched: the bridge lives in a namespace, too, and all of it goes away with
+the namespaces.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+_COUNTER = itertools.count()
+_MIN_BURST = 128 << 10  # bytes: less than one segmentation-offload packet would never pass
+
+
+class Unsupported(Exception):
+    """This machine or user cannot make namespaces."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """A namespace with one link, `eth0`, to the bridge and the loopback interface."""
+
+    namespace: str
+    index: int
+    ip: str
+
+    def command(self, *argv: str) -> list[str]:
+        """How to run something in here. It keeps the process id that it is started with."""
+        return ["ip", "netns", "exec", self.namespace, *argv]
+
+
+@dataclass(frozen=True)
+class Network:
+    """Hosts that all reach each other, until told otherwise. Rates are in bytes per second, delays in seconds."""
+
+    hosts: tuple[Host, ...]
+    switch: str  # the namespace of the bridge
+
+    def limit(self, host: Host, *, up: float | None = None, down: float | None = None, delay: float = 0.0) -> None:
+        """Shape a host's link; None is without limit. `delay` is added to what it sends."""
+        _shape(host.namespace, "eth0", up, delay)
+        _shape(self.switch, f"port{host.index}", down, 0.0)
+
+    def cut(self, host: Host) -> None:
+        """Pull a host's cable: what is sent to it gets lost without a word."""
+        _ip("-n", self.switch, "link", "set", f"port{host.index}", "down")
+
+    def mend(self, host: Host) -> None:
+        _ip("-n", self.switch, "link", "set", f"port{host.index}", "up")
+
+    def split(self, away: Iterable[Host]) -> None:
+        """Part the network in two: these hosts, and all others."""
+        for host in self.hosts:
+            bridge = "bridge1" if host in away else "bridge0"
+            _ip("-n", self.switch, "link", "set", f"port{host.index}", "master", bridge)
+
+    def heal(self) -> None:
+        self.split(())
+
+
+@contextmanager
+def network(count: int, *, prefix: str = "10.213.0") -> Iterator[Network]:
+    """`count` hosts, at most 250, with the addresses `prefix`.1 and so on. Raises Unsupported."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        raise Unsupported("network namespaces need root and iproute2")
+    name = f"hubmesh-{os.getpid()}-{next(_COUNTER)}"
+    switch = f"{name}-switch"
+    hosts = tuple(Host(f"{name}-{index}", index, f"{prefix}.{index + 1}") for index in range(count))
+    try:
+        try:
+            _ip("netns", "add", switch)
+            for bridge in ("bridge0", "bridge1"):
+                # Without snooping multicast goes to everybody, as on a plain switch.
+                _ip("-n", switch, "link", "add", bridge, "type", "bridge", "mcast_snooping", "0", "forward_delay", "0")
+                _ip("-n", switch, "link", "set", bridge, "up")
+        except subprocess.CalledProcessError as error:
+            raise Unsupported(f"no network namespaces here: {error.stderr.strip()}") from error
+        for host in hosts:
+            port = f"port{host.index}"
+            _ip("netns", "add", host.namespace)
+            _ip("-n", switch, "link", "add", port, "type", "veth", "peer", "eth0", "netns", host.namespace)
+            _ip("-n", switch, "link", "set", port, "master", "bridge0", "up")
+            _ip("-n", host.namespace, "addr", "add", f"{host.ip}/24", "dev", "eth0")
+            _ip("-n", host.namespace, "link", "set", "eth0", "up")
+            _ip("-n", host.namespace, "link", "set", "lo", "up")
+        yield Network(hosts, switch)
+    finally:
+        for namespace in (*(host.namespace for host in hosts), switch):
+            subprocess.run(["ip", "netns", "delete", namespace], capture_output=True, check=False)
+
+
+def _shape(namespace: str, device: str, rate: float | None, delay: float) -> None:
+    tc = ["ip", "netns", "exec", namespace, "tc", "qdisc"]
+    subprocess.run([*tc, "delete", "dev", device, "root"], capture_output=True, check=False)
+    parent = ["root"]
+    if rate is not None:
+        burst = max(_MIN_BURST, int(rate / 250))
+        limits = ["tbf", "rate", f"{int(rate * 8)}bit", "burst", str(burst), "latency", "50ms"]
+        _run([*tc, "add", "dev", device, *parent, "handle", "1:", *limits])
+        parent = ["parent", "1:"]
+    if delay:
+        _run([*tc, "add", "dev", device, *parent, "netem", "delay", f"{delay * 1000:g}ms", "limit", "100000"])
+
+
+def _ip(*arguments: str) -> None:
+    _run(["ip", *arguments])
+
+
+def _run(argv: list[str]) -> None:
+    subprocess.run(argv, capture_output=True, text=True, check=True)
