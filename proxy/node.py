@@ -20,6 +20,7 @@ from aiohttp import web
 from mesh.auth import Auth, load_key
 from mesh.blobs import Blobs
 from mesh.content import Digest
+from mesh.discovery.seeds import Seeds
 from mesh.fetcher import OriginAccess
 from mesh.gossip import MAX_MESSAGE
 from mesh.house import House
@@ -229,6 +230,13 @@ def _start_discovery(
 ) -> None:
     has_others = bool(settings.seeds) or settings.mdns
     mesh.start(settle=settings.discovery_timeout if has_others else 0.0)
+    Seeds([Address(seed.host, seed.port) for seed in settings.seeds], mesh.gossip, tasks).start()
+    if settings.mdns:
+        from mesh.discovery.mdns import Mdns  # zeroconf is 8 MB that others need not hold
+
+        mdns = Mdns(mesh.gossip, tasks, address=_advertised(settings, mesh_listen), mesh_id=mesh.auth.mesh_id)
+        mdns.start()
+        stack.push_async_callback(mdns.close)
 
 
 def _node_id(data_dir: Path) -> str:
