@@ -19,6 +19,7 @@ _COMMANDS = {
     "unpin": "pin",
     "ls": "ls",
     "rm": "rm",
+    "doctor": "doctor",
 }
 
 

@@ -29,15 +29,16 @@ def node_flags(command: _Command) -> _Command:
 def find(flags: Mapping[str, Any]) -> LocalNode:
     """The node at --listen; else the one of the data directory; else the one at HF_ENDPOINT; else the usual address."""
     settings = load(flags)
-    return LocalNode(address(settings, is_listen_given=flags.get("listen") is not None))
+    endpoint = os.environ.get("HF_ENDPOINT", "")
+    return LocalNode(address(settings, endpoint, is_listen_given=flags.get("listen") is not None))
 
 
-def address(settings: Settings, *, is_listen_given: bool) -> str:
+def address(settings: Settings, hf_endpoint: str, *, is_listen_given: bool) -> str:
     """The URL of the node's client port, without a slash at the end."""
     if not is_listen_given:
         if (listen := _recorded(settings)) is not None:
             return listen
-        endpoint = urlsplit(os.environ.get("HF_ENDPOINT", ""))
+        endpoint = urlsplit(hf_endpoint)
         # A path would be the prefix of the Hub's name space; the node's own pages are above it.
         if endpoint.scheme == "http" and endpoint.netloc:
             return f"http://{endpoint.netloc}"

@@ -1,0 +1,279 @@
+"""What can be wrong with the set-up of a node and of the clients beside it, each with its cure."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import os
+import shutil
+import socket
+import ssl
+import stat
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+from proxy.admin.status import Status
+from proxy.settings import Settings
+from proxy.units import HostPort, format_size
+
+_TIMEOUT = 5.0  # seconds
+_MULTICAST = "224.0.0.251"
+_CLOCK_SECONDS = 30  # nodes with a key refuse each other from 60 on
+_LOW = 0.05  # of a disk
+
+Level = Literal["good", "note", "bad"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. `cure` says what to do about it; empty when there is nothing to do."""
+
+    level: Level
+    about: str
+    what: str
+    cure: str = ""
+
+
+def node(status: Status | None, url: str, settings: Settings) -> Iterator[Finding]:
+    """Is it there, and if not, could it be? `status` is what it said, None when nothing answered at `url`."""
+    if status is not None:
+        if status.ready:
+            yield Finding("good", "node", f"{status.node_id} answers at {url} and is ready")
+        else:
+            yield Finding(
+                "bad", "node", f"it is not ready: {status.reason}", "wait a moment; see its log if it stays so"
+            )
+        return
+    for name, address in (("listen", settings.listen), ("mesh-listen", settings.mesh_listen)):
+        if not _is_free(address):
+            yield Finding(
+                "bad",
+                "ports",
+                f"something that is no hubmesh node has {address}",
+                f"stop it, or give --{name} another port",
+            )
+            return
+    yield Finding("bad", "node", f"none answers at {url}", "start it: hubmesh serve")
+
+
+def origin(settings: Settings) -> Iterator[Finding]:
+    """Can the Hub be reached from here, and does it agree on the time?"""
+    if settings.offline:
+        yield Finding("note", "origin", "--offline: it is never asked, so it was not tried")
+        return
+    host = urlsplit(settings.origin).hostname
+    try:
+        with urllib.request.urlopen(f"{settings.origin}/api/models?limit=1", timeout=_TIMEOUT) as answer:
+            date = answer.headers.get("Date")
+    except urllib.error.HTTPError as error:
+        with error:
+            date = error.headers.get("Date")
+        if error.code >= 500:
+            yield Finding(
+                "bad", "origin", f"{settings.origin} answers {error.code}", "wait, or name another with --origin"
+            )
+            return
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        yield Finding("bad", "origin", f"{settings.origin} cannot be reached: {reason}", _cure(reason, host or ""))
+        return
+    yield Finding("good", "origin", f"{settings.origin} answers")
+    yield from clock(date, time.time())
+
+
+def clock(date: str | None, now: float) -> Iterator[Finding]:
+    """Compare a Date header with our time (`now`, seconds since the epoch)."""
+    try:
+        apart = now - email.utils.parsedate_to_datetime(date or "").timestamp()
+    except ValueError:
+        return
+    if abs(apart) > _CLOCK_SECONDS:
+        yield Finding(
+            "bad",
+            "clock",
+            f"it is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} the Hub's: signed addresses and other "
+            "nodes will be refused",
+            "switch on time synchronisation (timedatectl set-ntp true)",
+        )
+    else:
+        yield Finding("good", "clock", "it agrees with the Hub's")
+
+
+def token(settings: Settings, known: str | None) -> Iterator[Finding]:
+    """Does the Hub accept the token that clients on this machine would send?"""
+    if known is None or settings.offline:
+        yield Finding("note", "token", "none here, or not tried: gated and private repositories cannot be had")
+        return
+    request = urllib.request.Request(f"{settings.origin}/api/whoami-v2", headers={"Authorization": f"Bearer {known}"})
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+            name = json.loads(answer.read()).get("name", "somebody")
+        yield Finding("good", "token", f"the Hub knows it as {name}")
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code in (401, 403):
+            yield Finding("bad", "token", "the Hub does not accept it", "hf auth login, or set HF_TOKEN to a new one")
+    except (OSError, ValueError):
+        return  # the origin's own finding says it
+
+
+def disk(settings: Settings, status: Status | None) -> Iterator[Finding]:
+    """Can blobs be written, and is there room for as many as are allowed?"""
+    folder = next(path for path in (settings.data_dir, *settings.data_dir.absolute().parents) if path.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        yield Finding(
+            "bad", "disk", f"{folder} cannot be written", "give --data-dir another place, or yourself the right"
+        )
+        return
+    usage = shutil.disk_usage(folder)
+    held = status.usage.blob_bytes if status is not None else 0
+    limit = status.usage.max_bytes if status is not None else settings.max_size or 0
+    if usage.free < usage.total * _LOW:
+        cure = "make room, set a smaller --max-size, or move --data-dir"
+        yield Finding("bad", "disk", f"only {format_size(usage.free)} of {folder} are free", cure)
+    elif limit > held + usage.free:
+        cure = f"set --max-size to {format_size(held + usage.free * 0.9)} or less"
+        yield Finding(
+            "bad", "disk", f"--max-size is {format_size(limit)}, but only {format_size(usage.free)} are free", cure
+        )
+    else:
+        yield Finding("good", "disk", f"{format_size(usage.free)} free in {folder}")
+
+
+def mesh(settings: Settings, status: Status | None) -> Iterator[Finding]:
+    """Can this node find others, and do they answer?"""
+    alive = [peer for peer in status.peers if peer.is_alive] if status is not None else []
+    if status is not None and alive:
+        gone = len(status.peers) - len(alive)
+        yield Finding("good", "peers", f"{len(alive)} answer" + (f", {gone} do not any more" if gone else ""))
+    elif status is not None:
+        cure = "start a second node, or name one with --seed" if not settings.seeds else "see the seeds below"
+        yield Finding("note", "peers", "no other node answers: everything comes from the Hub to this node alone", cure)
+    for seed in settings.seeds:
+        if (trouble := _connect(seed)) is not None:
+            cure = f"start the seed, open port {seed.port} to this machine, or correct --seed"
+            yield Finding("bad", "seed", f"{seed} does not answer: {trouble}", cure)
+        else:
+            yield Finding("good", "seed", f"{seed} answers")
+    if settings.mesh_listen.host in ("127.0.0.1", "::1", "localhost") and (settings.seeds or settings.mdns):
+        yield Finding(
+            "note",
+            "ports",
+            f"other machines cannot reach --mesh-listen {settings.mesh_listen}",
+            "use 0.0.0.0 unless all nodes are here",
+        )
+    if settings.mdns and not settings.seeds and not alive:
+        yield from multicast()
+    key = settings.mesh_key_file
+    if key is not None and key.exists() and stat.S_IMODE(key.stat().st_mode) & 0o077:
+        yield Finding("bad", "key", f"others on this machine can read {key}", f"chmod 600 {key}")
+
+
+def multicast() -> Iterator[Finding]:
+    """Does what we send to a group come back to a member of it? Without that mDNS finds nobody."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+        link.settimeout(1.0)
+        try:
+            link.bind(("", 0))
+            member = socket.inet_aton(_MULTICAST) + socket.inet_aton("0.0.0.0")
+            link.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member)
+            link.sendto(b"hubmesh", (_MULTICAST, link.getsockname()[1]))
+            link.recv(16)
+        except OSError as error:
+            cure = "name a node with --seed: that needs no multicast"
+            yield Finding("bad", "multicast", f"it does not work here ({error}), so nodes cannot find each other", cure)
+        else:
+            yield Finding("good", "multicast", "it works on this machine")
+
+
+def clients(environment: Mapping[str, str], url: str) -> Iterator[Finding]:
+    """Do Hugging Face clients started from here come to the node at `url`?"""
+    endpoint = environment.get("HF_ENDPOINT", "")
+    parts = urlsplit(endpoint)
+    if not endpoint:
+        yield Finding("bad", "HF_ENDPOINT", "it is not set: clients go past the node", f"export HF_ENDPOINT={url}")
+    elif parts.scheme not in ("http", "https") or not parts.hostname:
+        yield Finding("bad", "HF_ENDPOINT", f"{endpoint!r} is no URL", f"export HF_ENDPOINT={url}")
+    elif endpoint.endswith("/"):
+        cure = f"export HF_ENDPOINT={endpoint.rstrip('/')}"
+        yield Finding("bad", "HF_ENDPOINT", "it ends with a slash, which some clients cannot take", cure)
+    elif not _is_node(endpoint):
+        yield Finding("bad", "HF_ENDPOINT", f"no hubmesh node answers at {endpoint}", f"export HF_ENDPOINT={url}")
+    else:
+        yield Finding("good", "HF_ENDPOINT", f"clients come to {endpoint}")
+    host = parts.hostname or "localhost"
+    proxies = {name for name in environment if name.lower() in ("http_proxy", "all_proxy") and environment[name]}
+    if proxies and not _is_exempt(host, environment):
+        cure = f"export NO_PROXY={host} no_proxy={host}"
+        yield Finding("bad", "proxy", f"{min(proxies)} sends clients past the node", cure)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HUGGINGFACE_CO_STAGING"):
+        if environment.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
+            yield Finding("bad", name, "it is set: clients ask nobody, or somebody else", f"unset {name}")
+    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+        if (limit := environment.get(name, "")).isdigit() and int(limit) < 10:
+            yield Finding("bad", name, f"clients give up after {limit} s instead of 10", f"unset {name}")
+
+
+def xet(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Do clients take files over HTTP, from the node, or by Xet past it?"""
+    if settings.xet == "never":
+        what = "--xet never: clients refuse files above 50 GB, which they take over Xet alone"
+        yield Finding("note", "Xet", what, "use --xet auto if you have any")
+    elif environment.get("HF_HUB_DISABLE_XET", "").upper() in ("1", "ON", "YES", "TRUE"):
+        what = "HF_HUB_DISABLE_XET is set: clients refuse files above 50 GB"
+        yield Finding("note", "Xet", what, "unset HF_HUB_DISABLE_XET: it is not needed with a node")
+    else:
+        yield Finding("good", "Xet", "the node answers for it: nothing goes past")
+
+
+def _cure(reason: object, host: str) -> str:
+    if isinstance(reason, ssl.SSLError):
+        return "correct the clock, or install the certificate authority of your proxy; TLS is never left unverified"
+    if isinstance(reason, socket.gaierror):
+        return f"make {host} resolve (DNS, /etc/hosts), set HTTPS_PROXY, or name a mirror with --origin"
+    return (
+        f"let this machine out to {host}, set HTTPS_PROXY, or name a mirror with --origin; --offline if that is meant"
+    )
+
+
+def _is_free(address: HostPort) -> bool:
+    if not address.port:
+        return True
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind((address.host, address.port))
+        except OSError:
+            return False
+    return True
+
+
+def _connect(address: HostPort) -> str | None:
+    try:
+        with socket.create_connection((address.host, address.port), timeout=_TIMEOUT):
+            return None
+    except OSError as error:
+        return str(error)
+
+
+def _is_node(url: str) -> bool:
+    parts = urlsplit(url)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"{parts.scheme}://{parts.netloc}/-/health", timeout=_TIMEOUT) as answer:
+            alive: bytes = answer.read(64)
+    except (OSError, ValueError):
+        return False
+    return alive == b"alive\n"
+
+
+def _is_exempt(host: str, environment: Mapping[str, str]) -> bool:
+    rules = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    names = [rule.strip().lstrip(".") for rule in rules.split(",") if rule.strip()]
+    return any(name == "*" or host == name or host.endswith(f".{name}") for name in names)

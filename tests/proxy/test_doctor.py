@@ -1,0 +1,149 @@
+"""`hubmesh doctor` names each provoked fault and its cure."""
+
+import asyncio
+import email.utils
+import json
+import socket
+
+import pytest
+from aiohttp import web
+
+from proxy.commands import checks
+from proxy.commands.options import load
+
+
+@pytest.fixture
+async def origin(aiohttp_server):
+    """A Hub that answers `status` to everybody, and knows one token."""
+
+    class Origin:
+        status = 200
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path == "/api/whoami-v2":
+            is_known = request.headers["Authorization"] == "Bearer hf_good"
+            return web.json_response({"name": "alice"}, status=200 if is_known else 401)
+        return web.json_response([], status=origin.status)
+
+    origin = Origin()
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    server = await aiohttp_server(app)
+    origin.url = f"http://127.0.0.1:{server.port}"
+    return origin
+
+
+async def found(look, *arguments):
+    """The findings of one check that have a cure, as {what it is about: both sentences}."""
+    findings = await asyncio.to_thread(lambda: list(look(*arguments)))
+    assert findings
+    return {finding.about: f"{finding.what} → {finding.cure}" for finding in findings if finding.level == "bad"}
+
+
+@pytest.fixture
+def settings(home):
+    """Settings as a user would give them."""
+    return lambda **flags: load({"data_dir": str(home / "data"), **flags}, {})
+
+
+async def test_no_node(settings, unused_tcp_port_factory):
+    mine = settings(
+        listen=f"127.0.0.1:{unused_tcp_port_factory()}", mesh_listen=f"127.0.0.1:{unused_tcp_port_factory()}"
+    )
+    assert "hubmesh serve" in (await found(checks.node, None, "http://x", mine))["node"]
+
+
+async def test_a_port_that_somebody_else_has(settings):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        mine = settings(listen=f"127.0.0.1:{port}")
+        assert (
+            f"127.0.0.1:{port} → stop it, or give --listen"
+            in (await found(checks.node, None, "http://x", mine))["ports"]
+        )
+
+
+async def test_an_origin_that_is_away_broken_or_not_who_it_says(settings, origin, unused_tcp_port):
+    assert await found(checks.origin, settings(origin=origin.url)) == {}
+    away = await found(checks.origin, settings(origin=f"http://127.0.0.1:{unused_tcp_port}"))
+    assert "cannot be reached" in away["origin"]
+    assert "HTTPS_PROXY" in away["origin"]
+    nameless = await found(checks.origin, settings(origin="http://hub.invalid"))
+    assert "make hub.invalid resolve" in nameless["origin"]
+    untrusted = await found(checks.origin, settings(origin=origin.url.replace("http:", "https:")))
+    assert "TLS is never left unverified" in untrusted["origin"]
+    origin.status = 503
+    assert "answers 503" in (await found(checks.origin, settings(origin=origin.url)))["origin"]
+
+
+async def test_a_clock_that_is_off():
+    date = email.utils.formatdate(1_000_000, usegmt=True)
+    assert await found(checks.clock, date, 1_000_020) == {}
+    assert "100 s ahead of" in (await found(checks.clock, date, 1_000_100))["clock"]
+    assert "100 s behind" in (await found(checks.clock, date, 999_900))["clock"]
+
+
+async def test_a_token_the_hub_does_not_know(settings, origin):
+    assert await found(checks.token, settings(origin=origin.url), "hf_good") == {}
+    assert "hf auth login" in (await found(checks.token, settings(origin=origin.url), "hf_bad"))["token"]
+
+
+async def test_a_disk_that_is_too_small_or_not_ours(settings):
+    assert "set --max-size to" in (await found(checks.disk, settings(max_size="900PB"), None))["disk"]
+    assert "cannot be written" in (await found(checks.disk, settings(data_dir="/dev/null/data"), None))["disk"]
+
+
+async def test_a_seed_that_does_not_answer_and_a_key_for_all_to_read(settings, home, unused_tcp_port):
+    key = home / "key"
+    key.write_text("k" * 32)
+    key.chmod(0o644)
+    mine = settings(seeds=(f"127.0.0.1:{unused_tcp_port}",), mesh_key_file=str(key))
+    bad = await found(checks.mesh, mine, None)
+    assert f"open port {unused_tcp_port}" in bad["seed"]
+    assert f"chmod 600 {key}" in bad["key"]
+
+
+async def test_a_network_without_multicast(monkeypatch):
+    monkeypatch.setattr(checks, "_MULTICAST", "127.0.0.1")
+    assert "--seed" in (await found(checks.multicast))["multicast"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "about", "words"),
+    [
+        ({}, "HF_ENDPOINT", "it is not set"),
+        ({"HF_ENDPOINT": "localhost:8090"}, "HF_ENDPOINT", "is no URL"),
+        ({"HF_ENDPOINT": "{node}/"}, "HF_ENDPOINT", "slash"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:1"}, "HF_ENDPOINT", "no hubmesh node answers"),
+        (
+            {"HF_ENDPOINT": "{node}", "HTTP_PROXY": "http://p:1", "NO_PROXY": "x.org"},
+            "proxy",
+            "export NO_PROXY=127.0.0.1",
+        ),
+        ({"HF_ENDPOINT": "{node}", "HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE", "unset"),
+        ({"HF_ENDPOINT": "{node}", "HF_HUB_ETAG_TIMEOUT": "3"}, "HF_HUB_ETAG_TIMEOUT", "after 3 s"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+async def test_clients_that_go_elsewhere(node, environment, about, words):
+    environment = {name: value.replace("{node}", node.url) for name, value in environment.items()}
+    bad = await found(checks.clients, environment, node.url)
+    assert list(bad) == [about]
+    assert words in bad[about]
+
+
+async def test_clients_that_come_here(node):
+    environment = {"HF_ENDPOINT": node.url, "http_proxy": "http://p:1", "no_proxy": "localhost, 127.0.0.1"}
+    assert await found(checks.clients, environment, node.url) == {}
+
+
+async def test_the_command_says_all_of_it(run, node, origin, monkeypatch):
+    arguments = ["doctor", "--listen", node.listen, "--origin", origin.url]
+    monkeypatch.setenv("HF_ENDPOINT", node.url)
+    code, out, err = await asyncio.to_thread(run, *arguments)
+    assert (code, err) == (0, ""), out
+    assert "ok  node         node-a answers" in out
+    node.not_ready = "looking for peers"
+    code, out, _ = await asyncio.to_thread(run, *arguments, "--json")
+    assert code == 1
+    assert [row["about"] for row in json.loads(out) if row["level"] == "bad"] == ["node"]
