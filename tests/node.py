@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -29,20 +30,32 @@ class NodeProcess:
         origin: str,
         *flags: str,
         host: str = "127.0.0.1",
+        mesh_host: str = "127.0.0.1",
         prefix: tuple[str, ...] = (),
+        call: Callable[[Callable[[], bytes]], bytes] = lambda work: work(),
         environment: dict[str, str] | None = None,
     ) -> None:
-        """`prefix` is put before the command, to run it elsewhere (`ip netns exec …`)."""
+        """`prefix` is put before the command, to run it elsewhere (`ip netns exec …`); `call` asks it from there."""
         self.data_dir = data_dir
         self.log_file = data_dir.with_name(data_dir.name + ".log")
         self._command = [
             *prefix,
             *(sys.executable, "-m", "proxy.cli", "serve"),
-            *("--listen", f"{host}:0", "--mesh-listen", f"{host}:0", "--data-dir", str(data_dir), "--origin", origin),
+            *(
+                "--listen",
+                f"{host}:0",
+                "--mesh-listen",
+                f"{mesh_host}:0",
+                "--data-dir",
+                str(data_dir),
+                "--origin",
+                origin,
+            ),
             *([] if "--mdns" in flags else ["--no-mdns"]),
             *flags,
         ]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HUBMESH_", "HF_"))}
+        self._call = call
         self._environment = inherited | {"NO_PROXY": "*"} | (environment or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
@@ -55,6 +68,10 @@ class NodeProcess:
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
             self.stop()
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
 
     @property
     def pid(self) -> int:
@@ -112,9 +129,14 @@ class NodeProcess:
     def get(self, path: str, **headers: str) -> bytes:
         """A GET's body; raises HTTPError for 4xx and 5xx."""
         request = urllib.request.Request(self.url + path, headers={k.replace("_", "-"): v for k, v in headers.items()})
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as response:
-            body: bytes = response.read()
-        return body
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+        def fetch() -> bytes:
+            with opener.open(request, timeout=60) as response:
+                body: bytes = response.read()
+            return body
+
+        return self._call(fetch)
 
     def _is_ready(self) -> bool:
         try:

@@ -1,0 +1,130 @@
+"""Where the nodes of a load test live: on loopback, or each in a network namespace with links of a given speed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from typing import Self
+
+T = TypeVar("T")
+_CLONE_NEWNET = 0x40000000
+_BURST_SECONDS = 0.01
+
+
+class Site:
+    """One place: the command prefix to run something there, its address, and how a thread goes there."""
+
+    def __init__(self, host: str, namespace: str = "") -> None:
+        self.host = host
+        self.namespace = namespace
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        return ("ip", "netns", "exec", self.namespace) if self.namespace else ()
+
+    def enter(self) -> None:
+        """Move the calling thread there for the rest of its life."""
+        if self.namespace:
+            fd = os.open(f"/run/netns/{self.namespace}", os.O_RDONLY)
+            try:
+                if ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET):
+                    raise OSError(ctypes.get_errno(), f"cannot enter {self.namespace}")
+            finally:
+                os.close(fd)
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Run something there and return what it returns."""
+        if not self.namespace:
+            return work()
+        results: list[T] = []
+        errors: list[BaseException] = []
+
+        def inside() -> None:
+            try:
+                self.enter()
+                results.append(work())
+            except BaseException as error:  # to be raised where it belongs
+                errors.append(error)
+
+        thread = threading.Thread(target=inside)
+        thread.start()
+        thread.join()
+        if errors:
+            raise errors[0]
+        return results[0]
+
+
+class Network:
+    """`count` sites and one for the Hub. With `isolated`, namespaces on a bridge, made on entry and removed on exit.
+
+    Rates are bytes per second of what leaves the Hub, and leaves and enters each node; None does not limit.
+    """
+
+    def __init__(self, count: int, origin: int | None, up: int | None, down: int | None, isolated: bool) -> None:
+        self._rates = (origin, up, down)
+        self._isolated = isolated
+        self._name = f"hm{os.getpid() % 10000}"
+        if isolated:
+            self.hub = Site("10.77.255.1", f"{self._name}-hub")
+            self.sites = [Site(f"10.77.{n // 200}.{n % 200 + 1}", f"{self._name}-{n}") for n in range(count)]
+        else:
+            self.hub = Site("127.0.0.1")
+            self.sites = [Site("127.0.0.1") for _ in range(count)]
+
+    def __enter__(self) -> Self:
+        if self._isolated:
+            try:
+                self._build()
+            except BaseException:
+                self.__exit__()
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._isolated:
+            for site in (self.hub, *self.sites):
+                subprocess.run(["ip", "netns", "delete", site.namespace], check=False, capture_output=True)
+            subprocess.run(["ip", "link", "delete", f"{self._name}br"], check=False, capture_output=True)
+
+    def _build(self) -> None:
+        bridge = f"{self._name}br"
+        _ip("link", "add", bridge, "type", "bridge")
+        _ip("link", "set", bridge, "up")
+        origin, up, down = self._rates
+        for number, site in enumerate((self.hub, *self.sites)):
+            outside, inside = f"{self._name}v{number}", "eth0"
+            _ip("netns", "add", site.namespace)
+            _ip("link", "add", outside, "type", "veth", "peer", "name", inside, "netns", site.namespace)
+            _ip("link", "set", outside, "master", bridge, "up")
+            _ip("-n", site.namespace, "addr", "add", f"{site.host}/16", "dev", inside)
+            _ip("-n", site.namespace, "link", "set", inside, "up")
+            _ip("-n", site.namespace, "link", "set", "lo", "up")
+            leaving = origin if site is self.hub else up
+            if leaving:
+                _limit(leaving, inside, site.namespace)
+            if down and site is not self.hub:
+                _limit(down, outside, "")
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+def _limit(rate: int, device: str, namespace: str) -> None:
+    """What leaves a device: a token bucket, and fair queues behind it so that one flow does not starve the others."""
+    burst = max(64 << 10, int(rate * _BURST_SECONDS))
+    where = ["-n", namespace] if namespace else []
+    subprocess.run(
+        [
+            *("tc", *where, "qdisc", "add", "dev", device, "root", "handle", "1:", "tbf"),
+            *("rate", f"{rate * 8}bit", "burst", str(burst), "latency", "100ms"),
+        ],
+        check=True,
+        capture_output=True,
+    )

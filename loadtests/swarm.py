@@ -1,0 +1,289 @@
+"""N real nodes, one stand-in Hub, N clients that all ask for one cold file in the same instant.
+
+    make swarm N=50 SIZE=64MiB
+    python -m loadtests.swarm --nodes 8 --size 64MiB --seeds 1 --keyed
+    python -m loadtests.swarm --nodes 8 --size 64MiB --origin 20MB/s --up 20MB/s --down 50MB/s   (as root: namespaces)
+
+Prints what the origin was asked for ÷ one copy, when the last node was done ÷ what the links allow at best, and what
+share each node had in the uploads. Writes `.build/swarm.json` and, with matplotlib, `.build/swarm.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import http.client
+import json
+import random
+import secrets
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from loadtests.network import Network, Site
+from proxy.units import format_size, parse_rate, parse_size
+from tests.hub.process import HubProcess
+from tests.node import NodeProcess
+
+REPO, FILE = "acme/model", "model.safetensors"
+OUTPUT = Path(".build")
+_READ = 256 << 10
+
+
+@dataclass
+class Download:
+    """One client's: when it began and ended (seconds), what it got, and how that grew."""
+
+    node: int
+    seconds: float = 0.0
+    size: int = 0
+    sha256: str = ""
+    error: str = ""
+    progress: list[tuple[float, int]] = field(default_factory=list)
+
+
+@dataclass
+class Result:
+    """One swarm. Bytes and seconds."""
+
+    nodes: int
+    size: int
+    seeds: int
+    keyed: bool
+    wrong: list[str]
+    origin_bytes: int
+    origin_requests: dict[str, int]
+    last: float
+    median: float
+    lower_bound: float | None
+    uploads: list[int]
+    downloads: list[Download]
+
+    @property
+    def copies(self) -> float:
+        return self.origin_bytes / self.size
+
+
+def download(url: str, node: int, site: Site, start: threading.Barrier, began: list[float]) -> Download:
+    """What an impatient client does: 10 s without a byte and it gives up."""
+    result = Download(node)
+    site.enter()
+    hasher = hashlib.sha256()
+    buffer = memoryview(bytearray(_READ))
+    parts = urlsplit(url)
+    with contextlib.suppress(threading.BrokenBarrierError):
+        start.wait()
+    began_at = began[0] = began[0] or time.monotonic()
+    connection = http.client.HTTPConnection(parts.netloc, timeout=10)
+    try:
+        connection.request("GET", parts.path, headers={"User-Agent": "hf_hub/2.4.0; swarm"})
+        response = connection.getresponse()
+        if response.status != 200:
+            result.error = f"HTTP {response.status} {response.read(300)!r}"
+        else:
+            while count := response.readinto(buffer):
+                hasher.update(buffer[:count])
+                result.size += count
+                result.progress.append((round(time.monotonic() - began_at, 3), result.size))
+    except (OSError, http.client.HTTPException) as error:
+        result.error = f"{type(error).__name__}: {error}"
+    finally:
+        connection.close()
+    result.seconds = time.monotonic() - began_at
+    result.sha256 = hasher.hexdigest()
+    result.progress = result.progress[:: max(1, len(result.progress) // 100)]
+    return result
+
+
+def lower_bound(size: int, nodes: int, seeds: int, rates: argparse.Namespace) -> float | None:
+    """The best that the links allow: the file into the site, into each node, and out of all who send."""
+    if not (rates.origin and rates.up and rates.down):
+        return None
+    uplinks = (nodes + seeds) * rates.up
+    return max(size / rates.origin, size / rates.down, nodes * size / (rates.origin + uplinks))
+
+
+def run(options: argparse.Namespace) -> Result:
+    """Build the site, run the swarm, take it down."""
+    nodes, size = options.nodes, options.size
+    with ExitStack() as stack:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hubmesh-swarm-", dir=options.scratch)))
+        limited = bool(options.origin or options.up or options.down)
+        network = stack.enter_context(Network(nodes + options.seeds, options.origin, options.up, options.down, limited))
+        content = root / "content"
+        expected = _make_content(content, size)
+        hub = stack.enter_context(HubProcess(root / "hub", host=network.hub.host, prefix=network.hub.prefix))
+        hub.folder.commit(REPO, {FILE: content})
+        print(f"starting {nodes} nodes and {options.seeds} seeds ...", file=sys.stderr)
+        started = _start_nodes(stack, root, hub, network, options)
+        clients = started[options.seeds :]
+        network.hub.call(hub.reset)
+        downloads, _ = _race(clients, network, options, started)
+        uploads = [int(node.metric("hubmesh_peer_sent_bytes_total")) for node in started if node.is_running]
+        stats = network.hub.call(hub.stats)
+    wrong = [
+        f"node {d.node}: {d.error or 'wrong bytes'}"
+        for d in downloads
+        if d.error or d.sha256 != expected or d.size != size
+    ]
+    seconds = [d.seconds for d in downloads if not d.error]
+    return Result(
+        nodes,
+        size,
+        options.seeds,
+        options.keyed,
+        wrong,
+        stats["total_bytes"],
+        stats["by_kind"],
+        max(seconds, default=0.0),
+        statistics.median(seconds) if seconds else 0.0,
+        lower_bound(size, nodes, options.seeds, options),
+        uploads,
+        downloads,
+    )
+
+
+def _make_content(path: Path, size: int) -> str:
+    hasher, source = hashlib.sha256(), random.Random(size)
+    with path.open("wb") as file:
+        left = size
+        while left:
+            part = source.randbytes(min(left, 1 << 20))
+            file.write(part)
+            hasher.update(part)
+            left -= len(part)
+    return hasher.hexdigest()
+
+
+def _start_nodes(
+    stack: ExitStack, root: Path, hub: HubProcess, network: Network, options: argparse.Namespace
+) -> list[NodeProcess]:
+    """Seeds first, then all others, each told of one address. Returns when everybody knows everybody."""
+    flags = ["--log-level", options.log_level]
+    if options.keyed:
+        key = root / "key"
+        key.write_text(secrets.token_hex(32))
+        flags += ["--mesh-key-file", str(key)]
+
+    def make(number: int, *more: str) -> NodeProcess:
+        site = network.sites[number]
+        return NodeProcess(
+            root / f"node-{number}", hub.url, *flags, *more, mesh_host=site.host, prefix=site.prefix, call=site.call
+        )
+
+    seeds = [make(number, "--role", "seed") for number in range(options.seeds)]
+    first = seeds or [make(0)]
+    for node in first:
+        stack.enter_context(node)
+    contacts = [flag for node in first for flag in ("--seed", node.mesh)]
+    rest = [make(number, *contacts) for number in range(len(first), options.seeds + options.nodes)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(NodeProcess.start, rest))
+    for node in rest:
+        stack.callback(_stop, node)
+    everybody = [*first, *rest]
+    until = time.monotonic() + 120
+    for node in everybody:
+        while node.metric("hubmesh_peers") < len(everybody) - 1:
+            if time.monotonic() > until:
+                raise SystemExit("the nodes do not find each other")
+            time.sleep(0.1)
+    return everybody
+
+
+def _stop(node: NodeProcess) -> None:
+    with contextlib.suppress(AssertionError):
+        node.stop(signal.SIGKILL)
+
+
+def _race(
+    clients: list[NodeProcess], network: Network, options: argparse.Namespace, everybody: list[NodeProcess]
+) -> tuple[list[Download], float]:
+    barrier, began = threading.Barrier(len(clients) + 1), [0.0]
+    path = f"/{REPO}/resolve/main/{FILE}"
+    with ThreadPoolExecutor(len(clients)) as pool:
+        futures = [
+            pool.submit(download, node.url + path, number, network.sites[options.seeds + number], barrier, began)
+            for number, node in enumerate(clients)
+        ]
+        barrier.wait()
+        if options.kill:
+            time.sleep(options.kill_after)
+            victim = everybody[0] if options.kill == "first" else everybody[-1]
+            print(f"killing {victim.data_dir.name}", file=sys.stderr)
+            victim.kill()
+        downloads = [future.result() for future in futures]
+    if options.kill:
+        gone = 0 if options.kill == "first" else len(clients) - 1
+        if not (options.kill == "first" and options.seeds):
+            downloads = [download for download in downloads if download.node != gone]
+    return downloads, began[0]
+
+
+def report(result: Result) -> str:
+    """The figures as people read them."""
+    total = sum(result.uploads) or 1
+    shares = sorted(upload / total for upload in result.uploads)
+    lines = [
+        f"{result.nodes} nodes, {result.seeds} seeds, {'keyed' if result.keyed else 'open'} mesh, "
+        f"{format_size(result.size)}",
+        f"wrong or failed downloads: {len(result.wrong)}",
+        f"origin bytes ÷ one copy:   {result.copies:.3f}",
+        f"origin requests:           {result.origin_requests}",
+        f"last node: {result.last:.2f} s, median {result.median:.2f} s"
+        + (f", last ÷ lower bound: {result.last / result.lower_bound:.2f}" if result.lower_bound else ""),
+        f"share of uploads per node: smallest {shares[0]:.1%}, median {statistics.median(shares):.1%}, "
+        f"largest {shares[-1]:.1%}",
+    ]
+    return "\n".join(lines + [f"  {line}" for line in result.wrong[:10]])
+
+
+def plot(result: Result, path: Path) -> bool:
+    """Progress of every node over time; False without matplotlib."""
+    try:
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        return False
+    figure, axes = pyplot.subplots(figsize=(8, 4.5))
+    for one in result.downloads:
+        axes.plot([t for t, _ in one.progress], [100 * n / result.size for _, n in one.progress], lw=0.7, alpha=0.6)
+    axes.set(xlabel="seconds", ylabel="% of the file at the client", title=f"{result.nodes} nodes, cold at once")
+    figure.savefig(path, dpi=120)
+    return True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="loadtests.swarm", description=__doc__)
+    parser.add_argument("--nodes", type=int, default=8)
+    parser.add_argument("--size", type=parse_size, default="64MiB")
+    parser.add_argument("--seeds", type=int, default=0)
+    parser.add_argument("--keyed", action="store_true")
+    for name in ("origin", "up", "down"):
+        parser.add_argument(f"--{name}", type=parse_rate, help="limit of the link, in namespaces (as root)")
+    parser.add_argument("--kill", choices=("first", "last"), help="kill -9 this node on the way")
+    parser.add_argument("--kill-after", type=float, default=1.0, help="seconds")
+    parser.add_argument("--scratch", help="where the nodes keep their data")
+    parser.add_argument("--log-level", default="warning")
+    options = parser.parse_args()
+    result = run(options)
+    print(report(result))
+    OUTPUT.mkdir(exist_ok=True)
+    (OUTPUT / "swarm.json").write_text(json.dumps(asdict(result) | {"copies": result.copies}))
+    plot(result, OUTPUT / "swarm.png")
+    return 1 if result.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
