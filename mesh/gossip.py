@@ -123,6 +123,10 @@ class Gossip:
         """
         return await self._exchange(address, "", named_seed)
 
+    def unname_seed(self, address: Address) -> None:
+        """An address does not stand for a seed any more."""
+        self._tell(self.members.unname_seed(address))
+
     def heard(self, node_id: str) -> None:
         """Some other part of the node had word from a peer."""
         self.members.heard(node_id, self._clock())
@@ -198,7 +202,7 @@ class Gossip:
         self._take(message, _host(address.host))
         self.members.heard(node_id, self._clock(), address)
         if named_seed:
-            self.members.name_seed(node_id, address)
+            self._tell(self.members.name_seed(node_id, address))
         if message.digest != self.members.digest():  # we know what it does not
             answer = await asyncio.wait_for(self._ask(address, self._message(with_claims=True), node_id), patience)
             message = self._decode(answer)
@@ -232,7 +236,7 @@ class Gossip:
         if not changes:
             return
         for change in changes:
-            if change.joined or change.parted or change.member.state == State.SUSPECT:
+            if change.joined or change.parted or change.member.state == State.SUSPECT != change.was:
                 verb = "joined" if change.joined else f"is {change.member.state.name.lower()}"
                 level = logging.DEBUG if change.member.state == State.SUSPECT else logging.INFO
                 log.log(level, "peer %s at %s %s", change.member.node_id, change.member.address, verb)

@@ -269,17 +269,20 @@ class Members:
         self._digest = None
         return self._me
 
-    def name_seed(self, node_id: str, address: Address) -> None:
+    def name_seed(self, node_id: str, address: Address) -> list[Change]:
         """A node answered at an address that was named here as a seed's. Nobody else is at that address."""
+        changes = []
         for other, record in self._records.items():
             named = address if other == node_id else None if record.named == address else record.named
             if record.named != named:
                 record.named = named
                 self._alive = None
+                changes.append(Change(self._member(record), record.claim.state))
+        return changes
 
-    def unname_seed(self, address: Address) -> None:
+    def unname_seed(self, address: Address) -> list[Change]:
         """An address does not stand for a seed any more (its DNS name changed)."""
-        self.name_seed("", address)
+        return self.name_seed("", address)
 
     def _member(self, record: _Record) -> Member:
         claim = record.claim

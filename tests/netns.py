@@ -37,15 +37,15 @@ class Host:
 
 @dataclass(frozen=True)
 class Network:
-    """Hosts that all reach each other, until told otherwise. Rates are in bytes per second, delays in seconds."""
+    """Hosts that all reach each other, until told otherwise."""
 
     hosts: tuple[Host, ...]
     switch: str  # the namespace of the bridge
 
-    def limit(self, host: Host, *, up: float | None = None, down: float | None = None, delay: float = 0.0) -> None:
-        """Shape a host's link; None is without limit. `delay` is added to what it sends."""
-        _shape(host.namespace, "eth0", up, delay)
-        _shape(self.switch, f"port{host.index}", down, 0.0)
+    def limit(self, host: Host, *, up: float | None = None, down: float | None = None) -> None:
+        """Limit a host's link to so many bytes per second; None is without limit."""
+        _limit(host.namespace, "eth0", up)
+        _limit(self.switch, f"port{host.index}", down)
 
     def cut(self, host: Host) -> None:
         """Pull a host's cable: what is sent to it gets lost without a word."""
@@ -95,17 +95,13 @@ def network(count: int, *, prefix: str = "10.213.0") -> Iterator[Network]:
             subprocess.run(["ip", "netns", "delete", namespace], capture_output=True, check=False)
 
 
-def _shape(namespace: str, device: str, rate: float | None, delay: float) -> None:
+def _limit(namespace: str, device: str, rate: float | None) -> None:
     tc = ["ip", "netns", "exec", namespace, "tc", "qdisc"]
     subprocess.run([*tc, "delete", "dev", device, "root"], capture_output=True, check=False)
-    parent = ["root"]
     if rate is not None:
         burst = max(_MIN_BURST, int(rate / 250))
-        limits = ["tbf", "rate", f"{int(rate * 8)}bit", "burst", str(burst), "latency", "50ms"]
-        _run([*tc, "add", "dev", device, *parent, "handle", "1:", *limits])
-        parent = ["parent", "1:"]
-    if delay:
-        _run([*tc, "add", "dev", device, *parent, "netem", "delay", f"{delay * 1000:g}ms", "limit", "100000"])
+        bucket = ["tbf", "rate", f"{int(rate * 8)}bit", "burst", str(burst), "latency", "50ms"]
+        _run([*tc, "add", "dev", device, "root", *bucket])
 
 
 def _ip(*arguments: str) -> None:

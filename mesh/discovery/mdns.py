@@ -67,7 +67,7 @@ class Mdns:
         await self._stop()
 
     async def _run(self) -> None:
-        """Be on all interfaces there are, also when they come and go."""
+        """Be on all interfaces that there are, while they come and go."""
         used: list[ipaddress.IPv4Interface] = []
         while True:
             present = _interfaces(self._address.host)
@@ -79,6 +79,8 @@ class Mdns:
     async def _begin(self, interfaces: list[ipaddress.IPv4Interface]) -> bool:
         ips = [str(interface.ip) for interface in interfaces]
         try:
+            if not ips:
+                raise OSError("no interface has an IPv4 address")
             self._zeroconf = AsyncZeroconf(interfaces=ips, ip_version=IPVersion.V4Only)
             await self._zeroconf.zeroconf.async_wait_for_start()
             self._browser = AsyncServiceBrowser(self._zeroconf.zeroconf, TYPE, handlers=[self._notice])

@@ -66,7 +66,7 @@ class Seeds:
                 kept[address] = self._tasks.start(self._keep(address), name=f"seed {address}")
             for address in kept.keys() - found:
                 kept.pop(address).cancel()
-                self._gossip.members.unname_seed(address)
+                self._gossip.unname_seed(address)
             await asyncio.sleep(self._look_again * random.uniform(0.8, 1.2))
 
     async def _keep(self, address: Address) -> None:

@@ -5,72 +5,17 @@ import logging
 import socket
 from contextlib import asynccontextmanager
 
-import aiohttp
 import msgspec
 import pytest
 from aiohttp import web
 
-from mesh.ask import ask
-from mesh.auth import SENDER, Auth, NotAuthentic, guard
+from mesh.auth import NotAuthentic
 from mesh.gossip import MAX_MESSAGE, TARGET, Gossip
-from mesh.membership import MAX_CLAIMS, Address, Claim, Members, State
+from mesh.membership import MAX_CLAIMS, Claim, Members, State
 from mesh.tasks import Tasks
+from tests.mesh.members import Node, until
 
 KEY = b"k" * 32
-
-
-class Node:
-    """A node that has nothing but a mesh port. What it does can be stopped and begun anew on the same port."""
-
-    def __init__(self, node_id, key=None):
-        self.auth = Auth(node_id, key)
-        self.port = 0
-        self.starts = 0
-        self.exchanges = 0
-        self.changes = []
-
-    async def start(self, settle=0.0):
-        self.starts += 1
-        listener = socket.create_server(("127.0.0.1", self.port))
-        self.port = listener.getsockname()[1]
-        me = Claim(self.auth.node_id, self.starts, State.ALIVE, "", self.port, "peer", "1")
-        self.members = Members(me, suspect_for=1.0)
-        self.tasks = Tasks()
-        self.gossip = Gossip(self.members, self._ask, self.tasks, mesh_id=self.auth.mesh_id, interval=0.1)
-        self.gossip.on_change(self.changes.extend)
-        app = web.Application(client_max_size=MAX_MESSAGE, middlewares=[guard(self.auth)])
-        app.router.add_post(TARGET, self._handle)
-        self._session = aiohttp.ClientSession()
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await self._runner.setup()
-        await web.SockSite(self._runner, listener).start()
-        self.gossip.start(settle=settle)
-        return self
-
-    async def stop(self):
-        """As if killed: no word to anybody."""
-        await self.tasks.close()
-        await self._session.close()
-        await self._runner.cleanup()
-
-    @property
-    def address(self):
-        return Address("127.0.0.1", self.port)
-
-    @property
-    def known(self):
-        return {member.node_id for member in self.members.alive()}
-
-    async def _ask(self, address, body, node_id):
-        return await ask(self._session, self.auth, address, TARGET, body, limit=MAX_MESSAGE, to=node_id)
-
-    async def _handle(self, request):
-        self.exchanges += 1
-        try:
-            answer = self.gossip.handle(await request.read(), request.remote, request.get(SENDER))
-        except ValueError as error:
-            raise web.HTTPBadRequest(text=str(error)) from error
-        return web.Response(body=answer)
 
 
 @asynccontextmanager
@@ -84,12 +29,6 @@ async def mesh(*names, key=None):
     finally:
         for node in nodes:
             await node.stop()
-
-
-async def until(condition, seconds=15.0):
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 def all_know(nodes):
