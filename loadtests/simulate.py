@@ -338,8 +338,8 @@ class Simulation:
         if gained or report.have is not None:
             woken = 0
             for name in self.ledger.waiting(gained or self.ledger.held):
-                if name != report.node and name in self.held:
-                    self._answer(name)
+                if name != report.node and name in self.held and (answer := self.ledger.plan(name, self.now)):
+                    self._answer(name, answer)
                     woken += 1
                     if woken == WOKEN:
                         break
@@ -350,9 +350,9 @@ class Simulation:
             until = self.held[report.node] = self.now + HOLD_SECONDS
             self._at(until, "answer", (report.node, until))
 
-    def _answer(self, name: str) -> None:
+    def _answer(self, name: str, plan: Plan) -> None:
         del self.held[name]
-        self._at(self.now + self.step, "plan", (name, self.ledger.plan(name, self.now)))
+        self._at(self.now + self.step, "plan", (name, plan))
 
     def _handle(self, what: str, about: object) -> None:
         if what == "report":
@@ -367,7 +367,7 @@ class Simulation:
         elif what == "answer":
             name, until = about  # type: ignore[misc]
             if self.held.get(name) == until:
-                self._answer(name)
+                self._answer(name, self.ledger.plan(name, self.now))
         else:
             assert isinstance(about, Node)
             if what == "due" or (what == "overdue" and self.now >= about.report_by):

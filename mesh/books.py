@@ -44,6 +44,7 @@ class Node:
     can_fetch: bool = False
     seed: bool = False
     fetched: int = 0
+    rate: float = 0.0  # at which bytes came from the origin between its last two reports
     delivered_at: float = 0.0  # when it last brought a piece from the origin
     announced_at: float = 0.0
     announce_by: float | None = None  # it is said to miss what it announced
@@ -81,6 +82,7 @@ class Books:
         self.leases: dict[int, str] = {}  # piece → node
         self.leased = 0  # the same as a set
         self.open = 0  # slots of those who can take another upload
+        self.spare = 0  # slots of those who can, for a node that has next to nothing to do
         self.hungry = 0  # slots of those who could take on more than they were sent
         self.fetching_seeds = 0  # slots
         self.wanting = 0  # slots of those who miss something
@@ -111,7 +113,7 @@ class Books:
         slot = self._names.index("") if len(self.nodes) < len(self._names) else len(self._names)
         self._names[slot : slot + 1] = [name]
         node = self.nodes[name] = Node(slot, now)
-        self.open |= 1 << slot
+        self.show(node)
         return node
 
     def leave(self, name: str) -> None:
@@ -125,6 +127,7 @@ class Books:
         self._names[node.slot] = ""
         others = ~(1 << node.slot)
         self.open &= others
+        self.spare &= others
         self.hungry &= others
         self.fetching_seeds &= others
         self.wanting &= others
@@ -160,7 +163,7 @@ class Books:
         if (server := self.nodes.get(source)) is not None:
             server.uploads.outstanding += 1
             task.among = server.uploads.outstanding
-            self.open = with_slot(self.open, server.slot, server.uploads.is_open)
+            self.show(server)
 
     def lease(self, name: str, node: Node, piece: int, now: float) -> None:
         assert piece not in self.leases
@@ -182,16 +185,19 @@ class Books:
             self.freed |= self.all & ~self.holdings.held  # there is room for another lease
         elif (server := self.nodes.get(task.source)) is not None:
             server.uploads.outstanding = max(0, server.uploads.outstanding - 1)
-            self.reopen(server)
+            self.show(server)
         return task
 
     def end_all(self, node: Node) -> None:
         for piece in list(node.tasks):
             self.end(node, piece)
 
-    def reopen(self, server: Node) -> None:
-        if server.uploads.is_open and not self.open >> server.slot & 1:
-            self.open |= 1 << server.slot
+    def show(self, server: Node) -> None:
+        """After its uploads changed: whether it can take another one."""
+        was_open = self.open >> server.slot & 1
+        self.open = with_slot(self.open, server.slot, server.uploads.is_open)
+        self.spare = with_slot(self.spare, server.slot, server.uploads.is_spare)
+        if server.uploads.is_open and not was_open:
             self.freed |= server.have
 
     # --- trust

@@ -102,13 +102,12 @@ class Ledger:
         node = self._books.enter(report.node, now)
         if report.have is not None:
             self._announced(node, report, PieceSet.from_bytes(self.pieces.count, report.have).bits, now)
+        self._progressed(node, report.fetched, now)
         node.heard_at = now
         for failure in report.failed:
             self._failed(report.node, node, failure, now)
         for gain in report.gained:
             self._gained(node, gain, now)
-        if report.fetched > node.fetched:
-            self._progressed(node, report.fetched, now)
         node.wanted, node.urgent = _bits(report.wanted), _bits(report.urgent)
         node.can_fetch, node.seed = report.can_fetch, report.seed
         # The node counts its free slots without the tasks that it was sent.
@@ -153,7 +152,10 @@ class Ledger:
 
     def forget(self, name: str) -> None:
         """A node is gone, with all that it held and was to do."""
-        self._books.leave(name)
+        node = self._books.nodes.get(name)
+        if node is not None:
+            self._window.flowed(0.0, node.rate, node.heard_at)
+            self._books.leave(name)
 
     # --- inside: what a report says
 
@@ -172,13 +174,16 @@ class Ledger:
                 self._books.lease(report.node, node, piece, now)
 
     def _progressed(self, node: Node, fetched: int, now: float) -> None:
-        """Bytes came from the origin: leases live on, but not for ever without a whole piece."""
-        self._window.arrived(fetched - node.fetched, now)
+        """Bytes came from the origin, or none. As long as they do leases live, if whole pieces come now and then."""
+        rate = max(0, fetched - node.fetched) / max(0.01, now - node.heard_at)
+        self._window.flowed(rate, node.rate, now)
+        node.rate = rate
+        if fetched > node.fetched:
+            for task in node.tasks.values():
+                if task.source == ORIGIN:
+                    latest = max(task.since, node.delivered_at) + policy.LONGEST_LEASE
+                    task.until = min(now + policy.LEASE_SECONDS, latest)
         node.fetched = fetched
-        for task in node.tasks.values():
-            if task.source == ORIGIN:
-                latest = max(task.since, node.delivered_at) + policy.LONGEST_LEASE
-                task.until = min(now + policy.LEASE_SECONDS, latest)
 
     def _gained(self, node: Node, gain: Gain, now: float) -> None:
         task = self._books.end(node, gain.piece)
@@ -197,7 +202,7 @@ class Ledger:
         elif (server := self._books.nodes.get(gain.source)) is not None:
             if not self._is_slow(node):  # or the source would pass for slow
                 server.uploads.arrived(seconds, task.among)
-                self._books.reopen(server)
+                self._books.show(server)
             node.pace.add(seconds)
             self._pace.add(seconds, weight=0.01)
 
@@ -229,18 +234,19 @@ class Ledger:
 
     def _from_peers(self, node: Node, wanted: int, free: int, now: float) -> list[Task]:
         books, holdings = self._books, self._books.holdings
-        missing = wanted & node.missing & holdings.held
         tasks: list[Task] = []
-        if free <= 0 or not missing:
-            return tasks
         useful = ~(1 << node.slot)
         for slot, _ in books.avoided(node, now):
             useful &= ~(1 << slot)
+        missing = wanted & node.missing & holdings.held
+        if missing and free > 0:
+            missing &= self._on_offer(self._takers(node) & useful)
         blocked = 0
         for piece in self._rarest_first(missing):
-            if len(tasks) >= free or blocked > policy.BLOCKED_PIECES or not books.open & useful:
+            takers = self._takers(node) & useful
+            if len(tasks) >= free or blocked > policy.BLOCKED_PIECES or not takers:
                 break
-            sources = self._sources(holdings.holders(piece) & books.open & useful)
+            sources = self._sources(holdings.holders(piece) & takers)
             if not sources:
                 blocked += 1
                 continue
@@ -249,6 +255,19 @@ class Ledger:
             books.assign(node, piece, names[0], now, seconds * len(sources) + 5.0)
             tasks.append(Task(piece, names, self.digests.get(piece, b""), seconds))
         return tasks
+
+    def _takers(self, node: Node) -> int:
+        """Slots of the nodes that can take an upload to this one."""
+        return self._books.spare if len(node.tasks) < policy.FEW else self._books.open
+
+    def _on_offer(self, takers: int) -> int:
+        """What these nodes hold, if they are few; else all, as nearly everything will be among it."""
+        if takers.bit_count() > policy.FEW_TAKERS:
+            return self._books.all
+        pieces = 0
+        for slot in members(takers):
+            pieces |= self._books.at(slot).have
+        return pieces
 
     def _rarest_first(self, pieces: int) -> Iterator[int]:
         """Equally rare ones in order, but from another start each time, so that nodes take different ones."""
@@ -290,7 +309,8 @@ class Ledger:
             lacking &= self.held  # what the seeds will not fetch again
         free = min(free, self._allowance(node))
         tasks: list[Task] = []
-        for part, count in ((urgent & lacking, max(1, free)), (wanted & ~urgent & lacking, free)):
+        at_least = 1 if len(self._books.leases) < self._window.limit + policy.FEWEST_LEASES else 0
+        for part, count in ((urgent & lacking, max(at_least, free)), (wanted & ~urgent & lacking, free)):
             for piece in members(part):
                 if len(tasks) >= count:
                     break

@@ -20,8 +20,11 @@ MAX_NODES = 1 << 14  # in one swarm
 # Sources
 FEWEST_UPLOADS = 4  # outstanding for one source; as long as it is done with them quickly, more and more
 MOST_UPLOADS = 32
+HARD = 2.0  # times that, for nodes with less than FEW tasks
+FEW = 4
 QUICK = 0.3  # from assignment to arrival
 TRIED = 4  # sources compared for each piece
+FEW_TAKERS = 16  # so many that it is worth while to see what they hold before looking for a piece
 BLOCKED_PIECES = 128  # looked at in vain until a plan is left as it is
 PATIENCE = 6.0  # times the time expected
 SHORTEST = 2.0  # that a task is given, besides the time that a slow line needs
@@ -71,6 +74,11 @@ class Uploads:
     def is_open(self) -> bool:
         return self.outstanding < int(self.room)
 
+    @property
+    def is_spare(self) -> bool:
+        """Open at least to those who have next to nothing to do: or they would starve among busier ones."""
+        return self.outstanding < int(self.room * HARD)
+
     def arrived(self, seconds: float, among: int) -> None:
         """A piece arrived `seconds` after it was assigned, when `among` uploads were outstanding."""
         self.service.add(seconds / max(1, among))
@@ -86,26 +94,23 @@ class Window:
     whole. The line holds its rate times the shortest time in which a lease was ever fulfilled.
     """
 
-    _PERIOD = 0.25
-    _SHORTEST = 0.5
+    _SHORTEST = 1.0
     _LONGEST = 4.0
+    _PERIOD = 0.1
 
     def __init__(self, piece_size: int) -> None:
         self._piece_size = piece_size
-        self._rate = 0.0
+        self._rate = 0.0  # now, as the sum of what each node had of late
+        self._steady = 0.0  # follows it up soon and down slowly
         self._seconds = self._LONGEST
-        self._began_at: float | None = None
-        self._bytes = 0
+        self._looked_at = float("-inf")
 
-    def arrived(self, count: int, now: float) -> None:
-        """So many bytes came from the origin, to whomever."""
-        if self._began_at is None:
-            self._began_at = now
-        self._bytes += count
-        elapsed = now - self._began_at
-        if elapsed >= self._PERIOD:
-            self._rate = max(self._bytes / elapsed, self._rate * 0.8)
-            self._began_at, self._bytes = now, 0
+    def flowed(self, rate: float, before: float, now: float) -> None:
+        """A node had bytes from the origin at this rate since its last report, and at another before that."""
+        self._rate = max(0.0, self._rate + rate - before)
+        if now - self._looked_at >= self._PERIOD:
+            self._looked_at = now
+            self._steady += (self._rate - self._steady) * (0.5 if self._rate > self._steady else 0.05)
 
     def fulfilled(self, seconds: float) -> None:
         """A leased piece is there, so long after the lease began."""
@@ -114,5 +119,5 @@ class Window:
     @property
     def limit(self) -> int:
         """Pieces."""
-        size = self._rate * self._seconds if self._rate else FIRST_BYTES
+        size = max(FIRST_BYTES, self._steady * self._seconds)
         return max(FEWEST_LEASES, int(size / self._piece_size))
