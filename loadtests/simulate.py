@@ -338,8 +338,9 @@ class Simulation:
         if gained or report.have is not None:
             woken = 0
             for name in self.ledger.waiting(gained or self.ledger.held):
-                if name != report.node and name in self.held and (answer := self.ledger.plan(name, self.now)):
-                    self._answer(name, answer)
+                if name != report.node and name in self.held:
+                    if answer := self.ledger.plan(name, self.now):
+                        self._answer(name, answer)
                     woken += 1
                     if woken == WOKEN:
                         break

@@ -83,7 +83,7 @@ class Books:
         self.leased = 0  # the same as a set
         self.open = 0  # slots of those who can take another upload
         self.spare = 0  # slots of those who can, for a node that has next to nothing to do
-        self.hungry = 0  # slots of those who could take on more than they were sent
+        self.hungry = 0  # slots of those who asked and got nothing
         self.fetching_seeds = 0  # slots
         self.wanting = 0  # slots of those who miss something
         self.freed = 0  # pieces that may be had now by more nodes than before

@@ -76,7 +76,7 @@ class Ledger:
         return bool(self._books.wanting)
 
     def waiting(self, gained: int) -> Iterator[str]:
-        """Nodes that could take on more than they were sent, and for which a plan may now have something.
+        """Nodes whose last plan was empty although they could take something on, if there may be something now.
 
         That is a piece in `gained`, or one that has become free since this was last asked. Begins with another node
         each time; take as many as can be served.
@@ -128,7 +128,7 @@ class Ledger:
             tasks += self._from_peers(node, node.urgent, free, now)
             tasks += self._from_origin(name, node, free - len(tasks), now)
             tasks += self._from_peers(node, node.wanted, free - len(tasks), now)
-        self._books.hungry = with_slot(self._books.hungry, node.slot, len(tasks) < free)
+        self._books.hungry = with_slot(self._books.hungry, node.slot, free > 0 and not tasks)
         must_wait = not node.tasks and (node.seed or bool(node.missing))
         return Plan(tuple(tasks), retry_after=1.0 if must_wait else policy.RETRY_SECONDS)
 
