@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
+import hashlib
 import logging
 import time
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 from urllib.parse import parse_qsl, quote, urlencode
 
+import msgspec
 from aiohttp import web
 
-from proxy.catalog import ApiAnswer, Catalog, Publicness, Ref
+from proxy.catalog import ApiAnswer, Catalog, Ref
 from proxy.hub import rewrite
-from proxy.hub.access import Grants, token_key
+from proxy.hub.access import OPEN_SECONDS, Grants, token_key
+from proxy.hub.client import Client
 from proxy.hub.errors import HubError, OriginUnavailable
-from proxy.hub.freshness import PUBLIC_SECONDS, Freshness, is_immutable
+from proxy.hub.freshness import Freshness, is_immutable
 from proxy.hub.urls import ApiRoute, is_commit
 from proxy.origin import Answer, Origin
-from proxy.resolve import Client
 
 log = logging.getLogger(__name__)
 
 EVERYBODY = "*"
 _KEPT_HEADERS = ("Content-Type", "Link", "X-Repo-Commit", "X-Error-Code", "X-Error-Message", "X-Total-Count")
 _FORM = "application/x-www-form-urlencoded"
-_MAX_QUESTION = 1 << 20  # bytes of a paths-info body that is worth a place in the catalog
+_MAX_QUESTION = 4 << 20  # bytes of a paths-info body: some ten thousand paths
+_MAX_HOPS = 3
+_REDIRECTS = (301, 302, 307, 308)
 
 Outcome = Literal["hit", "miss", "stale"]
 
@@ -38,11 +41,10 @@ class Api:
         self._catalog = catalog
         self._freshness = freshness
         self._grants = grants
-        self._flights: dict[tuple[str, ...], asyncio.Task[ApiAnswer]] = {}
 
     async def handle(self, request: web.Request, route: ApiRoute, client: Client) -> web.StreamResponse:
         """Raises HubError and OriginUnavailable."""
-        body = await request.read() if request.method == "POST" else b""
+        body = await _read(request) if request.method == "POST" else b""
         answer, outcome = await self.ask(route, client, body, request.headers.get("Content-Type", _FORM))
         request["outcome"] = outcome
         headers = {name: value for name, value in answer.headers.items() if name != "Link"}
@@ -61,71 +63,89 @@ class Api:
         self, route: ApiRoute, client: Client, body: bytes = b"", content_type: str = _FORM
     ) -> tuple[ApiAnswer, Outcome]:
         """The answer to a question, from here or from the Hub."""
+        is_stale = False
         if route.kind in ("tree", "paths-info") and route.revision is not None and not is_commit(route.revision):
-            route = route.at(await self._commit(route, client))
-        question = _question(route, body)
+            commit, is_stale = await self._commit(route, client)
+            route = route.at(commit)
+        question = _question(route, body, content_type)
         if (known := self._known(route, question, client)) is not None:
-            return known, "hit"
+            return known, "stale" if is_stale else "hit"
+        if self._origin.is_failing and (stale := self._stale(route, question, client)) is not None:
+            return stale, "stale"
         try:
-            return await self._fetch(route, question, client, body, content_type), "miss"
+            return await self._fetch(route, question, client, body, content_type), "stale" if is_stale else "miss"
         except OriginUnavailable:
             if (stale := self._stale(route, question, client)) is not None:
                 return stale, "stale"
             raise
 
-    async def _commit(self, route: ApiRoute, client: Client) -> str:
-        """What a named revision means now, for this question as for all others."""
+    async def _commit(self, route: ApiRoute, client: Client) -> tuple[str, bool]:
+        """What a named revision means now, for this question as for all others; and whether that is stale."""
         assert route.revision is not None
         ref = self._catalog.ref(str(route.repo), route.revision)
         if ref is not None and self._freshness.is_fresh(ref.said_at, time.time()):
-            return ref.commit
+            return ref.commit, False
         target = f"{route.repo.api_prefix}/revision/{quote(route.revision, safe='')}"
-        asked = ApiRoute(route.repo, "revision", route.revision, target, "")
-        answer, _ = await self.ask(asked, client)
-        if answer.status != 200:
-            raise HubError.of(answer.status, answer.headers, answer.body)
-        sha = json.loads(answer.body).get("sha")
-        if not isinstance(sha, str) or not is_commit(sha):
+        try:
+            answer, outcome = await self.ask(ApiRoute(route.repo, "revision", route.revision, target, ""), client)
+        except OriginUnavailable:
+            if ref is None:
+                raise
+            return ref.commit, True
+        if outcome == "stale" and ref is not None:
+            return ref.commit, True
+        if not answer.commit:
             raise OriginUnavailable(f"{self._origin.host} names no commit for {route.repo}")
-        return sha
+        return answer.commit, outcome == "stale"
 
     # --- what is known
 
     def _known(self, route: ApiRoute, question: str, client: Client) -> ApiAnswer | None:
-        repo, now = str(route.repo), time.time()
-        immutable = is_immutable(route)
-        answer = self._catalog.answer(repo, EVERYBODY, question)
-        if answer is not None and (
-            not self._origin_is_asked(answer, immutable, now) and self._is_coherent(route, answer)
-        ):
-            return answer
-        if client.token and self._grants.is_allowed(client.token, repo, time.monotonic()):
-            answer = self._catalog.answer(repo, token_key(client.token), question)
-            if answer is not None and (immutable or self._freshness.is_fresh(answer.said_at, now)):
-                return answer if self._is_coherent(route, answer) else None
+        now, immutable = time.time(), is_immutable(route)
+        for answer, is_own in self._kept(route, question, client):
+            is_fresh = self._freshness.is_fresh(answer.said_at, now)
+            if immutable:  # but it may have been made private; what is kept for one token was looked at already
+                is_fresh = is_own or self._origin.is_offline or 0 <= now - answer.said_at < OPEN_SECONDS
+            if is_fresh and self._is_coherent(route, answer):
+                return answer
         return None
 
-    def _origin_is_asked(self, answer: ApiAnswer, immutable: bool, now: float) -> bool:
-        if self._origin.is_offline:
-            return False
-        if immutable:
-            return now - answer.said_at >= PUBLIC_SECONDS  # it may have been made private
-        return not self._freshness.is_fresh(answer.said_at, now)
+    def _stale(self, route: ApiRoute, question: str, client: Client) -> ApiAnswer | None:
+        """The best of what was said before: if possible, of the commit that files come from."""
+        answers = [answer for answer, _ in self._kept(route, question, client)]
+        return next((answer for answer in answers if self._is_coherent(route, answer)), answers[0] if answers else None)
+
+    def _kept(self, route: ApiRoute, question: str, client: Client) -> Iterator[tuple[ApiAnswer, bool]]:
+        """What this client may see of what is kept, and whether it was kept for its token alone."""
+        repo, now = str(route.repo), time.time()
+        hidden_at = self._catalog.publicness(repo).hidden_at
+        questions = [question]
+        if (commit := self._commit_of(route)) and route.kind in ("info", "revision"):
+            questions.append(_question_at(route, commit))
+        for kept in questions:
+            answer = self._catalog.answer(repo, EVERYBODY, kept)
+            if answer is not None and answer.said_at > hidden_at:
+                yield answer, False
+            if client.token is None:
+                continue
+            answer = self._catalog.answer(repo, token_key(client.token), kept)
+            if answer is not None and (
+                0 <= now - answer.said_at < self._grants.life
+                or self._grants.is_allowed(client.token, repo, time.monotonic())
+            ):
+                yield answer, True
 
     def _is_coherent(self, route: ApiRoute, answer: ApiAnswer) -> bool:
         """Whether the commit it speaks of is the one that files of this revision come from now."""
-        if route.kind not in ("info", "revision"):
-            return True
-        ref = self._catalog.ref(str(route.repo), route.revision or "main")
-        sha = answer.headers.get("X-Repo-Commit", "")
-        return ref is None or not sha or is_commit(route.revision or "") or ref.commit == sha
+        commit = self._commit_of(route)
+        return not commit or not answer.commit or commit == answer.commit
 
-    def _stale(self, route: ApiRoute, question: str, client: Client) -> ApiAnswer | None:
-        repo = str(route.repo)
-        answer = self._catalog.answer(repo, EVERYBODY, question)
-        if answer is None and client.token and self._grants.is_allowed(client.token, repo, time.monotonic()):
-            answer = self._catalog.answer(repo, token_key(client.token), question)
-        return answer
+    def _commit_of(self, route: ApiRoute) -> str:
+        """The commit that a question is about, as far as we know; empty if we do not."""
+        if route.revision is not None and is_commit(route.revision):
+            return route.revision
+        ref = self._catalog.ref(str(route.repo), route.revision or "main")
+        return ref.commit if ref is not None else ""
 
     # --- asking the Hub
 
@@ -133,48 +153,31 @@ class Api:
         """Ask as nobody first; only what nobody may know is asked for with the token."""
         repo = str(route.repo)
         publicness = self._catalog.publicness(repo)
-        try:
-            if not (client.token and publicness is not None and not publicness.is_public):
-                return await self._once(route, question, None, client.user_agent, body, content_type)
-        except HubError as error:
-            if not client.token or error.status not in (401, 403, 404) or error.code in ("EntryNotFound",):
-                raise
-        except OriginUnavailable as error:
-            if not client.token or error.retry_after is None:
-                raise
-        answer = await self._once(route, question, client.token, client.user_agent, body, content_type)
-        if client.token:
-            self._grants.allow(client.token, repo, time.monotonic())
-        return answer
 
-    async def _once(
-        self, route: ApiRoute, question: str, token: str | None, user_agent: str, body: bytes, content_type: str
-    ) -> ApiAnswer:
-        scope = token_key(token) if token else EVERYBODY
-        key = (str(route.repo), scope, question)
-        flight = self._flights.get(key)
-        if flight is None:
-            work = self._ask_hub(route, question, scope, token, user_agent, body, content_type)
-            flight = self._flights[key] = asyncio.get_running_loop().create_task(work, name="api")
-            flight.add_done_callback(lambda _: self._flights.pop(key, None))
-        return await asyncio.shield(flight)
+        async def ask_as(token: str | None) -> ApiAnswer:
+            key = ("api", repo, token_key(token) if token else EVERYBODY, question, publicness.changed_at)
+            return await self._origin.flights.join(
+                key, lambda: self._ask_hub(route, question, token, client.user_agent, body, content_type)
+            )
+
+        if client.token is None or not publicness.is_hidden(time.time()):
+            try:
+                return await ask_as(None)
+            except HubError as error:
+                if client.token is None or not error.is_refusal:
+                    raise
+            except OriginUnavailable as error:
+                if client.token is None or error.retry_after is None:
+                    raise
+        return await ask_as(client.token)
 
     async def _ask_hub(
-        self,
-        route: ApiRoute,
-        question: str,
-        scope: str,
-        token: str | None,
-        user_agent: str,
-        body: bytes,
-        content_type: str,
+        self, route: ApiRoute, question: str, token: str | None, user_agent: str, body: bytes, content_type: str
     ) -> ApiAnswer:
-        said_at, repo = time.time(), str(route.repo)
-        method = "POST" if route.kind == "paths-info" else "GET"
-        target = route.target
-        for _ in range(3):
+        said_at, target = time.time(), route.target
+        for _ in range(_MAX_HOPS):
             answer = await self._origin.ask(
-                method,
+                "POST" if route.kind == "paths-info" else "GET",
                 target,
                 kind="api",
                 token=token,
@@ -182,28 +185,51 @@ class Api:
                 headers={"Content-Type": content_type} if body else None,
                 body=body or None,
             )
-            moved = answer.headers.get("Location", "")
-            if answer.status not in (301, 302, 307, 308) or not moved.startswith("/"):
+            if answer.status not in _REDIRECTS:
                 break
-            target = moved  # renamed
-        if answer.status == 429:
-            raise OriginUnavailable(f"{self._origin.host} has had too many requests", retry_after=self._origin.pause)
-        kept = _keep(route, answer, said_at)
-        error = None if answer.status == 200 else HubError.of(answer.status, answer.headers, answer.body)
-        if error is None or (error.is_missing_entry and is_immutable(route)):
-            self._catalog.set_answer(repo, scope, question, kept)
-            self._note(route, kept, scope, said_at)
-            return kept
-        raise error
+            target = self._origin.follow(target, answer.headers.get("Location", ""))  # renamed
+        else:
+            raise OriginUnavailable(f"{self._origin.host} sends us in circles for {route.repo}")
+        if answer.status >= 400:
+            error = HubError.of(answer.status, answer.headers, answer.body)
+            if error.is_missing_entry and is_immutable(route):
+                return self._keep(route, question, answer, None, token, said_at)
+            self._note_refusal(str(route.repo), error, token, said_at)
+            raise error
+        try:
+            document = msgspec.json.decode(answer.body)
+        except msgspec.DecodeError as error:
+            raise OriginUnavailable(f"{self._origin.host} does not answer as a Hub would") from error
+        return self._keep(route, question, answer, document, token, said_at)
 
-    def _note(self, route: ApiRoute, kept: ApiAnswer, scope: str, said_at: float) -> None:
-        """What else the answer tells: which commit a revision is."""
-        repo, sha = str(route.repo), kept.headers.get("X-Repo-Commit", "")
-        if route.kind in ("info", "revision") and sha and not is_commit(route.revision or ""):
-            self._catalog.set_ref(repo, route.revision or "main", Ref(sha, said_at))
-        known = self._catalog.publicness(repo)
-        if scope != EVERYBODY and (known is None or said_at - known.said_at > PUBLIC_SECONDS):
-            self._catalog.set_publicness(repo, Publicness(False, said_at))
+    def _note_refusal(self, repo: str, error: HubError, token: str | None, said_at: float) -> None:
+        if error.is_refusal and token is not None:
+            self._grants.revoke(token, repo)
+        elif error.is_refusal and error.code != "GatedRepo":
+            self._catalog.set_publicness(
+                repo, msgspec.structs.replace(self._catalog.publicness(repo), hidden_at=said_at)
+            )
+
+    def _keep(
+        self, route: ApiRoute, question: str, answer: Answer, document: Any, token: str | None, said_at: float
+    ) -> ApiAnswer:
+        """Keep an answer for those who may see it, and what it says of the revision."""
+        repo, scope, body, commit = str(route.repo), token_key(token) if token else EVERYBODY, answer.body, ""
+        if b'"xetHash"' in body:
+            body = msgspec.json.encode(rewrite.strip_xet(document))
+        if route.kind in ("info", "revision") and isinstance(document, dict):
+            sha = document.get("sha")
+            commit = sha if isinstance(sha, str) and is_commit(sha) else ""
+        headers = {name: answer.headers[name] for name in _KEPT_HEADERS if name in answer.headers}
+        kept = ApiAnswer(answer.status, headers, body, said_at, commit)
+        if route.kind == "info" and not (isinstance(document, dict) and "id" in document):
+            return kept  # not about one repository: /api/spaces/semantic-search and the like
+        self._catalog.set_answer(repo, scope, question, kept)
+        if commit:
+            self._catalog.set_answer(repo, scope, _question_at(route, commit), kept)
+            if not is_commit(route.revision or ""):
+                self._catalog.set_ref(repo, route.revision or "main", Ref(commit, said_at))
+        return kept
 
 
 def visible_base(request: web.Request) -> str:
@@ -213,33 +239,29 @@ def visible_base(request: web.Request) -> str:
     return f"{scheme}://{host}{request.headers.get('X-Forwarded-Prefix', '').rstrip('/')}"
 
 
-def _keep(route: ApiRoute, answer: Answer, said_at: float) -> ApiAnswer:
-    headers = {name: answer.headers[name] for name in _KEPT_HEADERS if name in answer.headers}
-    body = answer.body
-    if answer.status == 200 and route.kind in ("tree", "paths-info") and b"xetHash" in body:
-        body = json.dumps(rewrite.strip_xet(json.loads(body)), separators=(",", ":")).encode()
-    if answer.status == 200 and route.kind in ("info", "revision"):
-        sha = _sha(body)
-        if sha:
-            headers["X-Repo-Commit"] = sha
-    return ApiAnswer(answer.status, headers, body, said_at)
+async def _read(request: web.Request) -> bytes:
+    body = bytearray()
+    async for part in request.content.iter_any():
+        body += part
+        if len(body) > _MAX_QUESTION:
+            raise HubError(413, message=f"a question of more than {_MAX_QUESTION} bytes")
+    return bytes(body)
 
 
-def _sha(body: bytes) -> str:
-    try:
-        document = json.loads(body)
-    except ValueError:
-        return ""
-    sha = document.get("sha") if isinstance(document, dict) else None
-    return sha if isinstance(sha, str) and is_commit(sha) else ""
-
-
-def _question(route: ApiRoute, body: bytes) -> str:
+def _question(route: ApiRoute, body: bytes, content_type: str) -> str:
     """What makes two questions the same: `recursive=True` and `recursive=true`, in any order."""
     path = route.target.partition("?")[0].rstrip("/")
-    return "\n".join((path, _normal(route.query), _normal(body[:_MAX_QUESTION].decode(errors="replace"))))
+    if not body:
+        return f"{path}\n{_normal(route.query)}"
+    form = _normal(body.decode(errors="surrogateescape")) if content_type.startswith(_FORM) else body.hex()
+    return f"{path}\n{_normal(route.query)}\n{content_type}\n{hashlib.sha256(form.encode()).hexdigest()}"
+
+
+def _question_at(route: ApiRoute, commit: str) -> str:
+    """A commit's info, by whatever name it was asked for."""
+    return f"{commit}\n{_normal(route.query)}"
 
 
 def _normal(query: str) -> str:
     pairs = [(name, value.lower() if value in ("True", "False") else value) for name, value in parse_qsl(query, True)]
-    return urlencode(sorted(pairs))
+    return urlencode(sorted(pairs, key=lambda pair: pair[0]), errors="surrogateescape")

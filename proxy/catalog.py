@@ -10,6 +10,7 @@ import asyncio
 import logging
 import shutil
 import sqlite3
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +21,15 @@ import diskcache
 import msgspec
 
 from mesh.content import Digest
+from proxy.hub.access import Publicness
 from proxy.hub.metadata import FileMetadata
 
 log = logging.getLogger(__name__)
 
-_MEMORY = 20_000  # entries
-_SIZE_LIMIT = 1 << 30  # bytes on disk; diskcache then drops what was not used for longest
-_FORMAT = "1"  # of the keys and values below
+_MEMORY = 16 << 20  # bytes, roughly: the entries as they are on disk and what Python adds to each
+_ENTRY_OVERHEAD = 500
+_SIZE_LIMIT = 1 << 30  # bytes on disk; diskcache then drops what was stored longest ago
+_FORMAT = "2"  # of the keys and values below
 
 T = TypeVar("T")
 
@@ -38,26 +41,24 @@ class Ref(msgspec.Struct, frozen=True):
     said_at: float
 
 
-class Publicness(msgspec.Struct, frozen=True):
-    """Whether the Hub gave something of a repository to an anonymous request, and when."""
-
-    is_public: bool
-    said_at: float
-
-
 class ApiAnswer(msgspec.Struct, frozen=True):
-    """An answer of the Hub's API as it came, but for what concerns the connection."""
+    """An answer of the Hub's API as it came, but for what concerns the connection.
+
+    `commit` is what an info answer says its revision is; `said_at` is seconds since the epoch.
+    """
 
     status: int
     headers: dict[str, str]
     body: bytes
     said_at: float
+    commit: str = ""
 
 
 class File(msgspec.Struct, frozen=True):
-    """A file of a commit, or that there is none."""
+    """A file of a commit, or that there is none; `open_at` is when the Hub last said so to an anonymous request."""
 
     metadata: FileMetadata | None
+    open_at: float = 0.0
 
 
 class BlobName(msgspec.Struct, frozen=True):
@@ -70,28 +71,40 @@ class BlobName(msgspec.Struct, frozen=True):
 class Catalog:
     """Typed entries by key. Belongs to the event loop's thread.
 
-    A repository's `generation` is part of the keys of everything about it that can change: a write through this node
-    raises it, and what was known under the old one is gone at once.
+    A write to a repository through this node voids what was said of it before: `changed`. Refs and API answers that
+    are older are not found any more, and an answer that was on its way meanwhile is not kept.
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = root
         self._disk = _open(root)
-        self._memory: OrderedDict[str, Any] = OrderedDict()
+        self._memory: OrderedDict[str, tuple[Any, int]] = OrderedDict()
+        self._memory_size = 0
+        self._pending: dict[str, bytes] = {}
+        self._batch: dict[str, bytes] = {}  # on its way to disk
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="catalog")
+        self._writing: asyncio.Future[None] | None = None
+        self._is_broken = False
+        if pins := self.pins():  # anew, so that they are never the oldest
+            self._write({_key("pins"): msgspec.msgpack.encode(pins)})
 
     async def close(self) -> None:
         """Wait until everything is on disk."""
+        while self._writing is not None:
+            await self._writing
         await asyncio.get_running_loop().run_in_executor(self._writer, self._disk.close)
         self._writer.shutdown()
+        self._disk.close()  # this thread's connection
 
     # --- what is kept
 
     def ref(self, repo: str, revision: str) -> Ref | None:
-        return self._get(self._mutable(repo, "ref", revision), Ref)
+        ref = self._get(_key("ref", repo, revision), Ref)
+        return ref if ref is not None and ref.said_at > self.publicness(repo).changed_at else None
 
     def set_ref(self, repo: str, revision: str, ref: Ref) -> None:
-        self._set(self._mutable(repo, "ref", revision), ref)
+        known = self._get(_key("ref", repo, revision), Ref)
+        if known is None or known.said_at <= ref.said_at:
+            self._set(_key("ref", repo, revision), ref)
 
     def file(self, repo: str, commit: str, path: str) -> File | None:
         return self._get(_key("file", repo, commit, path), File)
@@ -101,18 +114,19 @@ class Catalog:
         if file.metadata is not None and (digest := file.metadata.digest) is not None:
             self._set(_key("blob", str(digest)), BlobName(repo, path))
 
-    def publicness(self, repo: str) -> Publicness | None:
-        return self._get(self._mutable(repo, "public"), Publicness)
+    def publicness(self, repo: str) -> Publicness:
+        return self._get(_key("public", repo), Publicness) or Publicness()
 
     def set_publicness(self, repo: str, publicness: Publicness) -> None:
-        self._set(self._mutable(repo, "public"), publicness)
+        self._set(_key("public", repo), publicness)
 
     def answer(self, repo: str, scope: str, question: str) -> ApiAnswer | None:
         """An API answer; `scope` is who may see it: everybody, or one token's holder."""
-        return self._get(self._mutable(repo, "api", scope, question), ApiAnswer)
+        answer = self._get(_key("api", repo, scope, question), ApiAnswer)
+        return answer if answer is not None and answer.said_at > self.publicness(repo).changed_at else None
 
     def set_answer(self, repo: str, scope: str, question: str, answer: ApiAnswer) -> None:
-        self._set(self._mutable(repo, "api", scope, question), answer)
+        self._set(_key("api", repo, scope, question), answer)
 
     def blob_name(self, digest: Digest) -> BlobName | None:
         """A repository and path that this blob was last known by."""
@@ -126,56 +140,82 @@ class Catalog:
         self._set(_key("pins"), pins)
 
     def changed(self, repo: str) -> None:
-        """Somebody wrote to a repository: forget what may have changed with that."""
-        self._set(_key("generation", repo), self._generation(repo) + 1)
+        """Somebody wrote to a repository: what was said of it until now may not be true any more."""
+        self.set_publicness(repo, msgspec.structs.replace(self.publicness(repo), changed_at=time.time()))
 
     def files_of(self, repo: str) -> Iterator[tuple[str, str, FileMetadata]]:
-        """(commit, path, metadata) of every known file of a repository. Reads the whole index: for rare use."""
+        """(commit, path, metadata) of every known file of a repository."""
         start = _key("file", repo, "")
-        for key in list(self._disk.iterkeys()):
-            if isinstance(key, str) and key.startswith(start):
-                _, _, _, commit, path = key.split("\0", 4)
-                file = self.file(repo, commit, path)
-                if file is not None and file.metadata is not None:
-                    yield commit, path, file.metadata
+        keys = {key for key in (*self._pending, *self._batch) if key.startswith(start)}
+        try:
+            rows = self._disk._sql("SELECT key FROM Cache WHERE key > ? AND key < ?", (start, start[:-1] + "\1"))
+            keys.update(key for (key,) in rows)
+        except (sqlite3.Error, diskcache.Timeout) as error:
+            self._complain("read", error)
+        for key in sorted(keys):
+            _, _, _, commit, path = key.split("\0", 4)
+            file = self.file(repo, commit, path)
+            if file is not None and file.metadata is not None:
+                yield commit, path, file.metadata
 
     # --- inside
-
-    def _generation(self, repo: str) -> int:
-        return self._get(_key("generation", repo), int) or 0
-
-    def _mutable(self, repo: str, *parts: str) -> str:
-        return _key(parts[0], repo, str(self._generation(repo)), *parts[1:])
 
     def _get(self, key: str, kind: type[T]) -> T | None:
         if key in self._memory:
             self._memory.move_to_end(key)
-            value: T | None = self._memory[key]
-        else:
-            try:
+            value: T | None = self._memory[key][0]
+            return value
+        raw = self._pending.get(key, self._batch.get(key))
+        try:
+            if raw is None and not self._is_broken:
                 raw = self._disk.get(key)
-                value = None if raw is None else msgspec.msgpack.decode(raw, type=kind)
-            except (sqlite3.Error, diskcache.Timeout, OSError, msgspec.DecodeError) as error:
-                log.warning("the catalog cannot be read: %s", error)
-                value = None
-            self._remember(key, value)
+            value = None if raw is None else msgspec.msgpack.decode(raw, type=kind)
+        except (sqlite3.Error, diskcache.Timeout, OSError, msgspec.DecodeError) as error:
+            self._complain("read", error)
+            return None
+        self._remember(key, value, len(raw or b""))
         return value
 
     def _set(self, key: str, value: object) -> None:
-        self._remember(key, value)
-        self._writer.submit(self._write, key, msgspec.msgpack.encode(value))
+        raw = msgspec.msgpack.encode(value)
+        self._remember(key, value, len(raw))
+        self._pending[key] = raw
+        if self._writing is None:
+            self._flush()
 
-    def _write(self, key: str, raw: bytes) -> None:
+    def _flush(self) -> None:
+        """Send what is pending to disk, in one transaction; what comes meanwhile goes with the next."""
+        self._batch, self._pending = self._pending, {}
+        if self._batch and not self._is_broken:
+            self._writing = asyncio.get_running_loop().run_in_executor(self._writer, self._write, self._batch)
+            self._writing.add_done_callback(lambda _: self._flush())
+        else:
+            self._batch, self._writing = {}, None
+
+    def _write(self, batch: dict[str, bytes]) -> None:
         try:
-            self._disk.set(key, raw)
+            with self._disk.transact(retry=True):
+                for key, raw in batch.items():
+                    self._disk.set(key, raw)
         except (sqlite3.Error, diskcache.Timeout, OSError) as error:
-            log.warning("the catalog cannot be written: %s", error)
+            self._complain("written", error)
 
-    def _remember(self, key: str, value: object) -> None:
-        self._memory[key] = value
-        self._memory.move_to_end(key)
-        while len(self._memory) > _MEMORY:
-            self._memory.popitem(last=False)
+    def _complain(self, done: str, error: Exception) -> None:
+        if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+            if not self._is_broken:
+                log.error("the catalog cannot be %s (%s): kept in memory only until the next start", done, error)
+            self._is_broken = True
+        else:
+            log.warning("the catalog cannot be %s: %s", done, error)
+
+    def _remember(self, key: str, value: object, size: int) -> None:
+        if key in self._memory:
+            self._memory_size -= self._memory.pop(key)[1]
+        size += len(key) + _ENTRY_OVERHEAD
+        self._memory[key] = value, size
+        self._memory_size += size
+        while self._memory_size > _MEMORY:
+            self._memory_size -= self._memory.popitem(last=False)[1][1]
 
 
 def _key(*parts: str) -> str:

@@ -6,23 +6,32 @@ import asyncio
 import logging
 import re
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from proxy.flights import Flights
+from proxy.hub.access import token_key
 from proxy.hub.errors import OriginUnavailable
 
 log = logging.getLogger(__name__)
 
 _MAX_ANSWER = 64 << 20  # a tree page of a thousand entries is 300 kB; whole listings are streamed, not kept
-_RESET = re.compile(r"\bt=(\d+)")
+_MAX_FIELD = 32 << 10  # signed addresses are long
+_MAX_QUESTIONS = 64  # at once; more of them wait
 _LONGEST_PAUSE = 300.0
+_MAX_PAUSES = 1000
+# After a failure, for as long: whoever has an older answer need not wait for the next one.
+_FAILING_SECONDS = 15.0
+_NO_HEADERS_OF_OURS = ("User-Agent", "Content-Type", "Accept")
+_LIMIT = re.compile(r"\br=(\d+)\s*;\s*t=(\d+)")
 
 
 class RequestMetrics(Protocol):
@@ -54,24 +63,38 @@ class Origin:
         answer_timeout: float = 8.0,
     ) -> None:
         self.url = url.rstrip("/")
+        self.host = urlsplit(self.url).netloc
         self.is_offline = offline
+        self.flights = Flights()  # questions on their way, for all who ask the same
         self._metrics = metrics
         self._connect_timeout = connect_timeout
         self._answer_timeout = answer_timeout
-        self._host = urlsplit(self.url).netloc
-        self._paused_until = 0.0
-        self._session: aiohttp.ClientSession | None = None
+        self._paused: dict[tuple[str, str], float] = {}
+        self._failed_at = -_FAILING_SECONDS
+        self._questions: aiohttp.ClientSession | None = None
+        self._streams: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self.flights.close()
+        for session in (self._questions, self._streams):
+            if session is not None:
+                await session.close()
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether it was asked just now and gave no answer."""
+        return self.is_offline or time.monotonic() - self._failed_at < _FAILING_SECONDS
 
     def absolute(self, target: str) -> str:
         return self.url + target
 
-    @property
-    def host(self) -> str:
-        return self._host
+    def follow(self, target: str, where: str) -> str:
+        """The target here that a redirect from `target` to `where` names. Raises OriginUnavailable if it leads away."""
+        hub, parts = urlsplit(self.url), urlsplit(urljoin(self.url + target, where))
+        if not where or (parts.scheme, parts.netloc) != (hub.scheme, hub.netloc):
+            raise OriginUnavailable(f"{self.host} redirects us to {parts.netloc if where else 'nowhere'}")
+        path = parts.path.removeprefix(hub.path)
+        return f"{path}?{parts.query}" if parts.query else path
 
     async def ask(
         self,
@@ -84,82 +107,132 @@ class Origin:
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
     ) -> Answer:
-        """One request and its whole answer, whatever its status below 500; redirects are not followed."""
+        """One question and its whole answer, redirects included; they are not followed."""
+        quota = (token_key(token) if token else "", _window(target))
+        self._mind_pause(quota)
         sent = {"Accept-Encoding": "identity", **(headers or {})}
         if user_agent:
             sent["User-Agent"] = user_agent
         if token:
             sent["Authorization"] = f"Bearer {token}"
         try:
+            answer = await self._ask(method, target, kind, sent, body)
+            if answer.status >= 500 or answer.status == 408:
+                raise OriginUnavailable(f"{self.host} answered {answer.status}")
+        except OriginUnavailable:
+            self._failed_at = time.monotonic()
+            raise
+        self._failed_at = -_FAILING_SECONDS
+        self._note_limits(answer, quota)
+        return answer
+
+    async def _ask(self, method: str, target: str, kind: str, headers: Mapping[str, str], body: bytes | None) -> Answer:
+        if self._questions is None:
+            self._questions = self._session(_MAX_QUESTIONS, decompress=True)
+        data = bytearray()
+        try:
             async with asyncio.timeout(self._answer_timeout):
-                async with self.open(method, target, kind=kind, headers=sent, body=body) as response:
-                    data = await response.content.read(_MAX_ANSWER + 1) if method != "HEAD" else b""
-                    while len(data) <= _MAX_ANSWER and (more := await response.content.read(_MAX_ANSWER)):
-                        data += more
+                async with self._request(self._questions, method, target, kind, headers, body) as response:
+                    while part := await response.content.read(1 << 20):
+                        data += part
+                        if len(data) > _MAX_ANSWER:
+                            raise OriginUnavailable(f"{self.host} answered with more than {_MAX_ANSWER} bytes")
         except TimeoutError as error:
-            raise OriginUnavailable(f"no answer from {self._host} in time", is_timeout=True) from error
+            raise OriginUnavailable(f"no answer from {self.host} in time", is_timeout=True) from error
         except aiohttp.ClientError as error:
-            raise OriginUnavailable(f"{self._host} broke off its answer: {error}") from error
-        if len(data) > _MAX_ANSWER:
-            raise OriginUnavailable(f"{self._host} answered with more than {_MAX_ANSWER} bytes")
-        if response.status >= 500:
-            raise OriginUnavailable(f"{self._host} answered {response.status}")
-        return Answer(response.status, CIMultiDict(response.headers), data)
+            raise OriginUnavailable(f"{self.host} broke off its answer: {error}") from error
+        return Answer(response.status, CIMultiDict(response.headers), bytes(data))
 
     @asynccontextmanager
     async def open(
-        self, method: str, target: str, *, kind: str, headers: Mapping[str, str], body: Any = None
+        self, method: str, target: str, *, kind: str, headers: Mapping[str, str], body: Any = None, viewer: bool = False
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A request as it is, and its answer as a stream."""
+        """A client's request as it is, and its answer as a stream, without any limit of time.
+
+        `viewer`: to the datasets viewer, which clients look for at a subdomain of the Hub.
+        """
+        if self._streams is None:
+            self._streams = self._session(0, decompress=False)
+        url = self.url.replace("://", "://datasets-server.", 1) if viewer else self.url
+        async with self._request(self._streams, method, target, kind, headers, body, url) as response:
+            yield response
+
+    @asynccontextmanager
+    async def _request(
+        self,
+        session: aiohttp.ClientSession,
+        method: str,
+        target: str,
+        kind: str,
+        headers: Mapping[str, str],
+        body: Any,
+        url: str | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         if self.is_offline:
             raise OriginUnavailable("this node is offline (--offline)")
-        pause = self._paused_until - time.monotonic()
-        if pause > 0 and method in ("GET", "HEAD"):
-            raise OriginUnavailable(f"{self._host} asked us to wait", retry_after=pause)
         began = time.perf_counter()
         status = 0
         try:
-            response = await self._get_session().request(
+            response = await session.request(
                 method,
-                URL(self.url + target, encoded=True),
+                URL((url or self.url) + target, encoded=True),
                 headers=headers,
                 data=body,
                 allow_redirects=False,
-                skip_auto_headers=("User-Agent", "Content-Type", "Accept"),
+                skip_auto_headers=_NO_HEADERS_OF_OURS,
             )
             status = response.status
         except TimeoutError as error:
-            raise OriginUnavailable(f"no connection to {self._host} in time", is_timeout=True) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise OriginUnavailable(f"cannot reach {self._host}: {error}") from error
+            raise OriginUnavailable(f"no connection to {self.host} in time", is_timeout=True) from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise OriginUnavailable(f"cannot reach {self.host}: {error}") from error
         finally:
             self._metrics.origin_request(kind, status, time.perf_counter() - began)
-        self._note_limits(response)
         async with response:
             yield response
 
-    def _note_limits(self, response: aiohttp.ClientResponse) -> None:
-        """One client's pause is everyone's: they share our address."""
-        if response.status != 429:
+    def _session(self, limit: int, *, decompress: bool) -> aiohttp.ClientSession:
+        # Not trust_env: that would also send what ~/.netrc has for the Hub, with requests that are to prove what
+        # nobody in particular may read.
+        hub = urlsplit(self.url)
+        bypass = urllib.request.proxy_bypass(hub.hostname or "")
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=limit, ttl_dns_cache=60),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout),
+            auto_decompress=decompress,
+            proxy=None if bypass else urllib.request.getproxies().get(hub.scheme),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            max_field_size=_MAX_FIELD,
+            max_line_size=_MAX_FIELD,
+        )
+
+    # --- limits: all clients share our address, and the quota of nobody in particular
+
+    def _mind_pause(self, quota: tuple[str, str]) -> None:
+        seconds = self._paused.get(quota, 0.0) - time.monotonic()
+        if seconds > 0:
+            raise OriginUnavailable(f"{self.host} asked us to wait", retry_after=seconds)
+
+    def _note_limits(self, answer: Answer, quota: tuple[str, str]) -> None:
+        """Keep the pause that an answer asks for. Raises OriginUnavailable for a 429."""
+        match = _LIMIT.search(answer.headers.get("RateLimit", ""))
+        left, reset = (int(match[1]), float(match[2]) + 1) if match else (1, 5.0)
+        if answer.status != 429 and left:
             return
-        seconds = response.headers.get("Retry-After", "")
-        match = _RESET.search(response.headers.get("RateLimit", ""))
-        pause = float(seconds) if seconds.isdigit() else float(match[1]) + 1 if match else 5.0
-        self._paused_until = time.monotonic() + min(_LONGEST_PAUSE, pause)
-        log.warning("%s has had enough requests for now: none for %.0f s", self._host, pause)
+        retry_after = answer.headers.get("Retry-After", "")
+        pause = min(_LONGEST_PAUSE, float(retry_after) if retry_after.isdigit() and answer.status == 429 else reset)
+        now = time.monotonic()
+        if len(self._paused) >= _MAX_PAUSES:
+            self._paused = {key: until for key, until in self._paused.items() if until > now}
+        if len(self._paused) < _MAX_PAUSES:
+            self._paused[quota] = now + pause
+        log.warning("%s has had enough requests (%s) for now: none for %.0f s", self.host, quota[1], pause)
+        if answer.status == 429:
+            raise OriginUnavailable(f"{self.host} has had too many requests", retry_after=pause)
 
-    @property
-    def pause(self) -> float:
-        """Seconds until the origin wants to be asked again."""
-        return max(0.0, self._paused_until - time.monotonic())
 
-    def _get_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=64, ttl_dns_cache=60),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout),
-                auto_decompress=False,
-                trust_env=True,
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
-        return self._session
+def _window(target: str) -> str:
+    """Which of the Hub's rate limits counts a request."""
+    if "/resolve/" in target or target.startswith("/api/resolve-cache/"):
+        return "resolvers"
+    return "api" if target.startswith("/api/") else "pages"

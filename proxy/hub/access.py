@@ -1,7 +1,10 @@
-"""Who may read what, as far as the Hub told us. Pure: `now` is seconds on any clock.
+"""Who may read what, as far as the Hub told us. Pure: `now` is an argument.
 
-Holding a blob is no permission to hand it out. A repository counts as public only when the Hub gave something of it to
-an anonymous request; for all others the Hub is asked with the client's own token, and its word is good for minutes.
+Holding a blob is no permission to hand it out. A file is open when the Hub gave it to an anonymous request; for all
+others the Hub is asked with the client's own token, and its word is good for minutes.
+
+Gates stand before files, not before repositories: of a gated one anybody may read the info, and perhaps its card. So
+the info proves nothing about the files, and a card (README.md) nothing about other files.
 """
 
 from __future__ import annotations
@@ -9,7 +12,14 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 
+import msgspec
+
+# A repository that was public may be made private: asked again after this many seconds.
+OPEN_SECONDS = 3600.0
+# One that was not may be opened; asking costs one request.
+CLOSED_SECONDS = 300.0
 _MAX_GRANTS = 10_000
+_CARDS = ("readme.md", ".gitattributes")
 
 
 def token_key(token: str) -> str:
@@ -17,17 +27,53 @@ def token_key(token: str) -> str:
     return hashlib.sha256(f"hubmesh grant\0{token}".encode()).hexdigest()[:32]
 
 
+def is_card(path: str) -> bool:
+    return path.rpartition("/")[2].lower() in _CARDS
+
+
+class Publicness(msgspec.Struct, frozen=True):
+    """When (seconds since the epoch; 0 for never) the Hub last told an anonymous request something of a repository.
+
+    `opened_at`: it gave a file. `closed_at`: it refused one. `hidden_at`: it did not know the repository at all.
+    `changed_at`: somebody wrote to it through us, and all that was told before may have changed.
+    """
+
+    opened_at: float = 0.0
+    closed_at: float = 0.0
+    hidden_at: float = 0.0
+    changed_at: float = 0.0
+
+    def is_open(self, open_at: float, now: float, *, may_ask: bool) -> bool:
+        """Whether anybody may have a file that the Hub gave to an anonymous request at `open_at`.
+
+        Another file's later proof does as well, as long as nothing was refused since this one's. When the Hub cannot
+        be asked, the last word holds.
+        """
+        if open_at <= max(self.closed_at, self.hidden_at, self.changed_at):
+            return False
+        return not may_ask or now - max(open_at, self.opened_at) < OPEN_SECONDS
+
+    def is_closed(self, now: float) -> bool:
+        """Whether an anonymous request for a file would most likely be refused."""
+        refused_at = max(self.closed_at, self.hidden_at)
+        return refused_at > max(self.opened_at, self.changed_at) and now - refused_at < CLOSED_SECONDS
+
+    def is_hidden(self, now: float) -> bool:
+        """Whether an anonymous request for anything would most likely be refused."""
+        return self.hidden_at > max(self.opened_at, self.changed_at) and now - self.hidden_at < CLOSED_SECONDS
+
+
 class Grants:
-    """The Hub's recent verdicts: this token may read this repository. Bounded; the oldest go first."""
+    """The Hub's recent verdicts: this token may read this repository's files. Bounded; the oldest go first."""
 
     def __init__(self, life: float, limit: int = _MAX_GRANTS) -> None:
-        self._life = life
+        self.life = life
         self._limit = limit
         self._until: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     def allow(self, token: str, repo: str, now: float) -> None:
         key = (token_key(token), repo)
-        self._until[key] = now + self._life
+        self._until[key] = now + self.life
         self._until.move_to_end(key)
         while len(self._until) > self._limit:
             self._until.popitem(last=False)

@@ -14,6 +14,7 @@ _PASSED_ON = (
     "X-Error-Message",
     "X-Repo-Commit",
     "X-Request-Id",
+    "X-Amzn-Trace-Id",
     "X-HF-Warning",
     "WWW-Authenticate",
     "RateLimit",
@@ -81,6 +82,11 @@ class HubError(Exception):
     def is_missing_entry(self) -> bool:
         """The revision is there and has no such file: for a commit, for ever."""
         return self.status == 404 and self.code == "EntryNotFound"
+
+    @property
+    def is_refusal(self) -> bool:
+        """The Hub does not let this asker see the repository or its files; another one it may."""
+        return self.status in (401, 403, 404) and self.code not in ("EntryNotFound", "RevisionNotFound")
 
 
 class OriginUnavailable(Exception):

@@ -7,13 +7,12 @@ what it said last is better than nothing, and said to be stale.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import parse_qsl
 
 from proxy.hub.urls import ApiRoute, is_commit
 
-# A repository that was public may be made private: asked again after this many seconds.
-PUBLIC_SECONDS = 3600.0
-# One that was not may be opened; asking costs one request.
-NOT_PUBLIC_SECONDS = 300.0
+# What may be asked about a commit's info without anything in the answer that matters and changes.
+_STEADY_QUERIES = {"blobs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,5 +26,12 @@ class Freshness:
 
 
 def is_immutable(route: ApiRoute) -> bool:
-    """Whether the answer is true for ever. Repository info carries likes and downloads even under a commit."""
-    return route.kind in ("tree", "paths-info") and route.revision is not None and is_commit(route.revision)
+    """Whether what matters in the answer is true for ever.
+
+    A commit's info carries likes and downloads too; who asks for a commit is after its files.
+    """
+    if route.revision is None or not is_commit(route.revision):
+        return False
+    if route.kind == "revision":
+        return {name for name, _ in parse_qsl(route.query, keep_blank_values=True)} <= _STEADY_QUERIES
+    return route.kind in ("tree", "paths-info")

@@ -48,7 +48,9 @@ def linked(headers: Mapping[str, str]) -> FileMetadata | None:
 
 
 def direct(headers: Mapping[str, str]) -> FileMetadata | None:
-    """A file that the answer itself is about."""
+    """A file that the answer itself is about; None when the answer does not say what it is."""
+    if headers.get("Content-Encoding", "identity") != "identity":
+        return None  # the length would be that of the compressed bytes
     etag = headers.get("X-Linked-Etag") or headers.get("ETag", "")
     size = headers.get("X-Linked-Size") or headers.get("Content-Length", "")
     return _metadata(headers, etag, size) if etag and size.isdigit() else None

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 from proxy.hub.urls import OtherRoute, parse
 
 _XET_HEADERS = ("X-Xet-Hash", "X-Xet-Refresh-Route")
+# The Hub's own addresses, whichever mirror of it we ask.
+_HUB_HOSTS = ("huggingface.co", "hf.co")
 _XET_RELATIONS = {"xet-auth", "xet-reconstruction-info"}
 # RFC 8288: <target>; param; param="value", <target> …
 _LINK = re.compile(r'<([^>]*)>((?:\s*;\s*[\w*-]+(?:=(?:"(?:[^"\\]|\\.)*"|[^",;\s]*))?)*)\s*(?:,|\Z)')
@@ -46,8 +48,10 @@ def is_xet_header(name: str) -> bool:
 
 
 def strip_xet(document: Any) -> Any:
-    """Take `xetHash` out of the entries of a tree or paths-info answer, in place."""
+    """Take `xetHash` out of the entries of a tree, paths-info or info answer, in place."""
     entries: Iterable[Any] = document if isinstance(document, list) else ()
+    if isinstance(document, dict) and isinstance(document.get("siblings"), list):
+        entries = document["siblings"]
     for entry in entries:
         if isinstance(entry, dict):
             entry.pop("xetHash", None)
@@ -63,11 +67,11 @@ def keeps_xet(target: str) -> bool:
 
 def _within(url: str, origin: str) -> str | None:
     """The path and query of a URL of the Hub; None for any other."""
-    if url.startswith("/") and not url.startswith("//"):
-        return url
     hub, parts = urlsplit(origin), urlsplit(url)
-    same = (parts.scheme, parts.netloc.lower()) == (hub.scheme, hub.netloc.lower())
-    if not same and (parts.scheme, parts.netloc) != ("https", "huggingface.co"):
+    if not parts.scheme and not parts.netloc and not url.startswith("/"):
+        return None
+    same = (parts.scheme or hub.scheme, (parts.netloc or hub.netloc).lower()) == (hub.scheme, hub.netloc.lower())
+    if not same and ((parts.scheme or hub.scheme) != "https" or parts.netloc.lower() not in _HUB_HOSTS):
         return None
     path = parts.path or "/"
     if same and hub.path and path.startswith(f"{hub.path}/"):

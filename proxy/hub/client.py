@@ -1,0 +1,38 @@
+"""Who asks: the token and the software, and what that software needs. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+_HUB_VERSION = re.compile(r"\bhf_hub/(\d+)\.(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """The token that came with a request, and its User-Agent."""
+
+    token: str | None = field(default=None, repr=False)
+    user_agent: str = ""
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str]) -> Client:
+        scheme, _, token = headers.get("Authorization", "").partition(" ")
+        is_bearer = scheme.lower() == "bearer" and token.strip()
+        return cls(token.strip() if is_bearer else None, headers.get("User-Agent", ""))
+
+    @property
+    def hub_version(self) -> tuple[int, int] | None:
+        """Version of huggingface_hub, None for other software."""
+        match = _HUB_VERSION.search(self.user_agent)
+        return (int(match[1]), int(match[2])) if match else None
+
+    @property
+    def waits_on_429(self) -> bool:
+        """Recent clients wait and try again on 429 and give up on 5xx; 0.x the other way round."""
+        return (self.hub_version or (1, 0)) >= (1, 0)
+
+    @property
+    def accepts_unknown_size(self) -> bool:
+        return (self.hub_version or (0, 0)) >= (1, 33)
