@@ -140,9 +140,10 @@ class Swarm:
                 await self._news.wait()
         except TimeoutError:
             return
+        if len(self._talks) > 1:  # there is news, but it has to wait for an answer
+            await asyncio.wait(self._talks, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
         pause = self._last_talk + self._house.exchange.interval(self.digest) - time.monotonic()
-        if pause > 0 and not self.fill.is_over:
-            await asyncio.sleep(pause)
+        await asyncio.sleep(max(0.0, pause))  # at the least, let others have their turn
 
     def _is_idle(self) -> bool:
         now = time.monotonic()
