@@ -29,11 +29,14 @@ MAX_MESSAGE = 512 << 10  # bytes; a thousand members with the longest names are 
 TARGET = "/mesh/gossip"
 _INTERVAL = 1.0  # seconds between two rounds
 _PATIENCE = 1.5  # seconds for an answer
+_JOIN_PATIENCE = 5.0  # where many may come at once, and nobody is accused
 _MAX_STRAIN = 4
 _LATE = 0.3  # seconds: a loop that comes this late to its timer cannot judge the speed of others
 _SETTLE = 2.0  # seconds without any answer, after which we are alone
 _MAX_SETTLE = 5.0  # seconds without agreement
 _CROWD = 100  # nodes from which on rounds are rarer
+_HASTE = 0.3  # of the usual time between rounds, while there is news
+_NEWS_ROUNDS = 2.0  # usual rounds that news is news
 _TOLD = 8  # peers that are told when we leave
 
 # POSTs a message to TARGET at an address, where the node of this id is expected ("" if not known), and returns the
@@ -81,6 +84,7 @@ class Gossip:
         self._accused: set[str] = set()  # those we found silent: asked again until that is settled
         self._strain = 0
         self._late_at = float("-inf")
+        self._news_at = float("-inf")
         self._is_met = False
         self._is_doubled = False
 
@@ -121,7 +125,7 @@ class Gossip:
 
         Raises OSError, MeshError or ValueError when that fails.
         """
-        return await self._exchange(address, "", named_seed)
+        return await self._exchange(address, "", named_seed, _JOIN_PATIENCE)
 
     def unname_seed(self, address: Address) -> None:
         """An address does not stand for a seed any more."""
@@ -133,7 +137,7 @@ class Gossip:
 
     def failed(self, node_id: str) -> None:
         """Some other part of the node called a peer in vain."""
-        self._accuse(node_id)
+        self._accuse(node_id, OSError())
 
     async def _settle(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -142,23 +146,24 @@ class Gossip:
         self.ready.set()
 
     async def _rounds(self) -> None:
+        asked_at, step = self._clock(), self._interval / 4
         while True:
-            crowd = min(3.0, max(1.0, len(self.members.alive()) / _CROWD))
-            await self._sleep(self._interval * crowd * random.uniform(0.8, 1.2))
-            self._tell(self.members.tick(self._clock(), 1.0 + self._strain))
-            for member in self._chosen():
-                self._tasks.start(self._probe(member), name=f"gossip with {member.node_id}")
-
-    async def _sleep(self, seconds: float) -> None:
-        """Sleep in short steps, to notice when the loop is late: then no timer here means anything about others."""
-        step = seconds / max(1, round(seconds / 0.25))
-        while seconds > step / 2:
             before = self._clock()
-            await asyncio.sleep(step)
-            seconds -= step
-            if self._clock() - before - step > _LATE:
-                self._late_at = self._clock()
+            await asyncio.sleep(step * random.uniform(0.8, 1.2))
+            now = self._clock()
+            if now - before - step > _LATE:  # then no timer here means anything about others
+                self._late_at = now
                 self._strain = min(_MAX_STRAIN, self._strain + 1)
+            self._tell(self.members.tick(now, 1.0 + self._strain))
+            if now - asked_at >= self._pause(now):
+                asked_at = now
+                for member in self._chosen():
+                    self._tasks.start(self._probe(member), name=f"gossip with {member.node_id}")
+
+    def _pause(self, now: float) -> float:
+        crowd = min(3.0, max(1.0, len(self.members.alive()) / _CROWD))
+        is_news = now - self._news_at < _NEWS_ROUNDS * self._interval
+        return self._interval * crowd * (_HASTE if is_news else 0.9)
 
     def _chosen(self) -> list[Member]:
         """Whom to ask in this round: the next in turn (two while there are few), whom we accuse, one that is gone."""
@@ -177,23 +182,23 @@ class Gossip:
         asked_at = self._clock()
         try:
             expected = "" if member.named_seed else member.node_id
-            answered = await self._exchange(member.address, expected, member.named_seed)
-        except TimeoutError:
+            patience = _PATIENCE * (1 + self._strain)
+            answered = await self._exchange(member.address, expected, member.named_seed, patience)
+        except TimeoutError as error:
             if self._late_at < asked_at:
-                self._accuse(member.node_id)
+                self._accuse(member.node_id, error)
         except (OSError, MeshError, ValueError) as error:
             log.debug("no exchange with %s: %s", member.node_id, error)
-            self._accuse(member.node_id)
+            self._accuse(member.node_id, error)
         else:
             if answered == member.node_id:
                 self._accused.discard(answered)
             elif not member.named_seed:  # its address has another owner by now; a named one belongs to whoever answers
-                self._accuse(member.node_id)
+                self._accuse(member.node_id, OSError())
             if self._late_at < asked_at:
                 self._strain = max(0, self._strain - 1)
 
-    async def _exchange(self, address: Address, expected: str, named_seed: bool) -> str:
-        patience = _PATIENCE * (1 + self._strain)
+    async def _exchange(self, address: Address, expected: str, named_seed: bool, patience: float) -> str:
         answer = await asyncio.wait_for(self._ask(address, self._message(with_claims=False), expected), patience)
         message = self._decode(answer)
         node_id = message.sender.node_id
@@ -213,13 +218,18 @@ class Gossip:
             self.ready.set()
         return node_id
 
-    def _accuse(self, node_id: str) -> None:
+    def _accuse(self, node_id: str, error: Exception) -> None:
         self._accused.add(node_id)
-        self._tell(self.members.failed(node_id, self._clock()))
+        is_refused = isinstance(error, ConnectionRefusedError)
+        self._tell(self.members.failed(node_id, self._clock(), is_refused=is_refused))
 
     def _take(self, message: _Message, teller: str) -> None:
         before = self.members.me.incarnation
-        heard = (as_heard(claim, teller) for claim in (message.sender, *message.claims))
+        # Most of what is told is known: looking at that again would be most of the work.
+        told = [claim for claim in (message.sender, *message.claims) if not self.members.knows(claim)]
+        for claim in told:
+            claim.check()
+        heard = (as_heard(claim, teller) for claim in told)
         self._tell(self.members.merge([claim for claim in heard if claim is not None], self._clock()))
         if self.members.me.incarnation > before:  # somebody thought that we were gone
             self._strain = min(_MAX_STRAIN, self._strain + 1)
@@ -235,6 +245,7 @@ class Gossip:
     def _tell(self, changes: Sequence[Change]) -> None:
         if not changes:
             return
+        self._news_at = self._clock()
         for change in changes:
             if change.joined or change.parted or change.member.state == State.SUSPECT != change.was:
                 verb = "joined" if change.joined else f"is {change.member.state.name.lower()}"
@@ -253,8 +264,7 @@ class Gossip:
         message = _decoder.decode(data)  # msgspec.DecodeError is a ValueError
         if message.mesh_id != self._mesh_id:
             raise ValueError("a message of another mesh")
-        for claim in (message.sender, *message.claims):
-            claim.check()
+        message.sender.check()
         return message
 
 

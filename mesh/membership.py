@@ -144,10 +144,12 @@ class Change:
 class _Record:
     claim: Claim
     since: float  # when it came to the state it is in, or its suspicion was put off
+    grace: float  # seconds that it has to refute
     named: Address | None = None  # the explicitly named address at which this node answers
     reached: Address | None = None  # an address that works, whatever others say
     accused: int = 0  # times in a row that we suspected it and it refuted
     calm_until: float = 0.0  # no new suspicion from us before
+    member: Member | None = None  # what all this amounts to, until it changes
 
 
 class Members:
@@ -216,6 +218,11 @@ class Members:
         """Take in checked claims, from anybody, in any order, any number of times."""
         return [change for claim in claims if (change := self._take(claim, now)) is not None]
 
+    def knows(self, claim: Claim) -> bool:
+        """Whether exactly this is known already."""
+        record = self._records.get(claim.node_id)
+        return record is not None and record.claim == claim
+
     def heard(self, node_id: str, now: float, address: Address | None = None) -> None:
         """A node spoke to us; `address` is where, if it was in answer to our call.
 
@@ -229,16 +236,16 @@ class Members:
             record.accused = 0
             if record.reached != address:
                 record.reached = address
-                self._alive = None
+                self._touch(record)
 
-    def failed(self, node_id: str, now: float) -> list[Change]:
-        """A call to a node failed."""
+    def failed(self, node_id: str, now: float, *, is_refused: bool = False) -> list[Change]:
+        """A call to a node failed; `is_refused` if its machine said that nobody listens there."""
         record = self._records.get(node_id)
         if record is None or record.claim.state != State.ALIVE:
             return []
         if record.reached is not None:
             tried, record.reached = record.reached, None
-            self._alive = None
+            self._touch(record)
             if tried != self._member(record).address:
                 return []  # perhaps it can be reached where others say it is
         if now < record.calm_until:
@@ -246,7 +253,9 @@ class Members:
         # If we alone cannot reach it, it refutes each time, and everybody hears of that: so ask less and less often.
         record.calm_until = now + min(_MAX_CALM, self._suspect_for * 2**record.accused)
         record.accused = min(record.accused + 1, 10)
-        return self.merge([msgspec.structs.replace(record.claim, state=State.SUSPECT)], now)
+        changes = self.merge([msgspec.structs.replace(record.claim, state=State.SUSPECT)], now)
+        record.grace = self._suspect_for / 2 if is_refused else self._suspect_for
+        return changes
 
     def tick(self, now: float, patience: float = 1.0) -> list[Change]:
         """Let time pass: suspicions that nobody refuted hold, those long gone are forgotten.
@@ -256,7 +265,7 @@ class Members:
         changes = []
         for node_id, record in list(self._records.items()):
             age = now - record.since
-            if record.claim.state == State.SUSPECT and age >= self._suspect_for * patience:
+            if record.claim.state == State.SUSPECT and age >= record.grace * patience:
                 changes += self.merge([msgspec.structs.replace(record.claim, state=State.GONE)], now)
             elif record.claim.state >= State.GONE and age >= KEPT_SECONDS:
                 del self._records[node_id]
@@ -276,7 +285,7 @@ class Members:
             named = address if other == node_id else None if record.named == address else record.named
             if record.named != named:
                 record.named = named
-                self._alive = None
+                self._touch(record)
                 changes.append(Change(self._member(record), record.claim.state))
         return changes
 
@@ -284,18 +293,22 @@ class Members:
         """An address does not stand for a seed any more (its DNS name changed)."""
         return self.name_seed("", address)
 
+    def _touch(self, record: _Record) -> None:
+        record.member = self._alive = None
+
     def _member(self, record: _Record) -> Member:
-        claim = record.claim
-        address = record.named or record.reached or Address(claim.host or _LOOPBACK, claim.port)
-        return Member(
-            claim.node_id,
-            address,
-            claim.role,
-            claim.version,
-            claim.incarnation,
-            claim.state,
-            record.named is not None,
-        )
+        if record.member is None:
+            claim = record.claim
+            record.member = Member(
+                claim.node_id,
+                record.named or record.reached or Address(claim.host or _LOOPBACK, claim.port),
+                claim.role,
+                claim.version,
+                claim.incarnation,
+                claim.state,
+                record.named is not None,
+            )
+        return record.member
 
     def _take(self, claim: Claim, now: float) -> Change | None:
         if claim.node_id == self._me.node_id:
@@ -305,18 +318,19 @@ class Members:
         if record is None:
             if not self._make_room():
                 return None
-            record = self._records[claim.node_id] = _Record(claim, now)
+            record = self._records[claim.node_id] = _Record(claim, now, self._suspect_for)
             was = None
         elif claim > record.claim:
             was = record.claim.state
             if was != claim.state:
-                record.since = now
+                record.since, record.grace = now, self._suspect_for
             if claim.incarnation > record.claim.incarnation:
                 record.reached = None  # it may have moved
             record.claim = claim
         else:
             return None
-        self._alive = self._digest = None
+        self._touch(record)
+        self._digest = None
         return Change(self._member(record), was)
 
     def _take_own(self, claim: Claim) -> None:

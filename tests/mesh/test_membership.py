@@ -246,3 +246,16 @@ def test_senseless_claims_are_refused(changed):
     claim().check()
     with pytest.raises(ValueError):
         msgspec.structs.replace(claim(), **changed).check()
+
+
+def test_a_refused_connection_is_stronger_evidence_than_silence():
+    me = members(suspect_for=2.0)
+    me.merge([claim("silent"), claim("refusing", host="10.0.0.2")], 0.0)
+    me.failed("silent", 0.0)
+    me.failed("refusing", 0.0, is_refused=True)
+    me.tick(1.0)
+    assert states(me) == {"silent": SUSPECT}
+    me.tick(2.0, patience=2.0)  # it is we who are slow
+    assert states(me) == {"silent": SUSPECT}
+    me.tick(4.0, patience=2.0)
+    assert states(me) == {}
