@@ -66,6 +66,7 @@ class Connections:
         self._proxies = proxies
         self._idle: defaultdict[tuple[str, str], list[_Connection]] = defaultdict(list)
         self._lock = threading.Lock()
+        self._is_closed = False
 
     def acquire(self, scheme: str, netloc: str) -> _Connection:
         """An open connection. Raises OSError when there is none to be had."""
@@ -85,13 +86,15 @@ class Connections:
         connection.is_fresh = False
         with self._lock:
             kept = self._idle[scheme, netloc]
-            if len(kept) < _KEPT_PER_HOST:
+            if len(kept) < _KEPT_PER_HOST and not self._is_closed:
                 kept.append(connection)
                 return
         connection.http.close()
 
     def close(self) -> None:
+        """Close what is idle; what is in use is closed instead of being kept."""
         with self._lock:
+            self._is_closed = True
             for kept in self._idle.values():
                 for connection in kept:
                     connection.http.close()
