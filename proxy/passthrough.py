@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import aiohttp
@@ -15,7 +14,7 @@ from multidict import CIMultiDict
 from proxy.api import visible_base
 from proxy.catalog import Catalog
 from proxy.hub import rewrite
-from proxy.hub.errors import OriginUnavailable
+from proxy.hub.errors import HubError, OriginUnavailable, needs_code
 from proxy.hub.urls import Repo, Route
 from proxy.origin import Origin
 
@@ -34,9 +33,14 @@ _HOP_BY_HOP = {
     "upgrade",
 }
 _READS = ("GET", "HEAD", "OPTIONS")
-_BAD_TOKEN = "Invalid credentials in Authorization header"
+# What is sent with POST and changes nothing in a repository: git's and LFS's questions, and previews.
+_QUESTIONS = re.compile(r"/git-upload-pack\b|/info/lfs/objects/(batch|verify)\b|/preupload/|/paths-info/")
 _REPOS = re.compile(r"/api/repos/(create|delete|move)\b")
 _MAX_ORDER = 1 << 20
+# JSON that is full of addresses at the Hub: parquet files of a dataset.
+_ADDRESSES = re.compile(r"/api/datasets/[^/]+/[^/]+/parquet\b")
+_MAX_ADDRESSES = 16 << 20
+_VIEWER = "datasets-server."
 
 
 class Passthrough:
@@ -48,60 +52,81 @@ class Passthrough:
 
     async def handle(self, request: web.Request, route: Route) -> web.StreamResponse:
         """Raises OriginUnavailable when the Hub cannot be reached."""
-        target = route.target
         body: Any = None
         repos = [route.repo] if route.repo is not None else []
         if request.can_read_body:
-            if _REPOS.match(target) and (request.content_length or 0) <= _MAX_ORDER:
-                body = await request.read()
+            body = request.content.iter_any()
+            if _REPOS.match(route.target):
+                body = await _read(request)
                 repos = _named_repos(body)
-            else:
-                body = _stream(request.content)
-        is_write = request.method not in _READS
+        is_write = request.method not in _READS and _QUESTIONS.search(route.target) is None
         try:
             async with self._origin.open(
-                request.method, target, kind="other", headers=self._sent_headers(request), body=body
+                request.method,
+                route.target,
+                kind="other",
+                headers=self._sent_headers(request, route),
+                body=body,
+                viewer=request.host.startswith(_VIEWER),
             ) as answer:
-                if is_write:
+                if is_write:  # before the client knows, so that its next question brings what is new
                     self._forget(repos)
                 return await self._relay(request, route, answer)
         except aiohttp.ClientError as error:
             raise OriginUnavailable(f"{self._origin.host} broke off: {error}") from error
         finally:
-            if is_write:  # again: what was asked between the request and its answer may be old
+            if is_write:  # whatever came of it
                 self._forget(repos)
 
     def _forget(self, repos: list[Repo]) -> None:
         for repo in repos:
             self._catalog.changed(str(repo))
 
-    def _sent_headers(self, request: web.Request) -> CIMultiDict[str]:
+    def _sent_headers(self, request: web.Request, route: Route) -> CIMultiDict[str]:
         dropped = _HOP_BY_HOP | _listed(request.headers.get("Connection", "")) | {"host", "expect"}
         headers = CIMultiDict((name, value) for name, value in request.headers.items() if name.lower() not in dropped)
-        headers.setdefault("Accept-Encoding", "identity")
+        if "Accept-Encoding" not in headers or _ADDRESSES.match(route.target):
+            headers["Accept-Encoding"] = "identity"
         return headers
 
     async def _relay(self, request: web.Request, route: Route, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+        if request.method == "GET" and answer.status == 200 and _ADDRESSES.match(route.target):
+            return await self._addresses(request, route, answer)
         response = web.StreamResponse(status=answer.status, reason=answer.reason)
-        for name, value in self._answer_headers(request, route, answer):
-            response.headers.add(name, value)
-        has_body = request.method != "HEAD" and answer.status not in (204, 304)
-        if not has_body and request.method == "HEAD" and "Content-Length" not in answer.headers:
-            response.headers.pop("Content-Length", None)
+        response.headers.extend(self._answer_headers(request, route, answer))
         await response.prepare(request)
-        if has_body:
-            try:
-                async for part in answer.content.iter_any():
+        if request.method != "HEAD" and answer.status not in (204, 304):
+            parts = answer.content.iter_any()
+            while True:
+                try:
+                    part = await anext(parts, b"")
+                except (aiohttp.ClientError, TimeoutError) as error:
+                    log.warning("%s broke off %s: %s", self._origin.host, request.rel_url.raw_path, error)
+                    if request.transport is not None:
+                        request.transport.close()  # the client must not take this for the end
+                    return response
+                if not part:
+                    break
+                try:
                     await response.write(part)
-            except (aiohttp.ClientError, TimeoutError) as error:
-                log.warning("%s broke off %s: %s", self._origin.host, request.rel_url.raw_path, error)
-                if request.transport is not None:
-                    request.transport.close()  # the client must not take this for the end
-                return response
-            except ConnectionError:
-                return response  # the client has gone
+                except ConnectionError:
+                    return response  # the client has gone
         await response.write_eof()
         return response
+
+    async def _addresses(self, request: web.Request, route: Route, answer: aiohttp.ClientResponse) -> web.Response:
+        """JSON with the addresses at the Hub as clients are to see them."""
+        body = bytearray()
+        async for part in answer.content.iter_any():
+            body += part
+            if len(body) > _MAX_ADDRESSES:
+                raise OriginUnavailable(f"{self._origin.host} answered with more than {_MAX_ADDRESSES} bytes")
+        visible = visible_base(request) + route.prefix
+        for hub in {self._origin.url, "https://huggingface.co"}:
+            body = body.replace(f'"{hub}/'.encode(), f'"{visible}/'.encode())
+        headers = CIMultiDict(self._answer_headers(request, route, answer))
+        headers.popall("Content-Length", None)
+        return web.Response(headers=headers, body=bytes(body))
 
     def _answer_headers(
         self, request: web.Request, route: Route, answer: aiohttp.ClientResponse
@@ -122,14 +147,9 @@ class Passthrough:
                     continue
                 value = rewritten
             headers.append((name, value))
-        if answer.status == 401 and route.repo is not None and _is_bare(answer.headers):
+        if route.repo is not None and needs_code(answer.status, answer.headers):
             headers.append(("X-Error-Code", "RepoNotFound"))
         return headers
-
-
-def _is_bare(headers: Mapping[str, str]) -> bool:
-    """A 401 that clients take for "no such repository", but only over https."""
-    return "X-Error-Code" not in headers and headers.get("X-Error-Message") != _BAD_TOKEN
 
 
 def _listed(connection: str) -> set[str]:
@@ -149,6 +169,10 @@ def _named_repos(body: bytes) -> list[Repo]:
         return []
 
 
-async def _stream(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    async for part in content.iter_any():
-        yield part
+async def _read(request: web.Request) -> bytes:
+    body = bytearray()
+    async for part in request.content.iter_any():
+        body += part
+        if len(body) > _MAX_ORDER:
+            raise HubError(413, message=f"an order of more than {_MAX_ORDER} bytes")
+    return bytes(body)

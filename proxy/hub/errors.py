@@ -58,15 +58,9 @@ class HubError(Exception):
 
     @classmethod
     def of(cls, status: int, headers: Mapping[str, str], body: bytes = b"") -> HubError:
-        """What the Hub answered, as far as it concerns the client.
-
-        Clients take a bare 401 for "no such repository" only over https: behind http it needs the code that they
-        would otherwise infer.
-        """
-        code = headers.get("X-Error-Code", "")
+        """What the Hub answered, as far as it concerns the client."""
+        code = "RepoNotFound" if needs_code(status, headers) else headers.get("X-Error-Code", "")
         message = headers.get("X-Error-Message", "")
-        if status == 401 and not code and message != _BAD_TOKEN:
-            code = "RepoNotFound"
         kept = {name: headers[name] for name in _PASSED_ON if name in headers}
         retry_after = headers.get("Retry-After", "")
         return cls(
@@ -100,6 +94,15 @@ class OriginUnavailable(Exception):
         self.reason = reason
         self.retry_after = retry_after
         self.is_timeout = is_timeout
+
+
+def needs_code(status: int, headers: Mapping[str, str]) -> bool:
+    """Whether an answer of the Hub wants the code RepoNotFound added.
+
+    Clients take a bare 401 for "no such repository" only over https: behind http it needs the code that they would
+    otherwise infer.
+    """
+    return status == 401 and "X-Error-Code" not in headers and headers.get("X-Error-Message") != _BAD_TOKEN
 
 
 def entry_not_found(path: str, commit: str) -> HubError:
