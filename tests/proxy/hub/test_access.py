@@ -1,0 +1,68 @@
+"""Who may read what: openness proven by what nobody in particular was given, grants that end."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.hub.access import CLOSED_SECONDS, OPEN_SECONDS, Grants, Publicness, is_card
+
+times = st.floats(0, 10_000)
+
+
+def test_another_files_proof_keeps_a_file_open_until_something_is_refused():
+    now = 10 * OPEN_SECONDS
+    assert Publicness().is_open(now - 10, now, may_ask=True)
+    assert not Publicness().is_open(now - OPEN_SECONDS, now, may_ask=True)
+    assert Publicness(opened_at=now - 10).is_open(now - 2 * OPEN_SECONDS, now, may_ask=True)
+    assert not Publicness(opened_at=now - 5, closed_at=now - 10).is_open(now - 20, now, may_ask=True)
+
+
+def test_the_last_word_holds_when_nobody_can_be_asked():
+    now = 10 * OPEN_SECONDS
+    assert Publicness().is_open(1, now, may_ask=False)
+    for refused in (Publicness(closed_at=5), Publicness(hidden_at=5), Publicness(changed_at=5)):
+        assert not refused.is_open(1, now, may_ask=False)
+
+
+@given(times, times, times, times, times, times, st.booleans())
+def test_nothing_is_open_that_was_never_given_or_was_refused_since(opened, closed, hidden, changed, open_at, now, ask):
+    publicness = Publicness(opened, closed, hidden, changed)
+    if publicness.is_open(open_at, now, may_ask=ask):
+        assert open_at > 0
+        assert open_at > max(closed, hidden, changed)
+    if publicness.is_hidden(now):
+        assert publicness.is_closed(now)
+
+
+def test_what_was_closed_is_tried_again_after_a_while():
+    shut = Publicness(closed_at=1000)
+    assert shut.is_closed(1001)
+    assert not shut.is_hidden(1001)
+    assert not shut.is_closed(1000 + CLOSED_SECONDS)
+    assert not Publicness(opened_at=1002, closed_at=1000).is_closed(1003)
+    assert not Publicness(changed_at=1002, closed_at=1000, hidden_at=1000).is_closed(1003)
+
+
+def test_a_grant_is_for_one_token_and_one_repository_and_ends():
+    grants = Grants(300)
+    grants.allow("hf_a", "models/x/y", 0)
+    assert grants.is_allowed("hf_a", "models/x/y", 299)
+    assert not grants.is_allowed("hf_a", "models/x/y", 300)
+    assert not grants.is_allowed("hf_b", "models/x/y", 1)
+    assert not grants.is_allowed("hf_a", "models/x/z", 1)
+    assert not grants.is_allowed(None, "models/x/y", 1)
+    grants.revoke("hf_a", "models/x/y")
+    assert not grants.is_allowed("hf_a", "models/x/y", 1)
+
+
+def test_grants_are_few_and_hold_no_token():
+    grants = Grants(300, limit=3)
+    for number in range(5):
+        grants.allow(f"hf_secret{number}", "models/x/y", 0)
+    assert [grants.is_allowed(f"hf_secret{n}", "models/x/y", 1) for n in range(5)] == [False] * 2 + [True] * 3
+    assert "secret" not in repr(vars(grants))
+
+
+def test_cards():
+    assert is_card("README.md")
+    assert is_card("docs/readme.md")
+    assert not is_card("model.safetensors")

@@ -1,0 +1,63 @@
+"""What HEAD answers say about files, and when signed addresses end."""
+
+import pytest
+
+from mesh.content import Digest
+from proxy.hub import metadata
+from proxy.hub.client import Client
+
+SHA256, SHA1 = "ab" * 32, "cd" * 20
+
+
+def test_a_large_file_is_told_by_its_redirect():
+    found = metadata.linked(
+        {"X-Linked-Etag": f'"{SHA256}"', "X-Linked-Size": "123", "ETag": '"other"', "Content-Length": "999"}
+    )
+    assert found is not None
+    assert (found.digest, found.size) == (Digest("sha256", SHA256), 123)
+    assert metadata.linked({"ETag": f'"{SHA256}"', "Content-Length": "999"}) is None
+
+
+def test_a_small_file_is_told_by_the_answer_itself():
+    found = metadata.direct({"ETag": f'W/"{SHA1}"', "Content-Length": "12"})
+    assert found is not None
+    assert (found.digest, found.size) == (Digest("git-sha1", SHA1), 12)
+    assert metadata.direct({"ETag": f'"{SHA1}"', "Content-Length": "12", "Content-Encoding": "gzip"}) is None
+    assert metadata.direct({"Content-Length": "12"}) is None
+    assert metadata.direct({"ETag": f'"{SHA1}"', "Content-Length": "-1"}) is None
+
+
+@pytest.mark.parametrize("etag", ["", "abc", "g" * 40, "AB" * 32, "../" + "a" * 37])
+def test_what_is_no_digest_proves_nothing(etag):
+    assert metadata.FileMetadata(etag, 1).digest is None
+
+
+@pytest.mark.parametrize(
+    ("query", "expires_at"),
+    [
+        ("Expires=2000000000&Signature=x", 2e9),
+        ("X-Amz-Date=20260101T000000Z&X-Amz-Expires=3600", 1767225600 + 3600),
+        ("X-Amz-Expires=3600", 1000 + 600),
+        ("Expires=soon", 1000 + 600),
+        ("", 1000 + 600),
+    ],
+)
+def test_a_signed_address_says_when_it_ends(query, expires_at):
+    assert metadata.expiry(f"https://cdn.example/x?{query}", 1000.0) == expires_at
+
+
+@pytest.mark.parametrize(
+    ("agent", "version", "waits"),
+    [
+        ("unknown/None; hf_hub/0.36.0; python/3.11", (0, 36), False),
+        ("transformers/5; hf_hub/1.0.0; python/3.11", (1, 0), True),
+        ("unknown/None; hf_hub/2.4.0.dev0; python/3.13", (2, 4), True),
+        ("curl/8.0", None, True),
+    ],
+)
+def test_the_software_that_asks_is_known_by_its_name(agent, version, waits):
+    client = Client.of({"User-Agent": agent, "Authorization": "Bearer  hf_x"})
+    assert (client.hub_version, client.waits_on_429, client.token) == (version, waits, "hf_x")
+    assert "hf_x" not in repr(client)
+    for field in ("", "Bearer", "Bearer ", "Basic abc"):
+        assert Client.of({"Authorization": field}).token is None

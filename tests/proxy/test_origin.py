@@ -1,0 +1,146 @@
+"""Requests to the Hub: what they carry, what counts as an answer, and whose pause is whose."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+
+import pytest
+from aiohttp import web
+
+from proxy.hub.errors import OriginUnavailable
+from proxy.origin import Origin
+from tests.proxy.parts import Figures
+
+FILE, QUESTION = "/acme/tiny/resolve/main/a", "/api/models/acme/tiny"
+
+
+class Awkward:
+    """Answers with what it is told to, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[web.BaseRequest] = []
+        self.answers: list[web.Response] = []
+        self.hang = False
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        self.asked.append(request)
+        if self.hang:
+            await asyncio.sleep(60)
+        return self.answers.pop(0) if self.answers else web.Response(text="ok")
+
+
+@pytest.fixture
+async def awkward(aiohttp_raw_server):
+    awkward = Awkward()
+    server = await aiohttp_raw_server(awkward.handle, shutdown_timeout=0.1)
+    awkward.url = f"http://127.0.0.1:{server.port}"
+    return awkward
+
+
+@pytest.fixture
+async def origin(awkward):
+    origin = Origin(awkward.url, metrics=Figures(), answer_timeout=2.0)
+    yield origin
+    await origin.close()
+
+
+async def ask(origin: Origin, target: str = FILE, token: str | None = None) -> int:
+    return (await origin.ask("GET", target, kind="metadata", token=token)).status
+
+
+async def unavailable(origin: Origin, target: str = FILE, token: str | None = None) -> OriginUnavailable:
+    with pytest.raises(OriginUnavailable) as caught:
+        await ask(origin, target, token)
+    return caught.value
+
+
+async def test_a_question_carries_the_clients_name_and_token_and_nothing_of_ours(
+    origin, awkward, monkeypatch, tmp_path
+):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login x password hf_operator\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    await origin.ask("GET", "/a%2Fb?x=%20y", kind="api", token="hf_x", user_agent="lib/1; hf_hub/1.0")
+    await ask(origin)
+    first, second = awkward.asked
+    assert first.raw_path == "/a%2Fb?x=%20y"
+    assert first.headers["Authorization"] == "Bearer hf_x"
+    assert first.headers["User-Agent"] == "lib/1; hf_hub/1.0"
+    assert first.headers["Accept-Encoding"] == "identity"
+    assert "Authorization" not in second.headers
+    assert "User-Agent" not in second.headers
+
+
+async def test_an_answer_is_what_came_whole(origin, awkward):
+    awkward.answers = [
+        web.Response(body=gzip.compress(b"[1]"), headers={"Content-Encoding": "gzip"}),  # although asked not to
+        web.Response(status=302, headers={"Location": "/elsewhere"}),
+        web.Response(status=404, text="no"),
+    ]
+    assert (await origin.ask("GET", QUESTION, kind="api")).body == b"[1]"
+    assert await ask(origin) == 302
+    assert await ask(origin) == 404
+    assert len(awkward.asked) == 3
+
+
+async def test_what_is_no_answer_is_the_origins_fault(origin, awkward):
+    awkward.answers = [web.Response(status=500), web.Response(status=503), web.Response(status=408)]
+    for _ in range(3):
+        assert (await unavailable(origin)).retry_after is None
+    assert origin.is_failing
+    assert await ask(origin) == 200
+    assert not origin.is_failing
+    origin._answer_timeout, awkward.hang = 0.1, True
+    assert (await unavailable(origin)).is_timeout
+    assert origin.is_failing
+
+
+async def test_no_connection_is_the_origins_fault(unused_tcp_port):
+    figures = Figures()
+    origin = Origin(f"http://127.0.0.1:{unused_tcp_port}", metrics=figures)
+    assert "cannot reach" in (await unavailable(origin)).reason
+    assert figures.requests == [("metadata", 0)]
+    await origin.close()
+
+
+async def test_a_pause_binds_those_whose_quota_it_is(origin, awkward):
+    awkward.answers = [web.Response(status=429, headers={"RateLimit": '"resolvers";r=0;t=20'})]
+    assert (await unavailable(origin)).retry_after == 21
+    assert len(awkward.asked) == 1
+    assert 0 < (await unavailable(origin, "/acme/other/resolve/main/b")).retry_after <= 21
+    assert len(awkward.asked) == 1  # without asking again
+    assert await ask(origin, QUESTION) == 200  # another of the Hub's windows
+    assert await ask(origin, FILE, "hf_x") == 200  # another quota
+    assert not origin.is_failing
+
+
+async def test_the_last_of_a_quota_is_a_pause_too(origin, awkward):
+    awkward.answers = [web.Response(headers={"RateLimit": '"resolvers";r=0;t=20'})]
+    assert await ask(origin) == 200
+    assert (await unavailable(origin)).retry_after is not None
+
+
+@pytest.mark.parametrize(("headers", "seconds"), [({"Retry-After": "7"}, 7), ({"Retry-After": "9999"}, 300), ({}, 5)])
+async def test_a_pause_is_as_long_as_asked_for_within_reason(origin, awkward, headers, seconds):
+    awkward.answers = [web.Response(status=429, headers=headers)]
+    assert (await unavailable(origin)).retry_after == seconds
+
+
+def test_redirects_are_followed_within_the_hub_only():
+    origin = Origin("http://mirror.local/hf", metrics=Figures())
+    assert origin.follow("/a/resolve/main/x", "/hf/b/resolve/main/x?y=%20") == "/b/resolve/main/x?y=%20"
+    assert origin.follow("/a", "http://mirror.local/hf/b") == "/b"
+    for away in ("", "https://elsewhere.example/b", "//elsewhere.example/b", "https://mirror.local/hf/b"):
+        with pytest.raises(OriginUnavailable):
+            origin.follow("/a", away)
+
+
+async def test_offline_nothing_leaves():
+    figures = Figures()
+    origin = Origin("http://127.0.0.1:1", metrics=figures, offline=True)
+    assert "offline" in (await unavailable(origin)).reason
+    with pytest.raises(OriginUnavailable):
+        async with origin.open("GET", "/", kind="other", headers={}):
+            pass
+    assert figures.requests == []
+    await origin.close()
