@@ -41,6 +41,7 @@ class Ledger:
         self._books = Books(self.pieces.count)
         self._window = policy.Window(self.pieces.piece_size)
         self._pace = policy.Mean()  # of all nodes: seconds until a piece from a peer is there
+        self._service = policy.Mean()  # of all sources: seconds that a piece takes when nothing else is uploaded
         self._settled_at = float("-inf")
         self._random = random.Random(seed)
 
@@ -201,7 +202,8 @@ class Ledger:
             self._window.fulfilled(seconds)
         elif (server := self._books.nodes.get(gain.source)) is not None:
             if not self._is_slow(node):  # or the source would pass for slow
-                server.uploads.arrived(seconds, task.among)
+                server.uploads.arrived(seconds, task.among, self._service.value)
+                self._service.add(server.uploads.service.value, weight=0.01)
                 self._books.show(server)
             node.pace.add(seconds)
             self._pace.add(seconds, weight=0.01)

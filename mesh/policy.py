@@ -79,12 +79,17 @@ class Uploads:
         """Open at least to those who have next to nothing to do: or they would starve among busier ones."""
         return self.outstanding < int(self.room * HARD)
 
-    def arrived(self, seconds: float, among: int) -> None:
-        """A piece arrived `seconds` after it was assigned, when `among` uploads were outstanding."""
+    def arrived(self, seconds: float, among: int, usual: float) -> None:
+        """A piece arrived `seconds` after it was assigned, when `among` uploads were outstanding.
+
+        `usual` is what `service` is on average among all sources.
+        """
         self.service.add(seconds / max(1, among))
-        # Quick ones leave the line idle until the next is assigned: then more are needed to fill it.
+        # Quick ones leave the line idle until the next is assigned: then more are needed to fill it. On a slow line
+        # more than one would hold those up who wait for them.
+        fewest = 1 if self.service.value > SLOW * usual > 0 else FEWEST_UPLOADS
         step = _STEP if seconds < QUICK else -_STEP
-        self.room = min(MOST_UPLOADS, max(FEWEST_UPLOADS, self.room + step))
+        self.room = min(MOST_UPLOADS, max(fewest, self.room + step))
 
 
 class Window:

@@ -1,16 +1,19 @@
 """The ledger's promises, whatever happens in whatever order."""
 
-import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mesh.content import PieceSet
 from mesh.ledger import Ledger
-from mesh.messages import HELD, MAX_TASKS, ORIGIN, Failure, Gain, Plan, Report, Task
-from mesh.policy import FEWEST_UPLOADS, HARD, NODE_SECONDS, SETTLE_SECONDS
+from mesh.messages import HELD, MAX_TASKS, ORIGIN, Failure, Gain, Report
+from mesh.policy import (
+    FEWEST_LEASES,
+    FEWEST_UPLOADS,
+    HARD,
+    LONGEST_LEASE,
+    SETTLE_SECONDS,
+)
 
 MIB = 1 << 20
 
@@ -23,118 +26,6 @@ def hello(node: str, count: int, *, slots: int = 8, held: int = 0, wants: bool =
         slots=slots,
         can_fetch=fetches,
     )
-
-
-class World:
-    """Nodes that do as they are told, some of which die, fail or come back; and a check after every step."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        self.count = count
-        self.random = random.Random(seed)
-        self.now = 0.0
-        self.ledger = Ledger(count * MIB)
-        self.have: dict[str, set[int]] = {}
-        self.tasks: dict[str, dict[int, Task]] = {}
-        self.synced: set[str] = set()
-        self.moved = False
-
-    def join(self, node: str, held: set[int]) -> None:
-        self.have[node] = held
-        self.tasks[node] = {}
-        self.synced.discard(node)
-
-    def talk(self, node: str, **changes: object) -> Plan:
-        have = None if node in self.synced else PieceSet(self.count, sum(1 << p for p in self.have[node])).to_bytes()
-        active = () if have is None else tuple((p, t.sources[0]) for p, t in self.tasks[node].items())
-        report = Report(
-            node=node,
-            have=have,
-            active=active,
-            moved=self.moved and have is not None,
-            wanted=((0, self.count),),
-            slots=max(0, 6 - len(self.tasks[node])),
-            can_fetch=True,
-        )
-        plan = self.ledger.report(replace(report, **changes), self.now)
-        self.synced.add(node)
-        if plan.resync:
-            self.synced.discard(node)
-        for task in plan.tasks:
-            assert task.piece not in self.have[node], "a piece it has"
-            self.tasks[node].setdefault(task.piece, task)
-        assert len(plan.tasks) <= MAX_TASKS
-        return plan
-
-    def work(self, node: str) -> None:
-        """Carry out one task; a source that does not hold the piece (any more) fails it."""
-        if not self.tasks[node]:
-            self.talk(node)
-            return
-        piece = self.random.choice(list(self.tasks[node]))
-        task = self.tasks[node].pop(piece)
-        source = task.sources[0]
-        if source == ORIGIN or piece in self.have.get(source, ()):
-            self.have[node].add(piece)
-            self.talk(node, gained=(Gain(piece, source),))
-        else:
-            self.talk(node, failed=(Failure(piece, source, "refused"),))
-
-    def die(self, node: str) -> None:
-        del self.have[node], self.tasks[node]
-        self.synced.discard(node)
-
-    def lose_tracker(self) -> None:
-        self.ledger = Ledger(self.count * MIB)
-        self.synced.clear()
-        self.moved = True
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    count=st.integers(1, 24),
-    seed=st.integers(0, 2**32),
-    steps=st.lists(st.sampled_from(["work"] * 12 + ["join", "die", "take-over", "wait", "return"]), max_size=80),
-)
-def test_every_piece_reaches_everyone_and_is_leased_to_one(count: int, seed: int, steps: list[str]) -> None:
-    world = World(count, seed)
-    world.join("n0", set())
-    for number, step in enumerate(steps, start=1):
-        world.now += 0.05
-        nodes = list(world.have)
-        if step == "join" and len(nodes) < 8:
-            held = {p for p in range(count) if world.random.random() < 0.3}
-            world.join(f"n{number}", held)
-        elif step == "die" and len(nodes) > 1:
-            world.die(world.random.choice(nodes))
-        elif step == "take-over":
-            world.lose_tracker()
-        elif step == "wait":
-            world.now += world.random.choice([1.0, 10.0, NODE_SECONDS + 1])
-            world.ledger.expire(world.now)
-        elif step == "return":
-            node = world.random.choice(nodes)  # it restarted and forgot what it was doing
-            world.join(node, world.have[node])
-        else:
-            world.work(world.random.choice(nodes))
-        check(world)
-    for _ in range(60 * count * len(world.have)):
-        world.now += 0.05
-        world.ledger.expire(world.now)
-        for node in list(world.have):
-            world.work(node)
-        check(world)
-        if all(len(held) == count for held in world.have.values()):
-            return
-    pytest.fail(f"never finished: { {n: len(h) for n, h in world.have.items()} } of {count}")
-
-
-def check(world: World) -> None:
-    """One live lease a piece, and no lease for a piece that somebody holds."""
-    leases = world.ledger.leases
-    for piece, node in leases.items():
-        holders = [other for other in world.ledger.leases.items() if other[0] == piece]
-        assert holders == [(piece, node)]
-        assert node in world.ledger
 
 
 def test_nodes_that_start_together_fetch_different_pieces() -> None:
@@ -200,6 +91,78 @@ def test_a_failed_source_is_left_alone_for_a_while_and_a_liar_for_ever() -> None
     assert ledger.report(hello("b", 1, fetches=False), 15.0).tasks, "one accuser alone convinces nobody"
 
 
+def test_an_unreachable_source_is_replaced_and_at_last_by_the_origin() -> None:
+    ledger = Ledger(MIB)
+    ledger.report(hello("x", 1, held=1, wants=False, fetches=False), 0.0)
+    now, seen = 0.0, []
+    ask = hello("a", 1)
+    for _ in range(20):
+        plan = ledger.report(ask, now)
+        seen += [task.sources[0] for task in plan.tasks]
+        if ORIGIN in seen:
+            break
+        ask = Report(node="a", wanted=((0, 1),), slots=8, can_fetch=True)
+        if plan.tasks:
+            ask = replace(ask, failed=(Failure(0, "x", "refused"),))
+        now += 0.5
+    assert seen == ["x", "x", "x", ORIGIN]
+    assert ledger.report(hello("b", 1), now).tasks[0].sources == ("x",), "others may be able to reach it"
+
+
+def test_three_accusers_are_believed_but_nobody_who_accuses_everybody() -> None:
+    ledger = Ledger(MIB)
+    sources = [f"x{i}" for i in range(8)]
+    for source in sources:
+        ledger.report(hello(source, 1, held=1, wants=False, fetches=False), 0.0)
+    corrupt = tuple(Failure(0, source, "corrupt") for source in sources)
+    for liar in ("l1", "l2", "l3", "l4"):
+        ledger.report(replace(hello(liar, 1, fetches=False), failed=corrupt), 0.0)
+    assert ledger.held == 1
+    for source in sources[1:]:
+        ledger.forget(source)
+    assert ledger.held == 1
+    for node in ("a", "b", "c"):
+        ledger.report(replace(hello(node, 1, fetches=False), failed=(Failure(0, "x0", "corrupt"),)), 1.0)
+    assert ledger.held == 0
+    assert ledger.report(hello("d", 1), 1.0).tasks[0].lease, "so it is fetched again"
+    ledger.forget("a")
+    assert ledger.held == 1
+
+
+def test_a_digest_that_contradicts_several_sources_is_dropped() -> None:
+    ledger = Ledger(MIB)
+    ledger.report(replace(hello("liar", 1, held=1), gained=(Gain(0, HELD, b"wrong"),)), 0.0)
+    for source in ("x", "y", "z"):
+        ledger.report(hello(source, 1, held=1), 0.0)
+    assert ledger.digests == {0: b"wrong"}
+    failed = tuple(Failure(0, source, "corrupt") for source in ("x", "y", "z"))
+    ledger.report(replace(hello("a", 1), failed=failed), 0.0)
+    assert ledger.digests == {}
+
+
+def test_who_is_said_to_miss_a_piece_announces_itself_anew_or_is_forgotten() -> None:
+    ledger = Ledger(2 * MIB)
+    ledger.report(hello("x", 2, held=0b11, wants=False), 0.0)
+    ledger.report(hello("y", 2, held=0b11, wants=False), 0.0)
+    missing = (Failure(0, "x", "missing"), Failure(0, "y", "missing"))
+    ledger.report(replace(hello("a", 2, fetches=False), failed=missing), 11.0)
+    assert ledger.held == 0b11, "hearsay takes nothing away"
+    assert ledger.report(Report(node="x"), 11.1).resync
+    assert not ledger.report(hello("x", 2, held=0b10, wants=False), 11.2).resync
+    ledger.expire(17.0)
+    assert "y" not in ledger
+    assert ledger.held == 0b10
+
+
+def test_a_report_cannot_take_a_piece_out_of_circulation() -> None:
+    ledger = Ledger(MIB)
+    ledger.report(replace(hello("a", 1, wants=False), active=((0, ORIGIN), (0, "x"), (0, ORIGIN))), 0.0)
+    assert ledger.leases == {0: "a"}
+    ledger.report(Report(node="a", failed=(Failure(0, ORIGIN, "refused"),)), 1.0)
+    assert ledger.leases == {}
+    assert ledger.report(hello("b", 1), 1.0).tasks[0].lease
+
+
 def test_leases_live_while_bytes_come_and_end_when_they_do_not() -> None:
     ledger = Ledger(MIB)
     ledger.report(hello("a", 1), 0.0)
@@ -213,6 +176,34 @@ def test_leases_live_while_bytes_come_and_end_when_they_do_not() -> None:
         ledger.expire(float(second))
     assert ledger.leases == {}
     assert ledger.report(hello("b", 1), 300.0).tasks[0].lease
+
+
+def test_a_lease_is_not_kept_for_ever_by_claiming_progress() -> None:
+    ledger = Ledger(MIB)
+    ledger.report(hello("a", 1), 0.0)
+    now = 0.0
+    while ledger.leases:
+        now += 10.0
+        ledger.report(Report(node="a", wanted=((0, 1),), can_fetch=True, fetched=int(now) << 30), now)
+        ledger.expire(now)
+        assert now < 2 * LONGEST_LEASE
+    assert now > LONGEST_LEASE
+
+
+def test_no_more_is_leased_than_a_slow_origin_delivers_soon() -> None:
+    def leases_at(rate: int) -> int:
+        ledger = Ledger(64 * MIB)
+        nodes = [f"n{i}" for i in range(16)]
+        for node in nodes:
+            ledger.report(hello(node, 64), 0.0)
+        for second in range(1, 20):
+            for node in nodes:
+                fetched = second * rate // len(nodes)
+                ledger.report(Report(node=node, wanted=((0, 64),), slots=4, can_fetch=True, fetched=fetched), second)
+        return len(ledger.leases)
+
+    assert leases_at(100_000) <= 8 + FEWEST_LEASES
+    assert leases_at(100_000_000) == 64
 
 
 def test_a_new_tracker_waits_for_announcements_before_it_leases() -> None:
@@ -250,3 +241,15 @@ def test_messages_out_of_bounds_are_refused(report: Report) -> None:
     with pytest.raises(ValueError, match=r"."):
         ledger.report(report, 0.0)
     assert len(ledger) == 0
+
+
+def test_plans_and_swarms_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(512 * MIB)
+    ledger.is_alone = True
+    assert len(ledger.report(hello("a", 512, slots=1 << 40), 0.0).tasks) == MAX_TASKS
+    monkeypatch.setattr("mesh.policy.MAX_NODES", 2)
+    ledger.report(hello("b", 512), 0.0)
+    with pytest.raises(ValueError, match="has 2 nodes already"):
+        ledger.report(hello("c", 512), 0.0)
+    ledger.forget("a")
+    ledger.report(hello("c", 512), 0.0)

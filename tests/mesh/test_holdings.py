@@ -1,0 +1,45 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.holdings import Holdings, first_from, members, members_from
+
+COUNT = 12
+SETS = st.integers(0, (1 << COUNT) - 1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), SETS, st.booleans()), max_size=30), st.lists(st.integers(0, COUNT - 1)))
+def test_holders_and_rarity_are_those_of_a_plain_count(steps: list[tuple[int, int, bool]], copies: list[int]) -> None:
+    holdings = Holdings(COUNT)
+    plain: dict[int, int] = {}
+    for slot, pieces, is_added in steps:
+        if is_added:
+            holdings.add(slot, pieces)
+            plain[slot] = plain.get(slot, 0) | pieces
+        else:
+            holdings.remove(slot)
+            plain.pop(slot, None)
+    for piece in copies:
+        holdings.begin_copy(piece)
+    for piece in copies[::2]:
+        holdings.end_copy(piece)
+    under_way = [*copies[1::2]]
+    counts = []
+    for piece in range(COUNT):
+        slots = [slot for slot, have in plain.items() if have >> piece & 1]
+        assert sorted(members(holdings.holders(piece))) == sorted(slots)
+        assert holdings.held >> piece & 1 == bool(slots)
+        counts.append(len(slots) + under_way.count(piece))
+    parts = list(holdings.rarest_first((1 << COUNT) - 1))
+    by_count = sorted(set(counts))
+    assert [set(members(part)) for part in parts] == [
+        {piece for piece in range(COUNT) if counts[piece] == count} for count in by_count
+    ]
+
+
+@given(SETS, st.integers(0, COUNT + 3))
+def test_members_from_goes_round(bits: int, start: int) -> None:
+    plain = [n for n in range(COUNT) if bits >> n & 1]
+    assert list(members(bits)) == plain
+    assert list(members_from(bits, start)) == [n for n in plain if n >= start] + [n for n in plain if n < start]
+    if bits:
+        assert first_from(bits, start) == next(members_from(bits, start))
