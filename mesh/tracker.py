@@ -23,7 +23,7 @@ class _Tracked:
     size: int
     touched_at: float
     subscribers: set[Callable[[], None]] = field(default_factory=set)
-    waiting: dict[str, asyncio.Future[None]] = field(default_factory=dict)
+    waiting: dict[str, asyncio.Future[Plan]] = field(default_factory=dict)
 
 
 class Tracker:
@@ -74,21 +74,18 @@ class Tracker:
         tracked = self._tracked[digest]
         earlier = tracked.waiting.pop(report.node, None)
         if earlier is not None and not earlier.done():
-            earlier.set_result(None)
+            earlier.set_result(Plan())
         if plan or not report.slots or not report.wanted:
             return plan
-        woken = asyncio.get_running_loop().create_future()
+        woken: asyncio.Future[Plan] = asyncio.get_running_loop().create_future()
         tracked.waiting[report.node] = woken
         try:
-            async with asyncio.timeout(_HOLD_SECONDS):
-                await woken
-        except TimeoutError:
-            pass
+            await asyncio.wait([woken], timeout=_HOLD_SECONDS)
         finally:
             if tracked.waiting.get(report.node) is woken:
                 del tracked.waiting[report.node]
-        # A newer report has taken its place: that one gets the tasks.
-        return Plan() if report.node in tracked.waiting else tracked.ledger.plan(report.node, time.monotonic())
+        # A newer report that has taken its place answered this one empty: that one gets the tasks.
+        return woken.result() if woken.done() else tracked.ledger.plan(report.node, time.monotonic())
 
     def expect_seed(self, digest: Digest, size: int) -> None:
         """This node is a seed and about to take part."""
@@ -145,12 +142,13 @@ class Tracker:
             tracked.ledger.hold(node, now)
 
     def _wake(self, tracked: _Tracked, gained: int, by: str) -> None:
-        """Let a few nodes that wait for these pieces have their answers."""
+        """Answer a few of the nodes that wait, if there is something for them now; else they wait on."""
         woken = 0
-        for node in list(tracked.ledger.waiting(gained)):
+        for node in tracked.ledger.waiting(gained):
             waiting = tracked.waiting.get(node)
             if node != by and waiting is not None and not waiting.done():
-                waiting.set_result(None)
+                if plan := tracked.ledger.plan(node, time.monotonic()):
+                    waiting.set_result(plan)
                 woken += 1
                 if woken == _WOKEN:
                     break
