@@ -23,6 +23,8 @@ NODES = 4
 # The stand-in's CDN, all connections together: a site's line of 200 Mbit/s.
 BANDWIDTH = 25_000_000
 
+_TIME_LIMIT = 300.0  # seconds for one client
+
 _HF = [str(Path(sys.executable).parent / "hf"), "download", REPO]
 _SNAPSHOT = [sys.executable, "-c", f"from huggingface_hub import snapshot_download as s; print(s({REPO!r}))"]
 
@@ -44,6 +46,7 @@ class Client:
             capture_output=True,
             text=True,
             check=False,
+            timeout=_TIME_LIMIT,
         )
         snapshots = list(self.home.glob(".cache/huggingface/hub/models--*/snapshots/*"))
         if done.returncode or len(snapshots) != 1:
