@@ -6,9 +6,9 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
+from mesh.access import OriginAccess
 from mesh.content import Digest
 from mesh.errors import Unavailable
-from mesh.fetcher import OriginAccess
 from mesh.fill import Reader
 from mesh.house import House
 from mesh.store import Blob

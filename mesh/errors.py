@@ -49,4 +49,8 @@ class BlobCorrupt(MeshError):
 
 
 class Unavailable(MeshError):
-    """No source can supply the bytes now."""
+    """No source can supply the bytes now, or a node gives no useful answer."""
+
+
+class Unreachable(Unavailable):
+    """Nobody listens where a node should be."""

@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from mesh.content import Digest
-from mesh.errors import SourceBanned, SourceFailed, Unavailable
+from mesh.errors import SourceBanned, SourceFailed, Unavailable, Unreachable
 from mesh.messages import Plan, Report
 from mesh.placement import ranked
 from mesh.tracker import Tracker
@@ -21,6 +21,7 @@ from mesh.transfer import Location
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 256 << 10  # bytes
+_PATIENCE = 3  # questions in a row without an answer
 _DOWN_SECONDS = 5.0  # that a tracker which did not answer is passed over
 _BANNED_SECONDS = 600.0  # that a peer which sent wrong bytes is not asked
 _REMOTE_INTERVAL = 0.08
@@ -47,6 +48,9 @@ class Neighbours(Protocol):
     def get(self, node: str) -> Neighbour | None:
         """A live node by its id."""
 
+    def heard(self, node: str) -> None:
+        """A node showed that it is alive."""
+
     async def ask(self, node: str, target: str, body: bytes) -> bytes:
         """POST a message to a live node and return its answer, checked and bounded. Raises Unavailable."""
 
@@ -63,6 +67,9 @@ class Alone:
         return ()
 
     def get(self, node: str) -> Neighbour | None:
+        return None
+
+    def heard(self, node: str) -> None:
         return None
 
     async def ask(self, node: str, target: str, body: bytes) -> bytes:
@@ -105,6 +112,7 @@ class MeshExchange:
         self._neighbours: Neighbours = neighbours or Alone()
         self._is_seed = is_seed
         self._may_share = may_share
+        self._failures: dict[str, int] = {}  # of trackers, in a row
         self._down_until: dict[str, float] = {}
         self._banned_until: dict[str, float] = {}
         self._last_tracker: dict[Digest, str] = {}
@@ -152,9 +160,14 @@ class MeshExchange:
             return self._tracker.report(digest, size, report, is_alone=self.is_alone(digest))
         try:
             body = _ENCODER.encode(Envelope(size, report, hint))
-            return _PLAN.decode(await self._neighbours.ask(tracker, f"/mesh/swarms/{digest}", body))
+            plan = _PLAN.decode(await self._neighbours.ask(tracker, f"/mesh/swarms/{digest}", body))
+            self._failures.pop(tracker, None)
+            return plan
         except (Unavailable, msgspec.DecodeError) as error:
-            self._down_until[tracker] = time.monotonic() + _DOWN_SECONDS
+            failures = self._failures[tracker] = self._failures.get(tracker, 0) + 1
+            if isinstance(error, Unreachable) or failures >= _PATIENCE:
+                self._failures.pop(tracker)
+                self._down_until[tracker] = time.monotonic() + _DOWN_SECONDS
             raise Unavailable(f"the tracker {tracker} did not answer: {error}") from error
 
     def ended(self, digest: Digest, *, is_complete: bool) -> None:
@@ -177,6 +190,9 @@ class MeshExchange:
             raise SourceBanned(node, "sent wrong bytes before")
         target = f"/mesh/blobs/{digest}"
         return Location(neighbour.base_url + target, self._neighbours.sign(target, node))
+
+    def heard(self, node: str) -> None:
+        self._neighbours.heard(node)
 
     def blame(self, node: str, error: SourceFailed) -> None:
         self._banned_until[node] = time.monotonic() + _BANNED_SECONDS

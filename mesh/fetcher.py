@@ -10,9 +10,10 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Iterable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING
 
+from mesh.access import OriginAccess
 from mesh.errors import LocationRefused, MeshError, RangeIgnored, SourceBanned, SourceFailed, StoreFull
 from mesh.intake import Begun, PieceCorrupt, Run
 from mesh.messages import ORIGIN, Failure, Gain, Reason, Task
@@ -33,24 +34,6 @@ _MAX_FAILURES = 6  # in a row without a byte: about six seconds
 _MAX_ACCESSES = 8
 _LEASE_SECONDS = 60.0  # for what is taken back from a transfer of our own
 _SOONEST_EXPIRY = 20.0  # seconds: a signed URL closer to its end than this is renewed first
-
-
-class OriginAccess(Protocol):
-    """One way to a blob's bytes at the origin, as one client is allowed to go. Its secrets stay inside."""
-
-    @property
-    def key(self) -> Hashable:
-        """Equal for the same way."""
-
-    @property
-    def hint(self) -> bytes:
-        """What a seed needs to go there itself; empty when nothing may be passed on."""
-
-    async def locate(self, refused: Location | None) -> Location:
-        """Where the bytes are. `refused` is the address that was just turned down.
-
-        Raises LocationRefused when this client may not have them, SourceFailed when the origin cannot say now.
-        """
 
 
 class Fetcher:
@@ -386,6 +369,8 @@ class Fetcher:
             self._partial.add(piece, digest, run.is_trusted(piece))
             self._sources[piece] = run.source
             self._check_doubted(run, piece, digest)
+            if not run.is_origin:
+                self._house.peers.heard(run.source)
             self._fill.added(piece)
             self.gained.append(Gain(piece, run.source, digest))
             self._changed()

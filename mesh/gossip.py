@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 MAX_MESSAGE = 512 << 10  # bytes; a thousand members with the longest names are less
 TARGET = "/mesh/gossip"
 _INTERVAL = 1.0  # seconds between two rounds
-_PATIENCE = 1.5  # seconds for an answer
+_PATIENCE = 2.5  # seconds for an answer: a node that moves 500 MB/s is a busy one
 _JOIN_PATIENCE = 5.0  # where many may come at once, and nobody is accused
 _MAX_STRAIN = 4
 _LATE = 0.3  # seconds: a loop that comes this late to its timer cannot judge the speed of others
@@ -135,9 +135,9 @@ class Gossip:
         """Some other part of the node had word from a peer."""
         self.members.heard(node_id, self._clock())
 
-    def failed(self, node_id: str) -> None:
+    def failed(self, node_id: str, error: OSError) -> None:
         """Some other part of the node called a peer in vain."""
-        self._accuse(node_id, OSError())
+        self._accuse(node_id, error)
 
     async def _settle(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -58,6 +58,9 @@ class Peers(Protocol):
     def locate(self, node: str, digest: Digest, start: int, stop: int) -> Location:
         """Where a peer serves these bytes of a blob. Raises SourceFailed when the peer is not known (any more)."""
 
+    def heard(self, node: str) -> None:
+        """A peer delivered: it is alive, however slowly it answers."""
+
     def blame(self, node: str, error: SourceFailed) -> None:
         """A peer sent wrong bytes."""
 

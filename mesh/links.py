@@ -10,12 +10,12 @@ import aiohttp
 
 from mesh.ask import ask
 from mesh.auth import Auth, NotAuthentic
-from mesh.errors import Unavailable
+from mesh.errors import Unavailable, Unreachable
 from mesh.exchange import MAX_MESSAGE, Neighbour
 from mesh.gossip import Gossip
 from mesh.membership import Address, Member, Members
 
-_ANSWER_SECONDS = 5.0  # more than a tracker holds an answer back
+_ANSWER_SECONDS = 8.0  # more than a tracker holds an answer back, on a busy machine too
 
 
 class Links:
@@ -51,10 +51,14 @@ class Links:
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
                 answer = await self.ask_address(member.address, target, body, node)
-        except (OSError, NotAuthentic, TimeoutError) as error:
-            if self.gossip is not None and not isinstance(error, NotAuthentic):
-                self.gossip.failed(node)
-            raise Unavailable(f"{node}: {str(error) or 'no answer in time'}") from error
+        except TimeoutError as error:  # it may just be busy: whether it lives, the membership finds out
+            raise Unavailable(f"{node} did not answer in time") from error
+        except NotAuthentic as error:
+            raise Unavailable(f"{node}: {error}") from error
+        except OSError as error:
+            if self.gossip is not None:
+                self.gossip.failed(node, error)
+            raise Unreachable(f"{node}: {error}") from error
         self._members.heard(node, time.monotonic())
         return answer
 
@@ -63,6 +67,10 @@ class Links:
     ) -> bytes:
         """POST a message to whoever is at an address. Raises OSError or NotAuthentic."""
         return await ask(self._session, self._auth, address, target, body, limit=limit, to=node)
+
+    def heard(self, node: str) -> None:
+        """A node showed that it is alive."""
+        self._members.heard(node, time.monotonic())
 
     def sign(self, target: str, node: str) -> dict[str, str]:
         return self._auth.sign("GET", target, to=node)

@@ -97,11 +97,11 @@ class Outflow:
             return web.Response(status=status, headers=headers, body=body)
         response = web.StreamResponse(status=status, headers=headers)
         response.content_length = stop - start
-        await response.prepare(request)
         transport = request.transport
         if transport is None or transport.is_closing():
             return response  # the client has gone; aiohttp notices when it ends the response
         try:
+            await response.prepare(request)
             await self._send(transport, source, start, stop)
         except ConnectionError:
             transport.close()  # the client has gone: nobody to tell

@@ -11,11 +11,12 @@ from collections.abc import Callable
 import msgspec
 from aiohttp import web
 
+from mesh.access import OriginAccess
+from mesh.auth import SENDER
 from mesh.blobs import Blobs
 from mesh.content import Digest
 from mesh.errors import MeshError
 from mesh.exchange import MAX_MESSAGE, Envelope
-from mesh.fetcher import OriginAccess
 from mesh.house import House
 from mesh.outflow import Held, Outflow
 from mesh.tracker import Tracker
@@ -66,6 +67,9 @@ class MeshServer:
             report = dataclasses.replace(envelope.report, seed=self._is_seed(envelope.report.node))
             if envelope.size <= 0 or report.node == self._house.node_id:
                 raise ValueError("not about a blob of another node")
+            if request.get(SENDER, report.node) != report.node:
+                raise ValueError("speak for yourself")
+            self._house.peers.heard(report.node)
             if await self._help(digest, envelope):
                 self._tracker.expect_seed(digest, envelope.size)
             plan = await self._tracker.answer(digest, envelope.size, report)

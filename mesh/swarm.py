@@ -11,9 +11,10 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from mesh.access import OriginAccess
 from mesh.content import PieceSet
 from mesh.errors import BlobCorrupt, MeshError, StoreUnusable, Unavailable
-from mesh.fetcher import Fetcher, OriginAccess
+from mesh.fetcher import Fetcher
 from mesh.fill import Fill, Reader
 from mesh.messages import (
     HELD,

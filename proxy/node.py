@@ -17,11 +17,11 @@ import aiohttp
 import uvloop
 from aiohttp import web
 
+from mesh.access import OriginAccess
 from mesh.auth import Auth, load_key
 from mesh.blobs import Blobs
 from mesh.content import Digest
 from mesh.discovery.seeds import Seeds
-from mesh.fetcher import OriginAccess
 from mesh.gossip import MAX_MESSAGE
 from mesh.house import House
 from mesh.limiter import Limiter

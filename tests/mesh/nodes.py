@@ -12,9 +12,9 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
+from mesh.access import OriginAccess
 from mesh.auth import Auth
 from mesh.blobs import Blobs
-from mesh.fetcher import OriginAccess
 from mesh.house import House
 from mesh.membership import Address, Role
 from mesh.mesh import Mesh

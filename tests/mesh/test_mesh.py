@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from mesh.access import OriginAccess
 from mesh.errors import BlobCorrupt
-from mesh.fetcher import OriginAccess
 from tests.mesh.nodes import Node, mesh_node
 from tests.mesh.origin import Origin
 from tests.mesh.test_swarm import read
