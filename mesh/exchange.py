@@ -123,8 +123,11 @@ class MeshExchange:
     def is_alone(self, digest: Digest) -> bool:
         return not self._may_share(digest) or not any(self._neighbours.alive())
 
+    def is_local(self, digest: Digest) -> bool:
+        return self.tracker_of(digest) == self._node_id
+
     def interval(self, digest: Digest) -> float:
-        return _LOCAL_INTERVAL if self.tracker_of(digest) == self._node_id else _REMOTE_INTERVAL
+        return _LOCAL_INTERVAL if self.is_local(digest) else _REMOTE_INTERVAL
 
     def tracker_of(self, digest: Digest) -> str:
         """The id of the node that leads this blob's swarm: the first seed by rank, or the first node without seeds."""

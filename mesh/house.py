@@ -32,6 +32,9 @@ class Exchange(Protocol):
     def is_wanted(self, digest: Digest) -> bool:
         """Whether others still miss something of a blob that is tracked here."""
 
+    def is_local(self, digest: Digest) -> bool:
+        """Whether this node tracks the blob: then a report costs next to nothing."""
+
     def interval(self, digest: Digest) -> float:
         """Seconds to leave between two reports, however much there is to say."""
 

@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 
 _IN_FLIGHT = 64 << 20  # bytes assigned to this node at a time
 _MIN_TASKS = 8
-_INTERVAL = 0.01  # seconds between two reports when there is news
+_UNHURRIED = 1.0  # seconds that small news wait for more
+_MANY = 8  # pieces that are worth a report
 _PATIENCE = 5.0  # seconds without a piece until a fill with no origin gives up on its peers
 _LINGER = 5.0  # seconds that a fill which nobody reads any more stays open
 _PROOF_STEP = 64 << 20
@@ -70,6 +71,7 @@ class Swarm:
         self._idle_since: float | None = None
         self._help_until = 0.0
         self._urgent: list[int] = []
+        self._told_urgent: list[int] = []
         self._slots = max(_MIN_TASKS, min(MAX_TASKS - 16, _IN_FLIGHT // partial.pieces.piece_size))
 
     @property
@@ -211,14 +213,33 @@ class Swarm:
     def _talk(self) -> None:
         """Report if there is something to say, or if it is time to be heard of."""
         now = time.monotonic()
-        if (not self._news.is_set() and now < self._next_talk) or len(self._talks) > 1:
-            return
+        has_news = self._news.is_set()
         self._news.clear()
+        if len(self._talks) > 1 or (now < self._next_talk and not (has_news and self._is_worth_telling())):
+            if has_news:  # it can wait a little, for more to go with it
+                self._next_talk = min(self._next_talk, self._last_talk + _UNHURRIED)
+            return
         self._last_talk = now
         self._next_talk = now + 10.0
+        self._told_urgent = self._urgent
         task = asyncio.get_running_loop().create_task(self._exchange(), name=f"exchange {self.digest}")
         self._talks.add(task)
         task.add_done_callback(self._talks.discard)
+
+    def _is_worth_telling(self) -> bool:
+        """Whether the tracker should hear of the news now: a busy one leads hundreds of nodes."""
+        fetcher = self.fetcher
+        if self._house.exchange.is_local(self.digest) or self._must_sync or fetcher.failed:
+            return True
+        if self._urgent != self._told_urgent:
+            return True
+        # What came from the origin is what others wait for; and we want more before the last of it has come.
+        gained = fetcher.gained
+        return (
+            len(gained) >= _MANY
+            or any(gain.source == ORIGIN for gain in gained)
+            or (2 * fetcher.pending <= self._slots and not self._talks)
+        )
 
     async def _exchange(self) -> None:
         report = self._report()
