@@ -7,6 +7,7 @@ is there. A node without peers is its own tracker: the same conversation, with s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -136,14 +137,12 @@ class Swarm:
         self._news.set()
 
     async def _wait(self) -> None:
+        """Until there is news, or it is time to report anyway."""
         now = time.monotonic()
-        until = min(self._next_talk, now + 1.0)
-        try:
-            async with asyncio.timeout(max(0.0, until - now)):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, min(self._next_talk, now + 1.0) - now)):
                 await self._news.wait()
-        except TimeoutError:
-            return
-        if len(self._talks) > 1:  # there is news, but it has to wait for an answer
+        if len(self._talks) > 1:  # there may be something to say, but it has to wait for an answer
             await asyncio.wait(self._talks, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
         pause = self._last_talk + self._house.exchange.interval(self.digest) - time.monotonic()
         await asyncio.sleep(max(0.0, pause))  # at the least, let others have their turn
@@ -275,8 +274,7 @@ class Swarm:
         if self._must_sync:
             have = partial.have.to_bytes()
             active = tuple(fetcher.active())[:MAX_TASKS]
-            digests = partial.piece_digests
-            gained = [Gain(piece, HELD, digests[piece]) for piece in partial.have]
+            gained = [self._held(piece) for piece in partial.have]
             gained, fetcher.gained = gained[:MAX_GAINED], gained[MAX_GAINED:]
             moved = self._has_moved
             self._must_sync = self._has_moved = False
@@ -295,6 +293,11 @@ class Swarm:
             serving=self._house.uploads,
         )
 
+    def _held(self, piece: int) -> Gain:
+        """A piece from before, with its digest if its bytes are beyond doubt: others will believe it."""
+        is_trusted = piece in self._partial.trusted
+        return Gain(piece, HELD, self._partial.piece_digests[piece] if is_trusted else b"")
+
     # --- the proof
 
     async def _recheck(self) -> None:
@@ -305,7 +308,7 @@ class Swarm:
             piece = next((p for head in heads for p in head if p in partial.unchecked), next(iter(partial.unchecked)))
             if await asyncio.to_thread(partial.recheck, piece):
                 partial.accept(piece)
-                self.fetcher.gained.append(Gain(piece, HELD, partial.piece_digests[piece]))
+                self.fetcher.gained.append(self._held(piece))
                 self.fill.added(piece)
             else:
                 log.warning("piece %d of %s was damaged on disk; it will be fetched again", piece, self.digest)
