@@ -91,6 +91,7 @@ class Catalog:
         """Wait until everything is on disk."""
         while self._writing is not None:
             await self._writing
+            await asyncio.sleep(0)  # what follows a write runs after those who wait for it may
         await asyncio.get_running_loop().run_in_executor(self._writer, self._disk.close)
         self._writer.shutdown()
         self._disk.close()  # this thread's connection

@@ -1,0 +1,243 @@
+"""Answers about repositories: asked once, coherent with files, for those who may see them, with the Hub away."""
+
+import json
+import random
+from collections.abc import Awaitable
+
+import pytest
+from aiohttp import web
+
+from proxy.hub.errors import HubError, OriginUnavailable
+from tests.hub.process import HubProcess
+from tests.proxy.parts import TINY, Parts, parts
+
+ALICE, BOB = "hf_alice", "hf_bob"
+INFO = "/api/models/acme/tiny"
+TREE = f"{INFO}/tree/main?recursive=true&expand=false"
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    with HubProcess(tmp_path_factory.mktemp("hub")) as hub:
+        hub.folder.add_token(ALICE, "alice")
+        hub.folder.add_token(BOB, "bob")
+        yield hub
+
+
+@pytest.fixture
+def hub(running):
+    running.turn(dark="", latency={}, fail={}, page_size=1000)
+    running.reset()
+    running.folder.create(TINY.id)
+    running.folder.commit(TINY.id, {"config.json": b"{}", "data/en/a.bin": b"large" * 10, "README.md": b"# card\n"})
+    return running
+
+
+def guard(hub, **settings: object) -> None:
+    repo = hub.folder.load("models", TINY.id)
+    repo.readers = ["alice"]
+    for name, value in settings.items():
+        setattr(repo, name, value)
+    repo.save(hub.folder.folder("models", TINY.id))
+
+
+def asked(hub: HubProcess) -> int:
+    return sum(hub.stats()["requests"].values())
+
+
+async def sha(node: Parts, target: str = INFO, token: str | None = None) -> str:
+    return json.loads((await node.ask(target, token))[1])["sha"]
+
+
+@pytest.mark.parametrize(
+    ("target", "body"),
+    [
+        (INFO, b""),
+        (f"{INFO}?blobs=true", b""),
+        (f"{INFO}/revision/main", b""),
+        (f"{INFO}/refs?include_prs=1", b""),
+        (TREE, b""),
+        (f"{INFO}/tree/main/data%2Fen", b""),
+        (f"{INFO}/paths-info/main", b"paths=config.json&paths=data&expand=False"),
+    ],
+)
+async def test_the_same_question_is_asked_once(hub, tmp_path, target, body):
+    async with parts(hub.url, tmp_path) as node:
+        first = await node.ask(target, None, body)
+        cost = asked(hub)
+        assert first[0] == 200
+        assert b"xetHash" not in first[1]
+        assert first[2] == "miss"
+        assert await node.ask(target, ALICE, body) == (200, first[1], "hit")  # public: whoever asks
+        spelled = target.replace("true&expand=false", "True&expand=False")
+        assert await node.ask(spelled, None, body.replace(b"False", b"false")) == (200, first[1], "hit")
+        assert asked(hub) == cost
+    async with parts(hub.url, tmp_path) as node:  # and after a restart
+        assert (await node.ask(target, None, body))[2] == "hit"
+
+
+async def test_other_paths_are_another_question(hub, tmp_path):
+    async with parts(hub.url, tmp_path) as node:
+        many = b"&".join(b"paths=%d" % number + b"x" * 1500 for number in range(800))
+        for tail, found in ((b"&paths=config.json", 1), (b"&paths=README.md&paths=config.json", 2)):
+            status, body, _ = await node.ask(f"{INFO}/paths-info/main", None, many + tail)
+            assert (status, len(json.loads(body))) == (200, found)
+
+
+async def test_a_commit_is_never_asked_twice_and_a_branch_when_its_time_is_up(hub, tmp_path):
+    async with parts(hub.url, tmp_path, named=0) as node:
+        commit = await sha(node)
+        await node.ask(f"{INFO}/tree/{commit}")
+        hub.reset()
+        assert (await node.ask(f"{INFO}/tree/{commit}"))[2] == "hit"
+        assert (await node.ask(f"{INFO}/revision/{commit}"))[2] == "hit"  # known from the branch
+        assert asked(hub) == 0
+        assert (await node.ask(INFO))[2] == "miss"
+
+
+async def test_info_tree_and_files_speak_of_one_commit(hub, tmp_path):
+    async with parts(hub.url, tmp_path) as node:
+        old = await sha(node, f"{INFO}/revision/main")
+        new = hub.folder.commit(TINY.id, {"new.json": b"{}"})
+        assert (await node.file("config.json")).commit == old
+        assert await sha(node) == old
+        await node.ask(f"{INFO}?blobs=true")  # not known yet: asked now, and all else follows
+        assert (await node.file("config.json")).commit == new
+        assert await sha(node) == await sha(node, f"{INFO}/revision/main") == new
+        assert "new.json" in (await node.ask(TREE))[1].decode()
+
+
+async def test_what_is_missing_is_told_as_the_hub_does(hub, tmp_path):
+    async with parts(hub.url, tmp_path) as node:
+        commit = await sha(node)
+        for _ in range(2):
+            status, _, outcome = await node.ask(f"{INFO}/tree/main/nowhere")
+            assert status == 404
+        assert outcome == "hit"
+        answer = node.catalog.answer(str(TINY), "*", f"{INFO}/tree/{commit}/nowhere\n")
+        assert answer is not None
+        assert answer.headers["X-Error-Code"] == "EntryNotFound"
+        for target, code in [
+            (f"{INFO}/revision/nope", "RevisionNotFound"),
+            (f"{INFO}/tree/nope", "RevisionNotFound"),
+            ("/api/models/acme/never", "RepoNotFound"),
+        ]:
+            with pytest.raises(HubError) as caught:
+                await node.ask(target)
+            assert caught.value.code == code
+
+
+async def test_a_renamed_repository_is_followed(hub, tmp_path):
+    hub.folder.create("acme/old-name", moved_to=TINY.id)
+    async with parts(hub.url, tmp_path) as node:
+        assert await sha(node, "/api/models/acme/old-name") == await sha(node)
+        assert (await node.ask("/api/models/acme/old-name/tree/main"))[0] == 200
+
+
+async def test_a_private_answer_is_for_its_token_alone(hub, tmp_path):
+    guard(hub, private=True)
+    async with parts(hub.url, tmp_path) as node:
+        assert (await node.ask(TREE, ALICE))[2] == "miss"
+        assert (await node.ask(TREE, ALICE))[2] == "hit"
+        for token, status in ((None, 401), (BOB, 404)):
+            with pytest.raises(HubError) as caught:
+                await node.ask(TREE, token)
+            assert caught.value.status == status
+        hub.turn(dark="close")
+        with pytest.raises(OriginUnavailable):
+            await node.ask(TREE, BOB)
+
+
+async def test_the_info_of_a_gated_repository_is_public_and_opens_no_file(hub, tmp_path):
+    guard(hub, gated=True)
+    async with parts(hub.url, tmp_path) as node:
+        await node.file("config.json", ALICE)
+        assert (await node.ask(INFO, BOB))[0] == 200
+        assert (await node.ask(TREE))[0] == 200
+        with pytest.raises(HubError) as caught:
+            await node.file("config.json", BOB)
+        assert caught.value.code == "GatedRepo"
+
+
+async def test_what_was_public_is_not_told_any_more_once_it_is_hidden(hub, tmp_path):
+    async with parts(hub.url, tmp_path, named=0) as node:
+        await node.ask(INFO)
+        guard(hub, private=True)
+        with pytest.raises(HubError):
+            await node.ask(INFO)
+        hub.turn(dark="close")
+        with pytest.raises(OriginUnavailable):
+            await node.ask(INFO)
+
+
+@pytest.mark.parametrize("trouble", [{"dark": "close"}, {"fail": {"api": [500, 429, 502] * 9}}])
+async def test_what_is_known_is_told_when_the_hub_fails(hub, tmp_path, trouble):
+    async with parts(hub.url, tmp_path, named=0) as node:
+        commit = await sha(node)
+        tree = (await node.ask(TREE))[1]
+        hub.turn(**trouble)
+        assert await node.ask(TREE) == (200, tree, "stale")
+        assert (await node.ask(INFO))[2] == "stale"
+        assert (await node.ask(f"{INFO}/revision/main"))[2] == "stale"  # asked under another name before
+        assert (await node.ask(f"{INFO}/revision/{commit}"))[2] == "hit"
+        with pytest.raises(OriginUnavailable):
+            await node.ask(f"{INFO}/refs")
+
+
+async def test_files_alone_are_enough_to_know_a_trees_commit(hub, tmp_path):
+    async with parts(hub.url, tmp_path, named=0) as node:
+        commit = (await node.file("config.json")).commit
+        tree = (await node.ask(f"{INFO}/tree/{commit}"))[1]
+        hub.turn(dark="close")
+        assert await node.ask(f"{INFO}/tree/main") == (200, tree, "stale")
+
+
+async def test_an_answer_that_is_not_the_hubs_is_not_kept(tmp_path, aiohttp_raw_server):
+    async def captive(_: web.BaseRequest) -> web.Response:
+        return web.Response(text="<html>Please log in to the network</html>", content_type="text/html")
+
+    server = await aiohttp_raw_server(captive)
+    async with parts(f"http://127.0.0.1:{server.port}", tmp_path) as node:
+        for question in (node.ask(INFO), node.ask(TREE), node.file("config.json")):
+            with pytest.raises(OriginUnavailable):
+                await question
+        assert node.catalog.answer(str(TINY), "*", f"{INFO}\n") is None
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_no_private_answer_ever_reaches_another_token(hub, tmp_path, seed):
+    """Random interleavings of tokens, routes, outages, gates and writes."""
+    rng = random.Random(seed)
+    readers = {ALICE}
+    state: dict[str, object] = {"private": True, "gated": False}
+    guard(hub, **state)
+    async with parts(hub.url, tmp_path, named=rng.choice([0, 60])) as node:
+        for _ in range(60):
+            step = rng.random()
+            if step < 0.1:
+                hub.turn(dark=rng.choice(["", "", "close"]))
+            elif step < 0.15:
+                state = {"private": rng.random() < 0.5}
+                state["gated"] = not state["private"]
+                guard(hub, **state)
+                node.catalog.changed(str(TINY))
+            elif step < 0.2:
+                hub.turn(fail={"resolve": [429], "api": [503]})
+            token = rng.choice([ALICE, BOB, "hf_garbage", None])
+            is_file = rng.random() < 0.6
+            path = rng.choice(["config.json", "data/en/a.bin", "README.md", "nowhere"])
+            target = rng.choice([INFO, TREE, f"{INFO}/refs", f"{INFO}/revision/main"])
+            told = await outcome(node.file(path, token) if is_file else node.ask(target, token))
+            is_reader = token in readers or (state["gated"] and not is_file)
+            assert (told in ("answer", "EntryNotFound")) <= is_reader, (token, path, target, state, told)
+            assert told in ("answer", "EntryNotFound", "unavailable") or not is_reader, (token, path, state, told)
+
+
+async def outcome(question: Awaitable[object]) -> str:
+    try:
+        await question
+    except HubError as error:
+        return error.code or str(error.status)
+    except OriginUnavailable:
+        return "unavailable"
+    return "answer"
