@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from mesh import policy
 from mesh.holdings import Holdings
-from mesh.messages import ORIGIN
+from mesh.messages import HELD, ORIGIN
 
 
 @dataclass(slots=True)
@@ -88,6 +88,7 @@ class Books:
         self.wanting = 0  # slots of those who miss something
         self.freed = 0  # pieces that may be had now by more nodes than before
         self._names: list[str] = []  # by slot; empty for a free one
+        self._vouched: set[int] = set()  # pieces whose digest was told by who brought them from the origin
         self._disputed: dict[int, set[str]] = {}  # piece → sources whose bytes its digest contradicts
 
     # --- nodes
@@ -223,12 +224,24 @@ class Books:
             server.accusers.add(name)
             self._judge(server)
 
+    def name_digest(self, piece: int, digest: bytes, source: str) -> None:
+        """Who brought a piece from the origin knows its digest best, then who held it before.
+
+        Who had it from a peer knows it from here, or not at all: it may have been lied to.
+        """
+        if source == ORIGIN and piece not in self._vouched:
+            self._vouched.add(piece)
+            self.digests[piece] = digest
+        elif source == HELD:
+            self.digests.setdefault(piece, digest)
+
     def dispute(self, piece: int, source: str) -> None:
         """The digest of a piece contradicts a source. When it contradicts several, it is itself what is wrong."""
         sources = self._disputed.setdefault(piece, set())
         sources.add(source)
         if len(sources) >= policy.ACCUSERS:
             self.digests.pop(piece, None)
+            self._vouched.discard(piece)
             del self._disputed[piece]
 
     def _withdraw(self, name: str, node: Node) -> None:

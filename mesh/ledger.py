@@ -55,7 +55,7 @@ class Ledger:
 
     @property
     def digests(self) -> dict[int, bytes]:
-        """BLAKE3 by piece, as told by whoever brought it first."""
+        """BLAKE3 by piece, as told by who brought it from the origin, or held it already."""
         return self._books.digests
 
     @property
@@ -190,7 +190,7 @@ class Ledger:
         task = self._books.end(node, gain.piece)
         self._books.add(node, 1 << gain.piece)
         if gain.digest:
-            self.digests.setdefault(gain.piece, gain.digest)
+            self._books.name_digest(gain.piece, gain.digest, gain.source)
         if gain.source not in (ORIGIN, HELD):
             node.avoid.pop(gain.source, None)
         if gain.source == ORIGIN:

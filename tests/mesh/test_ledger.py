@@ -222,6 +222,16 @@ def test_piece_digests_travel_with_tasks() -> None:
     assert ledger.report(hello("a", 1), 0.0).tasks[0].digest == b"d" * 32
 
 
+def test_digests_are_believed_of_who_went_to_the_origin() -> None:
+    ledger = Ledger(MIB)
+    ledger.report(replace(hello("x", 1), gained=(Gain(0, "liar", b"unchecked"),)), 0.0)
+    assert ledger.digests == {}
+    ledger.report(replace(hello("y", 1), gained=(Gain(0, HELD, b"held"),)), 0.0)
+    ledger.report(replace(hello("z", 1), gained=(Gain(0, ORIGIN, b"fetched"),)), 0.0)
+    ledger.report(replace(hello("v", 1), gained=(Gain(0, ORIGIN, b"later"),)), 0.0)
+    assert ledger.digests == {0: b"fetched"}
+
+
 @pytest.mark.parametrize(
     "report",
     [

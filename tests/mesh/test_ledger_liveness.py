@@ -77,7 +77,7 @@ class Swarm(RuleBasedStateMachine):
             assert task.seconds > 0
             if task.lease:
                 for other in self.peers.values():
-                    assert other.leased_until.get(task.piece, 0.0) < self.now or other is peer, "leased twice"
+                    assert other.leased_until.get(task.piece, -1.0) < self.now or other is peer, "leased twice"
                 peer.leased_until[task.piece] = self.now + LEASE_SECONDS
             peer.tasks.setdefault(task.piece, task.sources)
         return plan
