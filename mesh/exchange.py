@@ -35,6 +35,7 @@ class Neighbour:
     node: str
     base_url: str  # http(s)://host:port
     is_seed: bool
+    is_named_seed: bool = False  # named here, by whoever started this node: its word is believed
 
 
 class Neighbours(Protocol):
@@ -51,8 +52,8 @@ class Neighbours(Protocol):
     def heard(self, node: str) -> None:
         """A node showed that it is alive."""
 
-    async def ask(self, node: str, target: str, body: bytes) -> bytes:
-        """POST a message to a live node and return its answer, checked and bounded. Raises Unavailable."""
+    async def ask(self, node: str, target: str, body: bytes, limit: int = MAX_MESSAGE) -> bytes:
+        """POST a message to a live node and return its answer, of at most `limit` bytes. Raises Unavailable."""
 
     def sign(self, target: str, node: str) -> dict[str, str]:
         """Headers for a GET that prove to a node that we hold the key of this mesh; {} without one."""
@@ -72,7 +73,7 @@ class Alone:
     def heard(self, node: str) -> None:
         return None
 
-    async def ask(self, node: str, target: str, body: bytes) -> bytes:
+    async def ask(self, node: str, target: str, body: bytes, limit: int = MAX_MESSAGE) -> bytes:
         raise Unavailable(f"{node} is not a live node")
 
     def sign(self, target: str, node: str) -> dict[str, str]:

@@ -37,20 +37,22 @@ class Links:
         known = self._members.alive()
         if known is not self._known:
             self._known = known
-            self._neighbours = {m.node_id: Neighbour(m.node_id, f"http://{m.address}", m.role == "seed") for m in known}
+            self._neighbours = {
+                m.node_id: Neighbour(m.node_id, f"http://{m.address}", m.role == "seed", m.named_seed) for m in known
+            }
         return self._neighbours.values()
 
     def get(self, node: str) -> Neighbour | None:
         self.alive()
         return self._neighbours.get(node)
 
-    async def ask(self, node: str, target: str, body: bytes) -> bytes:
+    async def ask(self, node: str, target: str, body: bytes, limit: int = MAX_MESSAGE) -> bytes:
         member = self._members.get(node)
         if member is None or self.get(node) is None:
             raise Unavailable(f"{node} is not a live node")
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
-                answer = await self.ask_address(member.address, target, body, node)
+                answer = await self.ask_address(member.address, target, body, node, limit)
         except TimeoutError as error:  # it may just be busy: whether it lives, the membership finds out
             raise Unavailable(f"{node} did not answer in time") from error
         except NotAuthentic as error:

@@ -22,6 +22,7 @@ from mesh.exchange import MeshExchange
 from mesh.gossip import MAX_MESSAGE, TARGET, Gossip
 from mesh.links import Links
 from mesh.membership import Address, Change, Claim, Members, Role, State
+from mesh.questions import Questions
 from mesh.server import read_message
 from mesh.store import Store
 from mesh.tasks import Tasks
@@ -79,6 +80,7 @@ class Mesh:
             is_seed=role == "seed",
             may_share=may_share,
         )
+        self.questions = Questions(node_id, self.links, is_seed=role == "seed")
         self._is_seed = role == "seed"
         self._store = store
         self._tasks = tasks
@@ -110,6 +112,7 @@ class Mesh:
     def add_routes(self, app: web.Application) -> None:
         app.router.add_post(TARGET, self._answer_gossip)
         app.router.add_post(_HOLDINGS, self._take_holdings)
+        self.questions.add_routes(app)
 
     # --- inside
 

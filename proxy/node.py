@@ -45,6 +45,7 @@ from proxy.hub.access import Grants
 from proxy.hub.freshness import Freshness
 from proxy.origin import Origin
 from proxy.passthrough import Passthrough
+from proxy.relay import Relay
 from proxy.resolve import Resolver
 from proxy.settings import Settings
 from proxy.units import HostPort, format_size
@@ -153,6 +154,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     )
     stack.push_async_callback(origin.close)
     freshness, grants = Freshness(settings.freshness), Grants(settings.grant_life)
+    Relay(mesh.questions, origin, catalog, freshness)
     resolver = Resolver(origin=origin, catalog=catalog, freshness=freshness, grants=grants)
     api = Api(origin=origin, catalog=catalog, freshness=freshness, grants=grants)
     outflow = Outflow(threads=_UPLOAD_THREADS, sent=lambda count: stats.add("client_sent", count))

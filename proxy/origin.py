@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import re
 import time
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
+import msgspec
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -36,6 +38,24 @@ _LIMIT = re.compile(r"\br=(\d+)\s*;\s*t=(\d+)")
 
 class RequestMetrics(Protocol):
     def origin_request(self, kind: str, status: int, seconds: float) -> None: ...
+
+
+class Question(msgspec.Struct, frozen=True):
+    """A small request. It holds no token: as whom it is asked is said apart."""
+
+    method: str
+    target: str
+    kind: str
+    user_agent: str = ""
+    headers: dict[str, str] = {}
+    body: bytes | None = None
+
+
+class Asker(Protocol):
+    """Somebody else who may ask the Hub for us."""
+
+    async def ask(self, question: Question) -> Answer | None:
+        """The Hub's answer, None if we have to ask ourselves. Raises OriginUnavailable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +85,7 @@ class Origin:
         self.url = url.rstrip("/")
         self.host = urlsplit(self.url).netloc
         self.is_offline = offline
+        self.relay: Asker | None = None
         self.flights = Flights()  # questions on their way, for all who ask the same
         self._metrics = metrics
         self._connect_timeout = connect_timeout
@@ -107,16 +128,29 @@ class Origin:
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
     ) -> Answer:
-        """One question and its whole answer, redirects included; they are not followed."""
+        """One question and its whole answer, redirects included; they are not followed.
+
+        What is asked as nobody in particular may be asked by another node for all of them.
+        """
+        question = Question(method, target, kind, user_agent, dict(headers or {}), body)
+        if token is None and self.relay is not None and not self.is_offline:
+            answer = await self.relay.ask(question)
+            if answer is not None:
+                return answer
+        return await self.ask_directly(question, token)
+
+    async def ask_directly(self, question: Question, token: str | None = None) -> Answer:
+        """The same, by this node itself."""
+        method, target = question.method, question.target
         quota = (token_key(token) if token else "", _window(target))
         self._mind_pause(quota)
-        sent = {"Accept-Encoding": "identity", **(headers or {})}
-        if user_agent:
-            sent["User-Agent"] = user_agent
+        sent = {"Accept-Encoding": "identity", **question.headers}
+        if question.user_agent:
+            sent["User-Agent"] = question.user_agent
         if token:
             sent["Authorization"] = f"Bearer {token}"
         try:
-            answer = await self._ask(method, target, kind, sent, body)
+            answer = await self._ask(method, target, question.kind, sent, question.body)
             if answer.status >= 500 or answer.status == 408:
                 raise OriginUnavailable(f"{self.host} answered {answer.status}")
         except OriginUnavailable:
@@ -129,19 +163,20 @@ class Origin:
     async def _ask(self, method: str, target: str, kind: str, headers: Mapping[str, str], body: bytes | None) -> Answer:
         if self._questions is None:
             self._questions = self._session(_MAX_QUESTIONS, decompress=True)
-        data = bytearray()
+        data = io.BytesIO(body) if body else None
+        answer = bytearray()
         try:
             async with asyncio.timeout(self._answer_timeout):
-                async with self._request(self._questions, method, target, kind, headers, body) as response:
+                async with self._request(self._questions, method, target, kind, headers, data) as response:
                     while part := await response.content.read(1 << 20):
-                        data += part
-                        if len(data) > _MAX_ANSWER:
+                        answer += part
+                        if len(answer) > _MAX_ANSWER:
                             raise OriginUnavailable(f"{self.host} answered with more than {_MAX_ANSWER} bytes")
         except TimeoutError as error:
             raise OriginUnavailable(f"no answer from {self.host} in time", is_timeout=True) from error
         except aiohttp.ClientError as error:
             raise OriginUnavailable(f"{self.host} broke off its answer: {error}") from error
-        return Answer(response.status, CIMultiDict(response.headers), bytes(data))
+        return Answer(response.status, CIMultiDict(response.headers), bytes(answer))
 
     @asynccontextmanager
     async def open(

@@ -1,0 +1,78 @@
+"""One node asks for all: a question has an owner among the nodes, and the owner's answer serves everybody.
+
+As groupcache does it: look for the owner, ask it, fall back to asking oneself. What a question means is up to whoever
+uses this; here it is bytes with a key.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from mesh.errors import Unavailable
+from mesh.exchange import Neighbours
+from mesh.placement import ranked
+from mesh.server import read_message
+
+log = logging.getLogger(__name__)
+
+_TARGET = "/mesh/questions"
+_MAX_ANSWER = 4 << 20  # bytes
+_DOWN_SECONDS = 5.0
+
+# Answers a question on behalf of others; None when it will not.
+Answerer = Callable[[bytes], Awaitable[bytes | None]]
+
+
+class Questions:
+    """Asks owners, and answers as one.
+
+    In a keyed mesh all nodes share the questions (the seeds, if there are any); in an open one a node believes nobody
+    but the seeds that it was told of by name.
+    """
+
+    def __init__(self, node_id: str, neighbours: Neighbours, *, is_seed: bool) -> None:
+        self._node_id = node_id
+        self._neighbours = neighbours
+        self._is_seed = is_seed
+        self._down_until: dict[str, float] = {}
+        self.answerer: Answerer | None = None
+
+    def add_routes(self, app: web.Application) -> None:
+        app.router.add_post(_TARGET, self._handle)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nobody else would ask for us, or be asked by us."""
+        return not any(owner != self._node_id for owner in self._owners())
+
+    async def ask(self, key: str, question: bytes) -> bytes | None:
+        """The owner's answer; None when this node is the owner, or has to do without one."""
+        now = time.monotonic()
+        for owner in ranked(key, self._owners())[:2]:
+            if owner == self._node_id:
+                return None
+            if self._down_until.get(owner, 0.0) > now:
+                continue
+            try:
+                return await self._neighbours.ask(owner, _TARGET, question, _MAX_ANSWER) or None
+            except Unavailable as error:
+                log.debug("no answer from the owner: %s", error)
+                self._down_until[owner] = now + _DOWN_SECONDS
+        return None
+
+    def _owners(self) -> list[str]:
+        others = list(self._neighbours.alive())
+        if not self._neighbours.is_keyed:
+            return [] if self._is_seed else [other.node for other in others if other.is_named_seed]
+        seeds = [other.node for other in others if other.is_seed] + ([self._node_id] if self._is_seed else [])
+        return seeds or [self._node_id, *(other.node for other in others)]
+
+    async def _handle(self, request: web.Request) -> web.Response:
+        if self.answerer is None or not (self._neighbours.is_keyed or self._is_seed):
+            raise web.HTTPNotFound(text="this node answers for nobody else\n")
+        answer = await self.answerer(await read_message(request))
+        return web.Response(body=answer if answer is not None and len(answer) <= _MAX_ANSWER else b"")
