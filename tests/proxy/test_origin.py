@@ -33,7 +33,7 @@ class Awkward:
 @pytest.fixture
 async def awkward(aiohttp_raw_server):
     awkward = Awkward()
-    server = await aiohttp_raw_server(awkward.handle, shutdown_timeout=0.1)
+    server = await aiohttp_raw_server(awkward.handle)
     awkward.url = f"http://127.0.0.1:{server.port}"
     return awkward
 

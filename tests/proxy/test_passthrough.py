@@ -1,0 +1,259 @@
+"""What is not kept here passes through, both ways, as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+
+import pytest
+from aiohttp import ClientError, ClientSession, web
+from yarl import URL
+
+from proxy.hub import errors
+from proxy.hub.errors import OriginUnavailable
+from proxy.hub.urls import parse
+from proxy.resolve import Client
+from tests.proxy.parts import TINY, parts
+
+
+class Echo:
+    """A Hub that says what it was asked, and takes and gives bytes as they come."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.heard = asyncio.Event()
+        self.answer: Callable[[], web.Response] = web.Response
+        self.last: web.BaseRequest | None = None
+        self.received = b""
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        self.last = request
+        path = request.path
+        if path.endswith("/upload"):
+            async for part in request.content.iter_any():
+                self.received += part
+                self.heard.set()
+            return web.Response(text=str(len(self.received)))
+        if path.endswith(("/events", "/broken")):
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await response.prepare(request)
+            await response.write(b"data: 1\n\n")
+            await self.gate.wait()
+            if path.endswith("/broken"):
+                assert request.transport is not None
+                request.transport.close()
+            else:
+                await response.write(b"data: 2\n\n")
+            return response
+        self.received = await request.read()
+        return self.answer()
+
+
+@pytest.fixture
+async def echo(aiohttp_raw_server):
+    echo = Echo()
+    server = await aiohttp_raw_server(echo.handle)
+    echo.url = f"http://127.0.0.1:{server.port}"
+    return echo
+
+
+@pytest.fixture
+async def node(echo, tmp_path, aiohttp_raw_server):
+    """The pass-through alone, on a port of its own: `node.url`."""
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await known.passthrough.handle(request, parse(request.raw_path))
+        except OriginUnavailable as error:
+            return errors.respond(error, Client.of(request.headers))
+
+    async with parts(echo.url, tmp_path) as known:
+        server = await aiohttp_raw_server(handle)
+        known.url = f"http://127.0.0.1:{server.port}"
+        yield known
+
+
+@pytest.fixture
+async def client():
+    async with ClientSession(auto_decompress=False) as session:
+        yield session
+
+
+async def test_a_request_arrives_as_it_was_but_for_its_connection(node, echo, client):
+    async with client.put(
+        URL(f"{node.url}/hf/api/models/acme/tiny/settings?a=%2F&b=True", encoded=True),
+        data=b"{}",
+        headers={
+            "Authorization": "Bearer hf_x",
+            "Content-Type": "application/x-ndjson",
+            "Connection": "keep-alive, X-Private",
+            "X-Private": "1",
+            "X-Kept": "1",
+        },
+    ) as answer:
+        assert await answer.text() == ""
+    heard = echo.last
+    assert (heard.method, heard.raw_path) == ("PUT", "/api/models/acme/tiny/settings?a=%2F&b=True")
+    assert heard.headers["Host"] == echo.url.removeprefix("http://")
+    assert heard.headers["Authorization"] == "Bearer hf_x"
+    assert heard.headers["Content-Type"] == "application/x-ndjson"
+    assert heard.headers["Content-Length"] == "2"
+    assert "X-Private" not in heard.headers
+    assert heard.headers["X-Kept"] == "1"
+
+
+async def test_an_answer_arrives_as_it_was_but_for_what_leads_past_us(node, echo, client):
+    echo.answer = partial(
+        web.Response,
+        status=307,
+        reason="Elsewhere",
+        body=b"\x1f\x8bnot touched",
+        headers={
+            "Content-Encoding": "gzip",
+            "Location": f"{echo.url}/acme/new?x=1",
+            "Link": f'<{echo.url}/api/models?p=2>; rel="next", <{echo.url}/x>; rel="xet-auth"',
+            "X-Xet-Hash": "0" * 64,
+            "X-Custom": "1",
+            "Connection": "close",
+        },
+    )
+    async with client.get(f"{node.url}/hf/api/models?p=1", allow_redirects=False) as answer:
+        assert (answer.status, answer.reason) == (307, "Elsewhere")
+        assert await answer.read() == b"\x1f\x8bnot touched"
+        assert answer.headers["Location"] == "/hf/acme/new?x=1"
+        assert answer.headers["Link"] == f'<{node.url}/hf/api/models?p=2>; rel="next"'
+        assert answer.headers["X-Custom"] == "1"
+        assert "X-Xet-Hash" not in answer.headers
+    async with client.get(f"{node.url}/buckets/a/b/resolve/x", allow_redirects=False) as answer:
+        assert answer.headers["X-Xet-Hash"] == "0" * 64
+        assert "xet-auth" in answer.headers["Link"]
+
+
+async def test_heads_and_empty_answers(node, echo, client):
+    echo.answer = partial(web.Response, headers={"Content-Length": "12345"})
+    async with client.head(f"{node.url}/api/telemetry/x") as answer:
+        assert answer.headers["Content-Length"] == "12345"
+        assert await answer.read() == b""
+    echo.answer = partial(web.Response, status=204)
+    for _ in range(2):  # the connection is still good
+        async with client.delete(f"{node.url}/api/models/acme/tiny/branch/x") as answer:
+            assert answer.status == 204
+            assert await answer.read() == b""
+
+
+async def test_an_upload_flows_as_it_comes(node, echo, client):
+    go_on = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"first"
+        await go_on.wait()
+        yield b"second" * 100_000
+
+    request = asyncio.get_running_loop().create_task(client.put(f"{node.url}/acme/tiny/upload", data=body()))
+    await asyncio.wait_for(echo.heard.wait(), 10)  # before the upload has ended
+    assert echo.received == b"first"
+    go_on.set()
+    async with await request as answer:
+        assert await answer.text() == "600005"
+
+
+async def test_events_flow_as_they_come(node, echo, client):
+    async with client.get(f"{node.url}/api/spaces/acme/app/events") as answer:
+        assert await asyncio.wait_for(answer.content.readany(), 10) == b"data: 1\n\n"
+        echo.gate.set()
+        assert await answer.content.read() == b"data: 2\n\n"
+        assert answer.headers["Content-Type"] == "text/event-stream"
+
+
+async def test_a_broken_answer_does_not_look_whole(node, echo, client):
+    async with client.get(f"{node.url}/broken") as answer:
+        await answer.content.readany()
+        echo.gate.set()
+        with pytest.raises(ClientError):
+            await answer.content.read()
+
+
+async def test_a_client_that_leaves_harms_nothing(node, echo, client, caplog):
+    async with client.get(f"{node.url}/api/spaces/acme/app/events") as answer:
+        await answer.content.readany()
+        answer.close()
+    echo.gate.set()
+    async with client.get(f"{node.url}/docs") as answer:
+        assert await answer.text() == ""
+    assert caplog.text == ""
+
+
+async def test_a_hub_that_cannot_be_reached_is_a_502(tmp_path, aiohttp_raw_server, client, unused_tcp_port):
+    async with parts(f"http://127.0.0.1:{unused_tcp_port}", tmp_path) as known:
+
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            with pytest.raises(OriginUnavailable) as caught:
+                await known.passthrough.handle(request, parse(request.raw_path))
+            return errors.respond(caught.value, Client())
+
+        server = await aiohttp_raw_server(handle)
+        async with client.get(f"http://127.0.0.1:{server.port}/api/whoami-v2") as answer:
+            assert answer.status == 502
+
+
+async def test_a_bare_401_about_a_repository_says_so(node, echo, client):
+    echo.answer = partial(web.Response, status=401, headers={"X-Error-Message": "Invalid username or password."})
+    async with client.get(f"{node.url}/api/models/acme/tiny/auth-check") as answer:
+        assert answer.headers["X-Error-Code"] == "RepoNotFound"
+    async with client.get(f"{node.url}/api/whoami-v2") as answer:
+        assert "X-Error-Code" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body", "forgets"),
+    [
+        ("POST", "/api/models/acme/tiny/commit/main", b"{}", True),
+        ("DELETE", "/api/models/acme/tiny/branch/x", b"", True),
+        ("PUT", "/api/models/acme/tiny/settings", b"{}", True),
+        ("POST", "/acme/tiny.git/git-receive-pack", b"x", True),
+        ("DELETE", "/api/repos/delete", b'{"name": "tiny", "organization": "acme"}', True),
+        ("POST", "/api/repos/move", b'{"fromRepo": "acme/tiny", "toRepo": "acme/new", "type": "model"}', True),
+        ("POST", "/api/repos/create", b'{"name": "acme/tiny"}', True),
+        ("POST", "/api/repos/create", b'{"name": "tiny", "organization": "acme", "type": "dataset"}', False),
+        ("POST", "/api/repos/create", b"not json", False),
+        ("GET", "/api/models/acme/tiny/commits/main", b"", False),
+        ("POST", "/acme/tiny.git/git-upload-pack", b"x", False),
+        ("POST", "/acme/tiny.git/info/lfs/objects/batch", b"{}", False),
+        ("POST", "/api/models/acme/tiny/preupload/main", b"{}", False),
+        ("POST", "/api/models/acme/other/commit/main", b"{}", False),
+    ],
+)
+async def test_a_write_voids_what_was_known(node, echo, client, method, target, body, forgets):
+    async with client.request(method, node.url + target, data=body or None) as answer:
+        assert await answer.text() == ""
+    assert echo.received == body
+    assert (node.catalog.publicness(str(TINY)).changed_at > 0) is forgets
+
+
+async def test_addresses_in_parquet_listings_lead_here(node, echo, client):
+    echo.answer = partial(
+        web.json_response, {"default": {"train": [f"{echo.url}/api/datasets/a/b/parquet/default/train/0.parquet"]}}
+    )
+    async with client.get(f"{node.url}/hf/api/datasets/a/b/parquet", headers={"Accept-Encoding": "gzip"}) as answer:
+        assert await answer.json() == {
+            "default": {"train": [f"{node.url}/hf/api/datasets/a/b/parquet/default/train/0.parquet"]}
+        }
+
+
+async def test_the_datasets_viewer_is_asked_under_its_own_name(node, echo, client, monkeypatch):
+    port = echo.url.rpartition(":")[2]
+    node.origin.url = f"http://localhost:{port}"
+    real = socket.getaddrinfo
+
+    def resolve(host: str, *rest: object, **named: object) -> object:
+        return real("127.0.0.1" if host == "datasets-server.localhost" else host, *rest, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    echo.answer = partial(web.Response, headers={"X-Revision": "c" * 40})
+    host = {"Host": "datasets-server.localhost:8090"}
+    async with client.get(f"{node.url}/info?dataset=a/b", headers=host) as answer:
+        assert answer.headers["X-Revision"] == "c" * 40
+    assert echo.last.headers["Host"] == f"datasets-server.localhost:{port}"
+    assert echo.last.raw_path == "/info?dataset=a/b"
