@@ -64,7 +64,7 @@ async def test_a_wrongly_suspected_node_stays():
     async with mesh("a", "b", "c") as nodes:
         await until(lambda: all_know(nodes))
         before = nodes[1].members.me.incarnation
-        nodes[0].gossip.failed("b")
+        nodes[0].gossip.failed("b", OSError())
         assert nodes[0].members.get("b").state == State.SUSPECT
         await until(lambda: all(n.members.get("b").incarnation > before for n in (nodes[0], nodes[2])))
         assert not any(change.parted for node in nodes for change in node.changes)
