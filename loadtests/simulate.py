@@ -36,6 +36,8 @@ ORIGIN_STREAMS = 6
 PEER_STREAMS = 8
 RUN_BYTES = 64 << 20
 PEER_RUN_BYTES = 4 << 20
+UNHURRIED = 1.0
+MANY = 8
 HOLD_SECONDS = 2.0
 WOKEN = 4
 FIRST_BYTE_SECONDS = 0.1  # of the origin
@@ -60,7 +62,6 @@ class Node:
     is_slow: bool
     joined_at: float
     have: int = 0
-    head: int = 0
     leased: dict[int, Task] = field(default_factory=dict)
     offered: dict[int, Task] = field(default_factory=dict)
     running: dict[int, Run] = field(default_factory=dict)  # by flow
@@ -71,9 +72,11 @@ class Node:
     received: int = 0
     is_new: bool = True
     is_alive: bool = True
-    is_due: bool = False
+    urgent: tuple[int, ...] = ()
+    talks: int = 0
+    has_news: bool = False
     reported_at: float = -1e9
-    report_by: float = 0.0
+    report_by: float = float("inf")
     done_at: float | None = None
 
 
@@ -203,30 +206,41 @@ class Simulation:
     def _report(self, node: Node) -> Report:
         have = node.have.to_bytes(-(-self.pieces.count // 8), "little") if node.is_new else None
         node.is_new = False
-        while node.have >> node.head & 1:
-            node.head += 1
-        urgent: list[tuple[int, int]] = []
-        if not node.is_seed:
-            piece = node.head
-            while piece < self.pieces.count and len(urgent) < 2:
-                if not node.have >> piece & 1:
-                    urgent.append((piece, piece + 1))
-                piece += 1
-        busy = len(node.leased) + len(node.offered) + sum(len(run.tasks) - run.at for run in node.running.values())
+        node.urgent = self._heads(node)
         report = Report(
             node=node.name,
             have=have,
             gained=tuple(node.gained),
             failed=tuple(node.failed[:256]),
-            urgent=tuple(urgent),
+            urgent=tuple((piece, piece + 1) for piece in node.urgent),
             wanted=() if node.is_seed or node.have == self.full else ((0, self.pieces.count),),
-            slots=max(0, self._slots() - busy),
+            slots=max(0, self._slots() - self._pending(node)),
             can_fetch=True,
             seed=node.is_seed,
             fetched=int(node.fetched),
         )
         node.gained, node.failed = [], []
         return report
+
+    def _heads(self, node: Node) -> tuple[int, ...]:
+        """The first two pieces that its reader misses."""
+        missing = self.full & ~node.have if not node.is_seed else 0
+        first = missing & -missing
+        second = (missing ^ first) & -(missing ^ first)
+        return tuple(bit.bit_length() - 1 for bit in (first, second) if bit)
+
+    def _pending(self, node: Node) -> int:
+        return len(node.leased) + len(node.offered) + sum(len(run.tasks) - run.at for run in node.running.values())
+
+    def _is_worth_telling(self, node: Node) -> bool:
+        return bool(
+            node.is_new
+            or node.failed
+            or len(node.gained) >= MANY
+            or any(gain.source == ORIGIN for gain in node.gained)
+            or (not node.talks and 2 * self._pending(node) <= self._slots())
+            or node.urgent != self._heads(node)
+        )
 
     def _take(self, node: Node, plan: Plan) -> None:
         under_way = {task.piece for run in node.running.values() for task in run.tasks[run.at :]}
@@ -236,7 +250,8 @@ class Simulation:
         if plan.resync:
             node.is_new = True
             self._due(node)
-        node.report_by = min(node.report_by, self.now + max(plan.retry_after, INTERVAL))
+        node.talks -= 1
+        self._report_by(node, self.now + plan.retry_after)
         self._launch(node)
 
     def _launch(self, node: Node) -> None:
@@ -313,24 +328,42 @@ class Simulation:
     # --- the conversation
 
     def _due(self, node: Node) -> None:
-        node.is_due = True
+        """It has news."""
+        node.has_news = True
         self.due.add(node.number)
 
     def _at(self, when: float, what: str, about: object) -> None:
         heapq.heappush(self.events, (when, next(self.numbers), what, about))
 
     def _send_reports(self) -> None:
-        for number in [n for n in self.due if self.now - self.nodes[n].reported_at >= INTERVAL]:
+        for number in list(self.due):
             node = self.nodes[number]
+            if self.now - node.reported_at < INTERVAL and node.is_alive:
+                continue
             self.due.discard(number)
-            node.is_due = False
-            if node.is_alive:
-                node.reported_at, node.report_by = self.now, self.now + 10.0
-                self._at(self.now + self.step, "report", self._report(node))
+            if not node.is_alive:
+                continue
+            if node.talks > 1 or (self.now < node.report_by and not (node.has_news and self._is_worth_telling(node))):
+                if node.has_news:
+                    self._report_by(node, node.reported_at + UNHURRIED)
+                node.has_news = False
+                continue
+            node.has_news = False
+            node.talks += 1
+            node.reported_at = self.now
+            node.report_by = float("inf")
+            self._report_by(node, self.now + 10.0)
+            self._at(self.now + self.step, "report", self._report(node))
+
+    def _report_by(self, node: Node, when: float) -> None:
+        if when < node.report_by:
+            node.report_by = max(when, self.now + self.step)
+            self._at(node.report_by, "overdue", node)
 
     def _track(self, report: Report) -> None:
         """As mesh.tracker does."""
-        self.held.pop(report.node, None)
+        if self.held.pop(report.node, None) is not None:
+            self._at(self.now + self.step, "plan", (report.node, Plan()))
         self.reports += 1
         began = time.perf_counter()
         plan = self.ledger.report(report, self.now)
@@ -364,15 +397,16 @@ class Simulation:
             node = self.by_name[name]
             if node.is_alive:
                 self._take(node, plan)
-                self._at(node.report_by, "overdue", node)
         elif what == "answer":
             name, until = about  # type: ignore[misc]
             if self.held.get(name) == until:
                 self._answer(name, self.ledger.plan(name, self.now))
         else:
             assert isinstance(about, Node)
-            if what == "due" or (what == "overdue" and self.now >= about.report_by):
+            if what == "due":
                 self._due(about)
+            elif what == "overdue" and self.now >= about.report_by:
+                self.due.add(about.number)
             elif what == "forget":
                 self.ledger.forget(about.name)
                 self.held.pop(about.name, None)

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.http import ask
 from tests.hub.process import HubProcess
 from tests.hub.repos import Entry
-from tests.http import ask
 from tests.node import NodeProcess
 
 MIB = 1 << 20
