@@ -110,10 +110,9 @@ class Fetcher:
             (self._leased if task.lease else self._offered)[task.piece] = task
         self.launch()
 
-    def hurry(self, pieces: Iterable[int]) -> None:
-        """Readers wait for these: free them from the ends of long runs, and put them first."""
-        urgent = [piece for piece in pieces if piece not in self._partial.have]
-        for piece in urgent:
+    def hurry(self, urgent: Iterable[int], late: Iterable[int]) -> None:
+        """Readers wait for the pieces in `urgent`: put them first. Free those in `late` from the ends of long runs."""
+        for piece in late:
             for run in list(self.runs):
                 if run.is_origin and not run.is_sequential and run.piece + 1 < piece < run.stop:
                     for taken in run.shorten(piece):

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 _IN_FLIGHT = 64 << 20  # bytes assigned to this node at a time
 _MIN_TASKS = 8
 _UNHURRIED = 1.0  # seconds that small news wait for more
+_LATE_SECONDS = 1.0  # that a reader's next piece may be in the queue behind others
 _MANY = 8  # pieces that are worth a report
 _PATIENCE = 5.0  # seconds without a piece until a fill with no origin gives up on its peers
 _LINGER = 5.0  # seconds that a fill which nobody reads any more stays open
@@ -72,6 +73,7 @@ class Swarm:
         self._idle_since: float | None = None
         self._help_until = 0.0
         self._urgent: list[int] = []
+        self._urgent_since: dict[int, float] = {}
         self._told_urgent: list[int] = []
         self._slots = max(_MIN_TASKS, min(MAX_TASKS - 16, _IN_FLIGHT // partial.pieces.piece_size))
 
@@ -194,10 +196,16 @@ class Swarm:
         return [piece for piece in heads if piece not in self._partial.unchecked][:MAX_URGENT]
 
     def _hurry(self) -> None:
-        urgent = self._heads()
-        if urgent != self._urgent:
+        """Put first what readers wait for, and free what they have waited for too long from the ends of long runs.
+
+        Not at once: breaking a run off wastes what is in flight, and on a fast line the piece soon comes by itself.
+        """
+        urgent, now = self._heads(), time.monotonic()
+        self._urgent_since = {piece: self._urgent_since.get(piece, now) for piece in urgent}
+        late = [piece for piece, since in self._urgent_since.items() if now - since >= _LATE_SECONDS]
+        if urgent != self._urgent or late:
             self._urgent = urgent
-            self.fetcher.hurry(urgent)
+            self.fetcher.hurry(urgent, late)
 
     def _fetch_doubted(self) -> None:
         """Pieces that were part of a failed proof come from the origin, whatever peers offer."""

