@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from proxy.admin import actions, health, status
+from proxy.admin.dashboard import Dashboard
 from proxy.admin.metrics import Metrics
 from proxy.admin.view import NodeView
 
@@ -13,7 +14,7 @@ _NO_STORE = {"Cache-Control": "no-store"}
 
 
 def add_routes(app: web.Application, node: NodeView, metrics: Metrics) -> None:
-    """Answer health, ready, metrics, status and the actions; 404 for all else under `/-/`."""
+    """Answer health, ready, metrics, status, the dashboard and the actions; 404 for all else under `/-/`."""
     metrics.watch(node)
 
     async def ready(request: web.Request) -> web.Response:
@@ -36,6 +37,7 @@ def add_routes(app: web.Application, node: NodeView, metrics: Metrics) -> None:
     app.router.add_get("/-/ready", ready)
     app.router.add_get("/-/metrics", show_metrics)
     app.router.add_get("/-/status", show_status)
+    Dashboard(node, metrics).add_routes(app)
     for action in actions.ACTIONS:
         app.router.add_post(f"/-/{action}", act)
     # aiohttp tries longer fixed prefixes first, so this leaves whatever others add under /-/ alone.

@@ -1,0 +1,131 @@
+"""The page at `/-/`, and what keeps it up to date: server-sent events while somebody looks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+from aiohttp import web
+
+from mesh.tasks import Tasks
+from proxy.admin import overview
+from proxy.admin.metrics import Metrics
+from proxy.admin.view import NodeView
+
+_STATIC = Path(__file__).with_name("static")
+_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+_SECONDS = 1.0  # between two looks at the node
+_RARELY = 3  # looks: how often to go through all blobs
+_MAX_LISTENERS = 32
+_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Dashboard:
+    """Looks at the node once a second for all listeners together, and not at all when there are none."""
+
+    def __init__(self, node: NodeView, metrics: Metrics, *, seconds: float = _SECONDS) -> None:
+        self._node = node
+        self._metrics = metrics
+        self._seconds = seconds
+        self._failures = overview.Failures()
+        self._sections: dict[str, bytes] = {}
+        self._looked = asyncio.Event()  # replaced by a new one with each look
+        self._listeners = 0
+        self._is_closing = False
+        self._watching: asyncio.Task[object] | None = None
+        self._tasks = Tasks()
+
+    def add_routes(self, app: web.Application) -> None:
+        app.router.add_get("/-/", _page("index.html"))
+        for file in sorted(_STATIC.iterdir()):
+            if file.suffix in _TYPES and file.name != "index.html":
+                app.router.add_get(f"/-/{file.name}", _page(file.name))
+        app.router.add_get("/-/events", self.events)
+        app.on_shutdown.append(self.close)
+
+    async def close(self, _: web.Application | None = None) -> None:
+        """End all streams: browsers come back to the next process by themselves."""
+        self._is_closing = True
+        self._looked.set()
+        await self._tasks.close()
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """One listener's stream: all sections once, then those that changed."""
+        if self._listeners >= _MAX_LISTENERS or self._is_closing:
+            raise web.HTTPServiceUnavailable(text="too many dashboards are open\n")
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **_HEADERS})
+        await response.prepare(request)
+        request["first_byte"] = 0.0  # how long somebody looks is no measure of how quick the node is
+        self._listeners += 1
+        try:
+            sent: dict[str, bytes] = {}
+            if self._listeners == 1:
+                self._watching = self._tasks.start(self._watch(), name="dashboard")
+            else:
+                sent = await self._send(response, sent)
+            while not self._is_closing:
+                await self._looked.wait()
+                sent = await self._send(response, sent)
+        except ConnectionError:
+            pass
+        finally:
+            self._listeners -= 1
+            if not self._listeners and self._watching is not None:
+                self._watching.cancel()
+        return response
+
+    async def _send(self, response: web.StreamResponse, sent: dict[str, bytes]) -> dict[str, bytes]:
+        sections = self._sections
+        news = [
+            b"event: %s\ndata: %s\n\n" % (name.encode(), section)
+            for name, section in sections.items()
+            if sent.get(name) != section
+        ]
+        # Something always goes out, so that a listener who left is noticed.
+        await response.write(b"".join(news) or b":\n\n")
+        return sections
+
+    async def _watch(self) -> None:
+        looks = 0
+        while True:
+            self._sections = self._look(is_thorough=looks % _RARELY == 0)
+            looks += 1
+            self._looked.set()
+            self._looked = asyncio.Event()
+            await asyncio.sleep(self._seconds)
+
+    def _look(self, *, is_thorough: bool) -> dict[str, bytes]:
+        node, now = self._node, time.monotonic()
+        failed = self._failures.recent(self._metrics.figures(), now)
+        fresh: dict[str, object] = {
+            "node": overview.node(node),
+            "traffic": {"at": round(now, 3), **overview.traffic(node.stats)},
+            "downloads": overview.downloads(node.downloads()),
+            "peers": overview.peers(node),
+            "findings": list(overview.findings(node, failed)),
+        }
+        if is_thorough:
+            fresh["repositories"] = overview.repositories(node.blobs())
+        encoded = {name: msgspec.json.encode(section) for name, section in fresh.items()}
+        return self._sections | encoded
+
+
+def _page(name: str) -> Callable[[web.Request], Awaitable[web.Response]]:
+    file = _STATIC / name
+    body, content_type = file.read_bytes(), _TYPES[file.suffix]
+
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(body=body, content_type=content_type, charset="utf-8", headers=_HEADERS)
+
+    return page

@@ -1,0 +1,152 @@
+"""What the dashboard shows of a node, as small JSON sections: only those that changed need to be sent again. Pure."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+
+import msgspec
+
+from mesh.stats import Stats
+from proxy.admin.view import BlobView, DownloadView, NodeView
+
+_MAX_DOWNLOADS = 24  # that are shown as piece maps; the rest is counted
+_MAX_PEERS = 1000
+_MAX_REPOS = 1000
+_RECENT = 60.0  # seconds that a failure stays a finding
+
+Figures = Mapping[str, float]  # as `Metrics.figures`
+
+
+class Repository(msgspec.Struct, frozen=True):
+    """What is here of one repository: bytes it has, bytes its blobs have here, number of blobs."""
+
+    name: str  # "models/owner/name"; empty for blobs that nobody knows by name
+    size: int
+    have: int
+    files: int
+    pinned: bool
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """Something worth knowing about the node's health, and what to do about it."""
+
+    level: str  # "good", "note" or "bad"
+    what: str
+    cure: str = ""
+
+
+class Failures:
+    """How often the origin failed lately, from counters that only grow."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, float]] = deque()
+
+    def recent(self, figures: Figures, now: float) -> int:
+        """Failed requests (no answer, or 5xx) of about the last minute; `now` in seconds."""
+        name = "hubmesh_origin_requests_total{"
+        total = sum(
+            count
+            for key, count in figures.items()
+            if key.startswith(name) and ('status="0"' in key or 'status="5' in key)
+        )
+        self._seen.append((now, total))
+        while len(self._seen) > 1 and self._seen[0][0] < now - _RECENT:
+            self._seen.popleft()
+        return round(total - self._seen[0][1])
+
+
+def traffic(stats: Stats) -> dict[str, int]:
+    """Bytes of files since the node started."""
+    return {
+        "origin": stats.origin_received,
+        "peers": stats.peer_received,
+        "sent": stats.peer_sent,
+        "clients": stats.client_sent,
+    }
+
+
+def node(view: NodeView) -> dict[str, object]:
+    is_ready, reason = view.ready()
+    usage = view.usage()
+    return {
+        "id": view.node_id,
+        "version": view.version,
+        "role": view.role,
+        "ready": is_ready,
+        "reason": "" if is_ready else reason,
+        "used": usage.blob_bytes,
+        "limit": usage.max_bytes,
+    }
+
+
+def peers(view: NodeView) -> list[tuple[str, str, str, bool]]:
+    """(node id, address, role, whether it is alive)"""
+    return [(peer.node_id, peer.address, peer.role, peer.is_alive) for peer in view.peers()[:_MAX_PEERS]]
+
+
+def downloads(running: Sequence[DownloadView]) -> dict[str, object]:
+    """Those that arrive now, the latest first."""
+    shown = sorted(running, key=lambda download: -download.began_at)[:_MAX_DOWNLOADS]
+    return {"count": len(running), "shown": [_download(download) for download in shown]}
+
+
+def _download(download: DownloadView) -> dict[str, object]:
+    return {
+        "digest": download.digest,
+        "name": "/".join(filter(None, (download.repo, download.path))) or download.digest,
+        "size": download.size,
+        "have": download.have,
+        "readers": download.readers,
+        "pieces": runs(download.pieces),
+        "sources": len([source for source, count in download.sources.items() if source and count]),
+    }
+
+
+def runs(letters: str) -> str:
+    """``ooo.pp`` as ``3o1.2p``: thousands of pieces are a few hundred runs."""
+    return "".join(f"{len(list(same))}{letter}" for letter, same in itertools.groupby(letters))
+
+
+def repositories(blobs: Sequence[BlobView]) -> list[Repository]:
+    """By name."""
+    by_repo: dict[str, list[BlobView]] = {}
+    for blob in blobs:
+        by_repo.setdefault(blob.repo or "", []).append(blob)
+    return [
+        Repository(
+            name,
+            sum(blob.size for blob in held),
+            sum(blob.have for blob in held),
+            len(held),
+            any(blob.is_pinned for blob in held),
+        )
+        for name, held in sorted(by_repo.items())[:_MAX_REPOS]
+    ]
+
+
+def findings(view: NodeView, recent_failures: int) -> Iterator[Finding]:
+    """What is wrong with this node, as far as it can tell by itself; `hubmesh doctor` looks further."""
+    is_ready, reason = view.ready()
+    if not is_ready:
+        yield Finding("bad", f"not ready: {reason}", "wait a moment; see the log if it stays so")
+    if recent_failures:
+        yield Finding(
+            "bad",
+            f"{recent_failures} requests to the origin failed in the last minute",
+            "run `hubmesh doctor`: it tries the way to the origin",
+        )
+    for source, count in sorted(view.stats.pieces_rejected.copy().items()):
+        yield Finding("bad", f"{count} pieces from {source} were wrong and were dropped", "look at its disk and memory")
+    everybody = view.peers()
+    gone = sum(not peer.is_alive for peer in everybody)
+    if not everybody:
+        yield Finding("note", "no other node is known: everything comes from the origin", "start one, or name a --seed")
+    elif gone == len(everybody):
+        yield Finding("bad", "no other node answers any more", "run `hubmesh doctor` here and there")
+    elif gone:
+        yield Finding("note", f"{gone} of {len(everybody)} other nodes do not answer", "")
+    usage = view.usage()
+    if usage.max_bytes and usage.blob_bytes > 0.95 * usage.max_bytes:
+        yield Finding("note", "the budget is full: what was not used for longest goes", "give it a larger --max-size")
