@@ -242,7 +242,8 @@ function createRow(repository) {
 }
 
 async function act(button, action, repo) {
-  button.disabled = true;
+  if (button.getAttribute("aria-busy") === "true") return;
+  button.setAttribute("aria-busy", "true"); // not disabled: that would take the focus away
   try {
     const answer = await fetch(action, {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ repo }),
@@ -253,7 +254,7 @@ async function act(button, action, repo) {
   } catch (error) {
     text("said", `the node does not answer: ${error.message}`);
   } finally {
-    button.disabled = false;
+    button.removeAttribute("aria-busy");
   }
 }
 
