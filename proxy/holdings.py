@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatch
 
 from mesh.blobs import Blobs
 from mesh.content import Digest
-from mesh.errors import MeshError
 from mesh.mesh import Mesh
 from mesh.messages import ORIGIN
 from mesh.stats import Stats
 from mesh.store import Store
 from mesh.swarm import Swarm
-from mesh.tasks import Tasks
 from proxy.admin.view import BlobView, DownloadView, PeerView, Preheat, UsageView
-from proxy.api import Api
 from proxy.catalog import BlobName, Catalog
-from proxy.files import HubAccess
-from proxy.hub.errors import HubError, OriginUnavailable
-from proxy.hub.urls import ApiRoute, FileRoute, Repo, parse
-from proxy.resolve import Client, Resolver
+from proxy.preheat import Preheater
 from proxy.version import VERSION
-
-log = logging.getLogger(__name__)
 
 
 class Holdings:
@@ -49,13 +38,11 @@ class Holdings:
         store: Store,
         blobs: Blobs,
         mesh: Mesh,
-        api: Api,
-        resolver: Resolver,
-        tasks: Tasks,
+        preheater: Preheater,
     ) -> None:
         self.node_id, self.role, self.stats = node_id, role, stats
         self._store, self._blobs, self._mesh = store, blobs, mesh
-        self._api, self._resolver, self._tasks = api, resolver, tasks
+        self._preheater = preheater
 
     # --- what there is
 
@@ -70,8 +57,9 @@ class Holdings:
     def peers(self) -> Sequence[PeerView]:
         members = self._mesh.members
         return [
-            PeerView(m.node_id, str(m.address), m.role, is_alive=m in members.alive(), seen_seconds_ago=0.0)
-            for m in (*members.alive(), *members.gone())
+            PeerView(m.node_id, str(m.address), m.role, is_alive=is_alive, seen_seconds_ago=0.0)
+            for some, is_alive in ((members.alive(), True), (members.gone(), False))
+            for m in some
         ]
 
     def blobs(self) -> Sequence[BlobView]:
@@ -131,29 +119,9 @@ class Holdings:
         return sum([await self._store.remove(digest) for digest in here if not self.is_pinned(digest)])
 
     async def preheat(self, order: Preheat) -> int:
-        repo, client = Repo.parse(order.repo), Client(order.token, f"hubmesh/{VERSION}")
-        target = f"{repo.api_prefix}/revision/{order.revision}"
-        route = parse(target)
-        assert isinstance(route, ApiRoute)
-        answer, _ = await self._api.ask(route, client)
-        info = json.loads(answer.body)
-        paths = [sibling["rfilename"] for sibling in info.get("siblings", ())]
-        chosen = [path for path in paths if _is_chosen(path, order)]
-        self._tasks.start(self._bring(repo, info["sha"], chosen, client), name=f"preheat {repo}")
-        return len(chosen)
+        return await self._preheater.order(order)
 
     # --- inside
-
-    async def _bring(self, repo: Repo, commit: str, paths: list[str], client: Client) -> None:
-        for path in paths:
-            try:
-                file = await self._resolver.file(FileRoute(repo, commit, path), client)
-                if file.digest is not None and file.size:
-                    await self._blobs.want(
-                        file.digest, file.size, HubAccess(self._resolver, file, client), is_public=file.is_public
-                    )
-            except (HubError, OriginUnavailable, MeshError) as error:
-                log.warning("preheating %s: %s: %s", repo, path, error)
 
     def _commit(self, repo: str, revision: str) -> str:
         ref = self._catalog.ref(repo, revision)
@@ -191,8 +159,3 @@ def _letters(swarm: Swarm) -> Iterator[str]:
             yield "o" if source == ORIGIN else "p" if source else "#"
         else:
             yield "-" if piece in active else "."
-
-
-def _is_chosen(path: str, order: Preheat) -> bool:
-    included = not order.include or any(fnmatch(path, glob) for glob in order.include)
-    return included and not any(fnmatch(path, glob) for glob in order.exclude)

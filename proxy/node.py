@@ -45,6 +45,7 @@ from proxy.hub.access import Grants
 from proxy.hub.freshness import Freshness
 from proxy.origin import Origin
 from proxy.passthrough import Passthrough
+from proxy.preheat import Preheater
 from proxy.relay import Relay
 from proxy.resolve import Resolver
 from proxy.settings import Settings
@@ -91,6 +92,8 @@ class Node:
 
 async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     """Make the parts from the ground up; the stack takes them down in the reverse order."""
+    if settings.hf_cache is not None or settings.xet == "always":
+        log.warning("--hf-cache and --xet always do nothing in this version")
     data_dir = settings.data_dir
     data_dir.mkdir(parents=True, exist_ok=True)
     auth = Auth(_node_id(data_dir), load_key(settings.mesh_key_file) if settings.mesh_key_file else None)
@@ -165,6 +168,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
         passthrough=Passthrough(origin=origin, catalog=catalog),
         metrics=metrics,
     )
+    preheater = Preheater(api=api, resolver=resolver, blobs=blobs, mesh=mesh, tasks=tasks)
     holdings.connect(
         node_id=auth.node_id,
         role=settings.role,
@@ -172,9 +176,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
         store=store,
         blobs=blobs,
         mesh=mesh,
-        api=api,
-        resolver=resolver,
-        tasks=tasks,
+        preheater=preheater,
     )
 
     def access(hint: bytes) -> OriginAccess | None:
@@ -196,7 +198,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
         is_seed=mesh.is_seed,
         access=access,
     )
-    await _listen(_mesh_app(mesh, server), mesh_listener, stack, drain=1.0)
+    await _listen(_mesh_app(mesh, server, preheater), mesh_listener, stack, drain=1.0)
     await _listen(_client_app(settings, app, holdings, metrics), listener, stack, drain=settings.drain_timeout)
     _start_discovery(settings, mesh, mesh_listen, tasks, stack)
     stack.push_async_callback(mesh.leave)
@@ -213,10 +215,11 @@ def _client_app(settings: Settings, app: App, holdings: Holdings, metrics: Metri
     return client_app
 
 
-def _mesh_app(mesh: Mesh, server: MeshServer) -> web.Application:
+def _mesh_app(mesh: Mesh, server: MeshServer, preheater: Preheater) -> web.Application:
     mesh_app = web.Application(client_max_size=MAX_MESSAGE, middlewares=[mesh.middleware()])
     mesh.add_routes(mesh_app)
     server.add_routes(mesh_app)
+    preheater.add_routes(mesh_app)
     return mesh_app
 
 

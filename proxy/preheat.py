@@ -1,0 +1,200 @@
+"""Bringing a repository in before anybody asks for it: here, and on as many other nodes as wanted.
+
+An order that travels names a repository and globs, never a token. Whoever gets it asks the Hub as anybody could, so it
+reaches what is public. Files that are not follow in a keyed mesh alone: once they are here, the others are told their
+digests and take the bytes from us. Clients there still need the Hub's word before they may read them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from fnmatch import fnmatch
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import msgspec
+from aiohttp import web
+
+from mesh.blobs import Blobs
+from mesh.content import Digest
+from mesh.errors import MeshError
+from mesh.mesh import Mesh
+from mesh.placement import ranked
+from mesh.server import read_message
+from mesh.tasks import Tasks
+from proxy.admin.view import Preheat
+from proxy.api import Api
+from proxy.files import HubAccess
+from proxy.hub.errors import HubError, OriginUnavailable
+from proxy.hub.urls import ApiRoute, FileRoute, Repo, parse
+from proxy.resolve import Client, Resolver
+from proxy.version import VERSION
+
+log = logging.getLogger(__name__)
+
+_TARGET = "/mesh/preheat"
+_MAX_MESSAGE = 256 << 10  # bytes
+_MAX_ORDERS = 8  # of other nodes that anybody may be, under way at a time
+_MAX_KEYED_ORDERS = 10_000  # of those with our key; they tell us of blobs one by one
+_FILES_AT_A_TIME = 4
+_ASKED_AT_A_TIME = 32
+
+_Text = Annotated[str, msgspec.Meta(max_length=1000)]
+_Globs = Annotated[tuple[_Text, ...], msgspec.Meta(max_length=100)]
+
+
+class Repository(msgspec.Struct, frozen=True, tag="repository"):
+    """The files of a public repository that match."""
+
+    repo: _Text  # "models/owner/name"
+    revision: _Text
+    include: _Globs = ()
+    exclude: _Globs = ()
+
+
+class Held(msgspec.Struct, frozen=True, tag="held"):
+    """(digest, bytes) of a blob that the sender has; only heard in a keyed mesh."""
+
+    digest: _Text
+    size: Annotated[int, msgspec.Meta(ge=1, le=1 << 50)]
+
+
+_decode = msgspec.msgpack.Decoder(Repository | Held).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Preheater:
+    """Carries orders out, passes them on, and takes those of others."""
+
+    def __init__(self, *, api: Api, resolver: Resolver, blobs: Blobs, mesh: Mesh, tasks: Tasks) -> None:
+        self._api = api
+        self._resolver = resolver
+        self._blobs = blobs
+        self._mesh = mesh
+        self._tasks = tasks
+        self._taken = 0
+        self._joining = asyncio.Semaphore(_FILES_AT_A_TIME)
+
+    def add_routes(self, mesh_app: web.Application) -> None:
+        mesh_app.router.add_post(_TARGET, self._take)
+
+    async def order(self, order: Preheat) -> int:
+        """Begin; how many files it is about. Raises HubError and OriginUnavailable."""
+        client = Client(order.token, f"hubmesh/{VERSION}")
+        request = Repository(order.repo, order.revision, order.include, order.exclude)
+        files, is_open = await self._files(request, client)
+        others = self._others(order)
+        landed: Callable[[Held], Coroutine[Any, Any, None]] | None = None
+        if is_open and others:
+            self._tasks.start(self._tell(others, request), name=f"preheat {order.repo} elsewhere")
+        elif others and self._mesh.auth.is_keyed:
+            landed = lambda held: self._tell(others, held)  # noqa: E731
+        elif others:
+            log.warning("%s is not public, and the mesh has no key: it is brought in here alone", order.repo)
+        self._tasks.start(self._bring(files, client, landed), name=f"preheat {order.repo}")
+        return len(files)
+
+    # --- inside
+
+    async def _files(self, order: Repository, client: Client) -> tuple[list[FileRoute], bool]:
+        """What an order is about, by commit, and whether anybody may have it."""
+        repo = Repo.parse(order.repo)
+        route = parse(f"{repo.api_prefix}/revision/{quote(order.revision, safe='')}")
+        assert isinstance(route, ApiRoute)
+        answer, _ = await self._api.ask(route, client)
+        info = json.loads(answer.body)
+        paths = [sibling["rfilename"] for sibling in info.get("siblings", ())]
+        chosen = [FileRoute(repo, info["sha"], path) for path in paths if _is_chosen(path, order)]
+        return chosen, not info.get("private") and not info.get("gated")
+
+    def _others(self, order: Preheat) -> list[str]:
+        """The same ones each time, as long as they are there."""
+        alive = ranked(order.repo, [member.node_id for member in self._mesh.members.alive()])
+        return alive if order.nodes is None else alive[: order.nodes - 1]
+
+    async def _tell(self, nodes: Sequence[str], order: Repository | Held) -> None:
+        body = _encode(order)
+
+        async def tell(node: str) -> None:
+            try:
+                await self._mesh.links.ask(node, _TARGET, body)
+            except MeshError as error:
+                log.warning("a preheat order did not reach a peer: %s", error)
+
+        await _some_at_a_time(map(tell, nodes), _ASKED_AT_A_TIME)
+
+    async def _bring(
+        self,
+        files: Iterable[FileRoute],
+        client: Client,
+        landed: Callable[[Held], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
+        async def bring(route: FileRoute) -> None:
+            try:
+                file = await self._resolver.file(route, client)
+                if file.digest is not None and file.size:
+                    access = HubAccess(self._resolver, file, client)
+                    await self._blobs.want(file.digest, file.size, access, is_public=file.is_public)
+                    if landed is not None:
+                        await landed(Held(str(file.digest), file.size))
+            except (HubError, OriginUnavailable, MeshError) as error:
+                log.warning("preheating %s: %s: %s", route.repo, route.path, error)
+
+        await _some_at_a_time(map(bring, files), _FILES_AT_A_TIME)
+
+    async def _take(self, request: web.Request) -> web.Response:
+        """An order of another node. Bounded: whoever reaches the port of an open mesh may give one."""
+        try:
+            order = _decode(await read_message(request, _MAX_MESSAGE))
+            if isinstance(order, Held):
+                if not self._mesh.auth.is_keyed:
+                    raise web.HTTPForbidden(text="not without a key\n")
+                work = self._join(Digest.parse(order.digest), order.size)
+            else:
+                Repo.parse(order.repo)
+                work = self._obey(order)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise web.HTTPBadRequest(text=f"{error}\n") from error
+        if self._taken >= (_MAX_KEYED_ORDERS if self._mesh.auth.is_keyed else _MAX_ORDERS):
+            work.close()
+            raise web.HTTPServiceUnavailable(text="busy with other orders\n")
+        self._taken += 1
+        self._tasks.start(work, name="a peer's preheat").add_done_callback(self._done)
+        return web.Response()
+
+    def _done(self, _: object) -> None:
+        self._taken -= 1
+
+    async def _obey(self, order: Repository) -> None:
+        anybody = Client(None, f"hubmesh/{VERSION}")
+        try:
+            files, _ = await self._files(order, anybody)
+        except (HubError, OriginUnavailable, LookupError) as error:
+            log.warning("a peer's order to preheat %s: %s", order.repo, error)
+            return
+        await self._bring(files, anybody)
+
+    async def _join(self, digest: Digest, size: int) -> None:
+        try:
+            async with self._joining:
+                await self._blobs.want(digest, size, None, is_public=False)
+        except MeshError as error:
+            log.warning("preheating %s from peers: %s", digest, error)
+
+
+async def _some_at_a_time(work: Iterator[Coroutine[Any, Any, None]], count: int) -> None:
+    async def some() -> None:
+        for one in work:
+            await one
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(count):
+            group.create_task(some())
+
+
+def _is_chosen(path: str, order: Repository) -> bool:
+    included = not order.include or any(fnmatch(path, glob) for glob in order.include)
+    return included and not any(fnmatch(path, glob) for glob in order.exclude)

@@ -1,0 +1,121 @@
+"""`preheat` on one node, on some, on all: what arrives where, and what never does."""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.http import ask
+from tests.hub.process import HubProcess
+from tests.node import NodeProcess
+
+FILES = {"a.safetensors": random.Random(1).randbytes(3_000_000), "b.bin": b"b" * 70_000, "config.json": b"{}"}
+SIZE = sum(map(len, FILES.values()))
+
+Start = Callable[..., list[NodeProcess]]
+
+
+@pytest.fixture
+def mesh(hub: HubProcess, tmp_path: Path) -> Iterator[Start]:
+    hub.folder.commit("acme/tiny", FILES)
+    hub.folder.create("acme/gated", gated=True, readers=["alice"])
+    hub.folder.commit("acme/gated", FILES)
+    hub.folder.add_token("hf_alice", "alice")
+    with ExitStack() as stack:
+
+        def start(*, keyed: bool) -> list[NodeProcess]:
+            flags: tuple[str, ...] = ()
+            if keyed:
+                (tmp_path / "key").write_text(secrets.token_hex(32))
+                flags = ("--mesh-key-file", str(tmp_path / "key"))
+            first = stack.enter_context(NodeProcess(tmp_path / "node-0", hub.url, *flags))
+            nodes = [first] + [
+                stack.enter_context(NodeProcess(tmp_path / f"node-{n}", hub.url, *flags, "--seed", first.mesh))
+                for n in (1, 2, 3)
+            ]
+            wait(lambda: all(node.metric("hubmesh_peers") == 3 for node in nodes), "the nodes do not find each other")
+            return nodes
+
+        yield start
+
+
+def wait(is_so: Callable[[], bool], otherwise: str) -> None:
+    until = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < until, otherwise
+        time.sleep(0.05)
+
+
+def preheat(node: NodeProcess, token: str = "", **order: object) -> dict[str, int]:
+    answer = ask(
+        f"{node.url}/-/preheat", "POST", token=token, body=json.dumps(order).encode(), Content_Type="application/json"
+    )
+    assert answer.status == 200, answer.body
+    said: dict[str, int] = json.loads(answer.body)
+    return said
+
+
+def held(node: NodeProcess) -> int:
+    return sum(blob["size"] for blob in node.status()["blobs"] if blob["have"] == blob["size"])
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_all_of_them_for_one_copy_from_the_origin(hub: HubProcess, mesh: Start, keyed: bool) -> None:
+    nodes = mesh(keyed=keyed)
+    assert preheat(nodes[2], repo="acme/tiny", nodes=None) == {"files": 3}
+    wait(lambda: all(held(node) == SIZE for node in nodes), "it does not arrive everywhere")
+    assert hub.stats()["bytes"]
+    large = {path: count for path, count in hub.stats()["bytes"].items() if count > 1000}
+    assert sum(large.values()) == len(FILES["a.safetensors"]) + len(FILES["b.bin"]), large
+
+
+def test_some_of_them_and_some_files(hub: HubProcess, mesh: Start) -> None:
+    nodes = mesh(keyed=False)
+    assert preheat(nodes[1], repo="acme/tiny", nodes=2, include=["*.bin", "*.json"], exclude=["*.json"]) == {"files": 1}
+    wait(lambda: sum(map(held, nodes)) == 2 * len(FILES["b.bin"]), "it does not arrive on two")
+    assert held(nodes[1]) == len(FILES["b.bin"])
+
+
+def test_what_is_gated_spreads_where_there_is_a_key_and_no_token_does(hub: HubProcess, mesh: Start) -> None:
+    nodes = mesh(keyed=True)
+    preheat(nodes[0], token="hf_alice", repo="acme/gated", nodes=None)
+    wait(lambda: all(held(node) == SIZE for node in nodes), "it does not arrive everywhere")
+    assert hub.stats()["bytes"]
+    for node in nodes:
+        assert "hf_alice" not in node.log()
+        target = f"{node.url}/acme/gated/resolve/main/a.safetensors"
+        assert ask(target).status == 401
+        assert ask(target, token="hf_alice").body == FILES["a.safetensors"]
+    large = sum(count for count in hub.stats()["bytes"].values() if count > 1000)
+    assert large == len(FILES["a.safetensors"]) + len(FILES["b.bin"])
+
+
+def test_in_an_open_mesh_what_is_gated_stays_where_its_token_is(hub: HubProcess, mesh: Start) -> None:
+    nodes = mesh(keyed=False)
+    preheat(nodes[0], token="hf_alice", repo="acme/gated", nodes=None)
+    wait(lambda: held(nodes[0]) == SIZE, "it does not arrive")
+    assert [held(node) for node in nodes[1:]] == [0, 0, 0]
+    assert "no key" in nodes[0].log()
+
+
+def test_what_comes_over_the_wire_is_no_order(hub: HubProcess, mesh: Start) -> None:
+    node = mesh(keyed=False)[0]
+    target = f"http://{node.mesh}/mesh/preheat"
+    bad = {
+        b"": 400,
+        b"\xc1": 400,
+        b"\x82\xa4type\xaarepository\xa4repo\xa9../../etc": 400,
+        b"\x83\xa4type\xaarepository\xa4repo\xa4../x\xa8revision\xa4main": 400,
+        b"\x83\xa4type\xa4held\xa6digest\xa1x\xa4size\x01": 403,
+    }
+    for body, status in bad.items():
+        assert ask(target, "POST", body=body).status == status, body
+    assert ask(target, "POST", body=b"x" * 300_000).status == 413
+    assert node.get("/-/health") == b"alive\n"
