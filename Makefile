@@ -8,12 +8,12 @@ INSTALL := $(BIN)/pip install -qq --disable-pip-version-check --constraint const
 N ?= 8
 SIZE ?= 64MiB
 
-.PHONY: help environment demo test test-all lint bench swarm clean
+.PHONY: help environment demo test test-all lint swarm clean
 
 help:
 	@echo 'make demo      a real model through real nodes, with unchanged clients, in a few minutes'
 	@echo 'make test      the tests (test-all: the slow ones too); make lint: style and types'
-	@echo 'make swarm     N=$(N) nodes ask for a file of SIZE=$(SIZE) at once; make bench: side by side with others'
+	@echo 'make swarm     N=$(N) nodes ask for a file of SIZE=$(SIZE) at once'
 
 $(VENV)/.tests: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -44,8 +44,6 @@ lint: environment
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.loadtests
-	$(BIN)/python -m loadtests.bench
 
 swarm: environment
 	$(BIN)/python -m loadtests.swarm --nodes $(N) --size $(SIZE)

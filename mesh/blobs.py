@@ -49,6 +49,8 @@ class Blobs:
         """
         if is_public:
             self._house.store.mark_public(digest)
+        if is_whole:
+            self._house.store.check_fits(size)
         while True:
             blob = self._house.store.open(digest, size)
             if blob is not None:
@@ -64,6 +66,7 @@ class Blobs:
         """
         if is_public:
             self._house.store.mark_public(digest)
+        self._house.store.check_fits(size)
         while digest not in self._house.store:
             swarm = await self._swarm(digest, size)
             if swarm is not None:

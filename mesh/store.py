@@ -243,6 +243,11 @@ class Store:
             self._entries[partial.digest] = _Entry(partial.size, time.time())
             self.size += partial.size
 
+    def check_fits(self, size: int) -> None:
+        """Raise StoreFull for what can never be kept whole: nothing should be evicted for it."""
+        if size > self.max_size:
+            raise StoreFull(f"{size} bytes can never fit in --max-size {self.max_size}")
+
     async def reserve(self, partial: Partial, count: int) -> None:
         """Make sure that `count` more bytes fit before they are written, evicting what was used longest ago.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 from pathlib import Path
@@ -191,3 +192,19 @@ async def test_no_room_is_a_clear_error_and_harms_nothing_else(tmp_path: Path) -
         keep.close()
         assert house.store.size <= 4 * MIB
         assert await read(blobs, small) == small.content
+
+
+async def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
+    origins = [Origin(content(2 * MIB, seed)) for seed in (10, 11, 12)]
+    async with contextlib.AsyncExitStack() as stack:
+        for origin in origins:
+            await stack.enter_async_context(origin.running())
+        house, blobs = await stack.enter_async_context(node(tmp_path, max_size=5 * MIB))
+        first, second, third = origins
+        for origin in (first, second, first):  # the second is now the one that was used longest ago
+            assert await read(blobs, origin) == origin.content
+        assert await read(blobs, third) == third.content
+        assert first.digest in house.store
+        assert second.digest not in house.store
+        assert house.store.size <= 5 * MIB
+        assert house.store.evicted_bytes == 2 * MIB
