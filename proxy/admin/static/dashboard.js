@@ -144,7 +144,8 @@ function drawSpeed() {
   const [width, height] = [canvas.clientWidth || 600, canvas.clientHeight || 120];
   const pen = prepare(canvas, width, height);
   const top = Math.max(1e5, ...samples.map((s) => Math.max(s.origin + s.peer, s.out)));
-  const x = (i) => width - ((samples.length - 1 - i) * width) / (SAMPLES - 1);
+  const shown = Math.max(30, samples.length); // stretched until there is enough to fill it
+  const x = (i) => width - ((samples.length - 1 - i) * width) / (shown - 1);
   const y = (speed) => height - 1 - (speed / top) * (height - 16);
   const area = (upper, lower, colour) => {
     if (samples.length < 2) return;
