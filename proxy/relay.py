@@ -87,22 +87,22 @@ class Relay:
             until, said_at, reply = kept
             if time.monotonic() < until and not self._was_written(question, time.time() - said_at):
                 return reply
-        reply = await self._origin.flights.join(("relay", key), lambda: self._ask_hub(question))
-        self._keep(key, question, reply)
-        return reply
+        return await self._origin.flights.join(("relay", key), lambda: self._ask_hub(key, question))
 
     def _was_written(self, question: Question, seconds: float) -> bool:
         """Whether somebody wrote to the repository through this node, in the last so many seconds."""
         route = parse(question.target)
         return route.repo is not None and time.time() - self._catalog.publicness(str(route.repo)).changed_at <= seconds
 
-    async def _ask_hub(self, question: Question) -> Reply:
+    async def _ask_hub(self, key: str, question: Question) -> Reply:
         try:
             answer = await self._origin.ask_directly(question)
         except OriginUnavailable as error:
             return Reply(0, (), error.reason.encode(), error.retry_after, error.is_timeout)
         headers = tuple((str(name), value) for name, value in answer.headers.items())
-        return Reply(answer.status, headers, answer.body)
+        reply = Reply(answer.status, headers, answer.body)
+        self._keep(key, question, reply)  # before the flight has landed: nobody is to ask in between
+        return reply
 
     def _keep(self, key: str, question: Question, reply: Reply) -> None:
         if not reply.status or len(reply.body) > _MAX_KEPT_BODY:
