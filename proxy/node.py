@@ -40,6 +40,7 @@ from proxy.app import App, guard_host
 from proxy.budget import default_budget
 from proxy.catalog import Catalog
 from proxy.files import Files, HubAccess
+from proxy.hf_cache import HfCache
 from proxy.holdings import Holdings
 from proxy.hub.access import Grants
 from proxy.hub.freshness import Freshness
@@ -92,8 +93,8 @@ class Node:
 
 async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     """Make the parts from the ground up; the stack takes them down in the reverse order."""
-    if settings.hf_cache is not None or settings.xet == "always":
-        log.warning("--hf-cache and --xet always do nothing in this version")
+    if settings.xet == "always":
+        log.warning("--xet always does nothing in this version")
     data_dir = settings.data_dir
     data_dir.mkdir(parents=True, exist_ok=True)
     auth = Auth(_node_id(data_dir), load_key(settings.mesh_key_file) if settings.mesh_key_file else None)
@@ -201,6 +202,9 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     await _listen(_mesh_app(mesh, server, preheater), mesh_listener, stack, drain=1.0)
     await _listen(_client_app(settings, app, holdings, metrics), listener, stack, drain=settings.drain_timeout)
     _start_discovery(settings, mesh, mesh_listen, tasks, stack)
+    if settings.hf_cache is not None:
+        cache = HfCache(settings.hf_cache, data_dir, store=store, blobs=blobs, resolver=resolver)
+        tasks.start(cache.run(), name="hf-cache")
     stack.push_async_callback(mesh.leave)
     _announce(data_dir, listen, mesh_listen, stack)
     log.debug("%s in %d blobs are here", format_size(store.size), len(store))

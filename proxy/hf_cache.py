@@ -1,0 +1,136 @@
+"""`--hf-cache`: what a Hugging Face cache on this machine holds is served to the mesh, without another download.
+
+The cache is only read. A file in it proves nothing by its name, and nothing by its place about who may read it: its
+bytes are hashed before they count, and the Hub is asked, as anybody could, whether the file is public.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mesh.adopt import stage
+from mesh.blobs import Blobs
+from mesh.content import Digest
+from mesh.errors import MeshError
+from mesh.store import Store
+from proxy.hub.errors import HubError, OriginUnavailable
+from proxy.hub.urls import FileRoute, Repo, is_commit
+from proxy.resolve import Client, Resolver
+from proxy.units import format_size
+from proxy.version import VERSION
+
+log = logging.getLogger(__name__)
+
+_LOOK_AGAIN = 60.0  # seconds
+_PREFIXES = {"models": "models", "datasets": "datasets", "spaces": "spaces"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """A file of the cache as its name and place have it; `changed` tells versions of it apart."""
+
+    file: Path
+    digest: Digest
+    size: int
+    changed: int
+    route: FileRoute | None  # where the Hub has it, if a snapshot says so
+
+
+class HfCache:
+    """Looks through a cache now and then, and adopts what is new in it. `run` is its life."""
+
+    def __init__(self, root: Path, data_dir: Path, *, store: Store, blobs: Blobs, resolver: Resolver) -> None:
+        self._root = root
+        self._staging = data_dir / "adopting"
+        self._store = store
+        self._blobs = blobs
+        self._resolver = resolver
+        self._seen: set[tuple[Path, int]] = set()
+
+    async def run(self) -> None:
+        while True:
+            for cached in await asyncio.to_thread(lambda: list(scan(self._root))):
+                if (cached.file, cached.changed) not in self._seen:
+                    try:
+                        await self._adopt(cached)
+                        self._seen.add((cached.file, cached.changed))
+                    except (OSError, MeshError) as error:
+                        log.warning("cannot take over %s: %s", cached.file, error)
+            await asyncio.sleep(_LOOK_AGAIN)
+
+    async def _adopt(self, cached: Cached) -> None:
+        if cached.digest not in self._store:
+            # What is wanted by nobody yet drives nothing out.
+            if self._store.size + cached.size > self._store.max_size:
+                log.warning("%s does not fit into --max-size: %s", format_size(cached.size), cached.file)
+                return
+            self._staging.mkdir(exist_ok=True)
+            staged = self._staging / cached.digest.hex
+            try:
+                pieces = await asyncio.to_thread(stage, cached.file, staged, cached.digest, cached.size)
+                if pieces is None:
+                    log.warning("%s is not what its name says; left alone", cached.file)
+                    return
+                await self._blobs.adopt(cached.digest, cached.size, staged, pieces)
+            finally:
+                staged.unlink(missing_ok=True)
+            log.info("took over %s from %s", format_size(cached.size), cached.file)
+        if cached.route is not None:
+            await self._ask_whether_public(cached.route, cached.digest)
+
+    async def _ask_whether_public(self, route: FileRoute, digest: Digest) -> None:
+        try:
+            file = await self._resolver.file(route, Client(None, f"hubmesh/{VERSION}"))
+        except (HubError, OriginUnavailable) as error:
+            log.debug("%s %s stays among those with the key: %s", route.repo, route.path, error)
+            return
+        if file.is_public and file.digest == digest:
+            self._store.mark_public(digest)
+
+
+def scan(root: Path) -> Iterator[Cached]:
+    """The complete files of a cache: regular files that are named by a hash. Nothing is read but directories."""
+    for folder in _entries(root):
+        kind, _, name = folder.name.partition("--")
+        if kind not in _PREFIXES or not name:
+            continue
+        try:
+            repo = Repo.parse(f"{_PREFIXES[kind]}/{name.replace('--', '/')}")
+        except ValueError:
+            continue
+        blobs = Path(folder.path) / "blobs"
+        routes = dict(_routes(repo, Path(folder.path) / "snapshots"))
+        for entry in _entries(blobs):
+            try:
+                digest = Digest("sha256" if len(entry.name) == 64 else "git-sha1", entry.name)
+                about = entry.stat(follow_symlinks=False)
+            except (ValueError, OSError):
+                continue  # partial (….incomplete), or gone since
+            if stat.S_ISREG(about.st_mode) and about.st_size:
+                yield Cached(Path(entry.path), digest, about.st_size, about.st_mtime_ns, routes.get(entry.name))
+
+
+def _routes(repo: Repo, snapshots: Path) -> Iterator[tuple[str, FileRoute]]:
+    """(name of a blob, where it stands in a commit), from the links of all snapshots."""
+    for snapshot in _entries(snapshots):
+        if is_commit(snapshot.name):
+            for folder, _, files in os.walk(snapshot.path):
+                for name in files:
+                    link = Path(folder, name)
+                    if link.is_symlink():
+                        path = link.relative_to(snapshot.path).as_posix()
+                        yield os.path.basename(link.readlink()), FileRoute(repo, snapshot.name, path)  # noqa: PTH119
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError:
+        return []
