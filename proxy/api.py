@@ -223,7 +223,7 @@ class Api:
         headers = {name: answer.headers[name] for name in _KEPT_HEADERS if name in answer.headers}
         kept = ApiAnswer(answer.status, headers, body, said_at, commit)
         if route.kind == "info" and not (isinstance(document, dict) and "id" in document):
-            return kept  # not about one repository: /api/spaces/semantic-search and the like
+            return kept  # not about one repository, whatever its path looks like
         self._catalog.set_answer(repo, scope, question, kept)
         if commit:
             self._catalog.set_answer(repo, scope, _question_at(route, commit), kept)

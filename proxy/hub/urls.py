@@ -20,6 +20,8 @@ _SEGMENT = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,128}\Z")
 _API_VERBS = {"revision", "tree", "paths-info", "refs"}
 # The Hub's own places, which no owner can be called.
 _RESERVED = {"api", "buckets", "oauth", "docs", "login", "settings"}
+# What stands where a space's name would and is none; the answer depends on who asks.
+_NOT_SPACES = {"hardware", "templates", "semantic-search", "zero-gpu"}
 # Paths that are the Hub's whatever follows; a prefix can be told by what it is followed by.
 _OF_HUB = re.compile(r"/(?:api|buckets|oauth)(?:/|\Z)|/(?:(?:datasets|spaces|kernels)/)?[^/]+/[^/]+\.git/")
 # Also written without encoding, by people and by old software: refs/pr/1, refs/convert/parquet.
@@ -174,6 +176,8 @@ def _parse_api(segments: list[str], path: str, query: str) -> Route:
     repo_type, rest = _TYPES[segments[1]], segments[2:]
     while rest and not rest[-1]:
         rest.pop()
+    if repo_type == "spaces" and rest and rest[0] in _NOT_SPACES:
+        return other
     # An old-style id of one segment, unless a verb follows where one of two segments would have it.
     length = 1 if len(rest) < 2 or (rest[1] in _API_VERBS and rest[2:3] not in (["tree"], ["revision"])) else 2
     repo = _repo(repo_type, rest[:length])

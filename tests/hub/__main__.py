@@ -24,7 +24,7 @@ from tests.hub.upload import Upload
 _TYPES = ("models", "datasets", "spaces", "kernels")
 _VERBS = {
     *("revision", "tree", "paths-info", "refs", "commits", "auth-check", "xet-read-token", "xet-write-token"),
-    *("preupload", "commit", "branch", "tag", "events", "parquet"),
+    *("preupload", "commit", "branch", "tag", "events", "parquet", "settings", "super-squash"),
 }
 _READS = ("GET", "HEAD")
 
@@ -57,6 +57,8 @@ class Hub:
         return app
 
     async def _route(self, request: web.Request) -> web.StreamResponse:
+        if "X-Echo" in request.headers:
+            return await answers.echo(request)
         """What aiohttp's router cannot tell apart: it must be told on the raw path."""
         segments = request.raw_path.partition("?")[0].strip("/").split("/")
         if segments[0] == "api" and len(segments) > 1 and segments[1] in _TYPES:
@@ -117,6 +119,8 @@ class Hub:
     async def _add_common(self, request: web.Request, response: web.StreamResponse) -> None:
         for name, value in answers.common(_kind(request)).items():
             response.headers.setdefault(name, value)
+        if self._state.knobs.as_https and "WWW-Authenticate" in response.headers:
+            response.headers.setdefault("X-Error-Code", "RepoNotFound")
 
     async def _stats(self, _: web.Request) -> web.Response:
         return web.json_response(self._state.report())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import uuid
 from typing import Any
@@ -15,6 +17,8 @@ EXPOSED = (
     "X-Repo-Commit,X-Request-Id,X-Error-Code,X-Error-Message,X-Total-Count,ETag,Link,Accept-Ranges,Content-Range,"
     "X-Linked-Size,X-Linked-ETag,X-Xet-Hash"
 )
+
+_ECHOES = itertools.count()
 
 
 def common(kind: str) -> dict[str, str]:
@@ -41,6 +45,23 @@ def error(status: int, message: str, code: str = "", **headers: str) -> web.Resp
 
 def document(value: Any, **headers: str) -> web.Response:
     return web.json_response(value, headers={name.replace("_", "-").title(): text for name, text in headers.items()})
+
+
+async def echo(request: web.Request) -> web.Response:
+    """What was asked, for routes whose answers nobody models here; `count` tells one asking from the next."""
+    body = await request.read()
+    heard = ("Authorization", "Content-Type", "Content-Length", "User-Agent", "Accept", "Cookie", "X-Hf-Test")
+    return document(
+        {
+            "method": request.method,
+            "target": request.raw_path,
+            "headers": {name: request.headers[name] for name in heard if name in request.headers},
+            "sha256": hashlib.sha256(body).hexdigest(),
+            "count": next(_ECHOES),
+        },
+        x_total_count="7",
+        set_cookie="seen=1",
+    )
 
 
 def refuse(state: State, request: web.Request, repo: Repo | None, *, files: bool) -> web.Response | None:

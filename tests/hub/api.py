@@ -192,7 +192,7 @@ class Api:
         """Three server-sent events, as the logs of a space come: one at a time."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
         await response.prepare(request)
-        for number in range(3):
+        for number in range(3 if request.method == "GET" else 0):
             await response.write(f"data: {number}\n\n".encode())
             await asyncio.sleep(0.05)
         await response.write_eof()

@@ -38,6 +38,7 @@ class Knobs:
     ignore_range: bool = False
     url_life: float = 3600.0
     page_size: int = 1000
+    as_https: bool = False  # what clients infer from a 401 over https only is said
     dark: str = ""  # "close" every connection, or "hang"
 
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from tests.hub import answers
-from tests.hub.repos import Entry, Repo, write_object
+from tests.hub.repos import Commit, Entry, Repo, write_object
 from tests.hub.state import State
 
 
@@ -83,6 +83,10 @@ class Upload:
             return await self._commit(request, repo, unquote(rest[0]))
         if verb in ("branch", "tag"):
             return await self._ref(request, repo, verb, unquote("/".join(rest)))
+        if verb == "settings":
+            return await self._settings(request, repo)
+        if verb == "super-squash":
+            return await self._squash(request, repo, unquote(rest[0]))
         return answers.error(404, "Sorry, we can't find the page you are looking for.")
 
     async def _commit(self, request: web.Request, repo: Repo, revision: str) -> web.Response:
@@ -144,6 +148,25 @@ class Upload:
         repo.refs[f"{kind}/{name}"] = commit
         repo.save(folder)
         return web.Response(status=201, text="Created")
+
+    async def _settings(self, request: web.Request, repo: Repo) -> web.Response:
+        order = json.loads(await request.read())
+        if "visibility" in order:
+            repo.private = order["visibility"] != "public"
+        if "gated" in order:
+            repo.gated = bool(order["gated"])
+        repo.save(self._state.folder.folder(repo.type, repo.id))
+        return answers.document({"private": repo.private, "gated": repo.gated})
+
+    async def _squash(self, request: web.Request, repo: Repo, branch: str) -> web.Response:
+        """All commits of a branch become one."""
+        order = json.loads(await request.read() or b"{}")
+        last = repo.refs[f"heads/{branch}"]
+        sha = hashlib.sha1(f"squash {last}".encode()).hexdigest()
+        repo.commits[sha] = Commit(order.get("message", "Super-squash branch"), "", repo.commits[last].files)
+        repo.refs[f"heads/{branch}"] = sha
+        repo.save(self._state.folder.folder(repo.type, repo.id))
+        return answers.document({"commitId": sha})
 
     # --- LFS
 
