@@ -219,7 +219,7 @@ def _listed(repo: Repo, path: str, entry: Entry, is_expanded: bool) -> dict[str,
     if is_expanded:
         commit = {"id": next(iter(repo.refs.values())), "title": "Change files", "date": "2026-01-01T00:00:00.000Z"}
         listed["lastCommit"] = commit
-        listed["securityFileStatus"] = {"status": "safe"}
+        listed["securityFileStatus"] = {"status": "safe", "avScan": None, "pickleImportScan": None}
     return listed
 
 

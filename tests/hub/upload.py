@@ -37,8 +37,9 @@ class Upload:
             (folder / "repo.json").unlink()
             return web.Response(text="OK")
         if state.repo(repo_type, repo_id) is not None:
-            return answers.error(409, "You already created this repo", url=f"{state.hub_url}/{repo_id}")
-        state.folder.create(repo_id, repo_type, private=bool(order.get("private")), readers=[user])
+            said = {"error": "You already created this model repo", "url": f"{state.hub_url}/{repo_id}"}
+            return web.json_response(said, status=409)
+        state.folder.create(repo_id, repo_type, private=_is_private(order), readers=[user])
         state.folder.commit(
             repo_id, {".gitattributes": b"*.bin filter=lfs\n"}, repo_type=repo_type, title="initial commit"
         )
@@ -108,6 +109,9 @@ class Upload:
                 large[value["path"]] = Entry("", value["size"], value["oid"], "", value["oid"])
             elif order["key"] == "deletedFile":
                 files[value["path"]] = None
+            elif order["key"] == "deletedFolder":
+                inside = repo.commits[repo.refs[ref]].files
+                files |= {path: None for path in inside if path.startswith(value["path"].rstrip("/") + "/")}
         for path, entry in large.items():
             if not (folder / "objects" / entry.sha256).exists():
                 return answers.error(400, f"{path} was not uploaded")
@@ -208,6 +212,10 @@ class Upload:
             return web.Response(status=400, text="BadDigest")
         write_object(self._state.root / folder, digest, body)
         return web.Response(headers={"ETag": f'"{digest[:32]}"'})
+
+
+def _is_private(order: dict[str, Any]) -> bool:
+    return bool(order.get("private")) or order.get("visibility") == "private"
 
 
 def _mode(file: dict[str, Any]) -> str:

@@ -23,6 +23,8 @@ from tests.http import Answer, ask
 from tests.hub.process import HubProcess
 from tests.node import NodeProcess
 
+HEADER = b'{"t": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}'
+TENSORS = len(HEADER).to_bytes(8, "little") + HEADER + b"abcd"
 BIG = random.Random(11).randbytes(3 << 20)
 FORM = "application/x-www-form-urlencoded"
 REPOS = ("acme/open", "acme/private", "acme/gated", "acme/old", "acme/disabled", "acme/nowhere")
@@ -47,7 +49,13 @@ def fill(hub: HubProcess) -> None:
         ("acme/disabled", {"disabled": True}),
     ):
         hub.folder.create(repo, readers=["alice"], **settings)
-        files = {"config.json": b"{}", "w.safetensors": BIG, "data/en/a b.txt": b"a", "README.md": b"# x\n"}
+        files = {
+            "config.json": b"{}",
+            "w.safetensors": BIG,
+            "model.safetensors": TENSORS,
+            "data/en/a b.txt": b"a",
+            "README.md": b"# x\n",
+        }
         hub.folder.commit(repo, files)
         hub.folder.commit(repo, {"config.json": b'{"pr": 1}'}, ref="pr/1")
         hub.folder.commit(repo, {"config.json": b'{"v": 1}'}, ref="tags/v1.0")
@@ -282,7 +290,7 @@ def learn(by, repo, repo_type="model"):
                            by.revision_exists(repo, "main", **about)],
         "file": lambda: [by.file_exists(repo, p, **about) for p in ("config.json", "a.txt", "nope")],
         "auth": lambda: by.auth_check(repo, **about),
-        "safetensors": lambda: by.get_safetensors_metadata(repo) and "parsed",
+        "safetensors": lambda: by.get_safetensors_metadata(repo).parameter_count,
     }
     for name, call in calls.items():
         say(f"{name} {repo} {by.token}", call)
