@@ -13,8 +13,9 @@ import msgspec
 from aiohttp import web
 
 from proxy.catalog import ApiAnswer, Catalog, Ref
+from proxy.hearsay import Hearsay, Lookup
 from proxy.hub import rewrite
-from proxy.hub.access import OPEN_SECONDS, Grants, token_key
+from proxy.hub.access import EVERYBODY, OPEN_SECONDS, Grants, token_key
 from proxy.hub.client import Client
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.freshness import Freshness, is_immutable
@@ -23,7 +24,6 @@ from proxy.origin import Answer, Origin
 
 log = logging.getLogger(__name__)
 
-EVERYBODY = "*"
 _KEPT_HEADERS = ("Content-Type", "Link", "X-Repo-Commit", "X-Error-Code", "X-Error-Message", "X-Total-Count")
 _FORM = "application/x-www-form-urlencoded"
 _MAX_QUESTION = 4 << 20  # bytes of a paths-info body: some ten thousand paths
@@ -41,6 +41,7 @@ class Api:
         self._catalog = catalog
         self._freshness = freshness
         self._grants = grants
+        self.hearsay: Hearsay | None = None
 
     async def handle(self, request: web.Request, route: ApiRoute, client: Client) -> web.StreamResponse:
         """Raises HubError and OriginUnavailable."""
@@ -70,14 +71,24 @@ class Api:
         question = _question(route, body, content_type)
         if (known := self._known(route, question, client)) is not None:
             return known, "stale" if is_stale else "hit"
-        if self._origin.is_failing and (stale := self._stale(route, question, client)) is not None:
+        if self._origin.is_failing and (stale := await self._told(route, question, client)) is not None:
             return stale, "stale"
         try:
             return await self._fetch(route, question, client, body, content_type), "stale" if is_stale else "miss"
         except OriginUnavailable:
-            if (stale := self._stale(route, question, client)) is not None:
+            if (stale := await self._told(route, question, client)) is not None:
                 return stale, "stale"
             raise
+
+    async def _told(self, route: ApiRoute, question: str, client: Client) -> ApiAnswer | None:
+        """What was said before: to us, or to other nodes that we believe."""
+        stale = self._stale(route, question, client)
+        if stale is None and self.hearsay is not None:
+            query = _normal(route.query) if route.kind in ("info", "revision") else None
+            lookup = Lookup(str(route.repo), route.revision or "main", question=question, query=query)
+            await self.hearsay.learn(lookup)
+            stale = self._stale(route, question, client)
+        return stale
 
     async def _commit(self, route: ApiRoute, client: Client) -> tuple[str, bool]:
         """What a named revision means now, for this question as for all others; and whether that is stale."""
@@ -89,6 +100,7 @@ class Api:
         try:
             answer, outcome = await self.ask(ApiRoute(route.repo, "revision", route.revision, target, ""), client)
         except OriginUnavailable:
+            ref = self._catalog.ref(str(route.repo), route.revision)  # others may have told us meanwhile
             if ref is None:
                 raise
             return ref.commit, True

@@ -40,6 +40,7 @@ from proxy.app import App, guard_host
 from proxy.budget import default_budget
 from proxy.catalog import Catalog
 from proxy.files import Files, HubAccess
+from proxy.hearsay import Hearsay
 from proxy.hf_cache import HfCache
 from proxy.holdings import Holdings
 from proxy.hub.access import Grants
@@ -161,6 +162,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     Relay(mesh.questions, origin, catalog, freshness)
     resolver = Resolver(origin=origin, catalog=catalog, freshness=freshness, grants=grants)
     api = Api(origin=origin, catalog=catalog, freshness=freshness, grants=grants)
+    resolver.hearsay = api.hearsay = hearsay = Hearsay(mesh, origin, catalog, tasks)
     outflow = Outflow(threads=_UPLOAD_THREADS, sent=lambda count: stats.add("client_sent", count))
     stack.callback(outflow.close)
     app = App(
@@ -199,7 +201,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
         is_seed=mesh.is_seed,
         access=access,
     )
-    await _listen(_mesh_app(mesh, server, preheater), mesh_listener, stack, drain=1.0)
+    await _listen(_mesh_app(mesh, server, preheater, hearsay), mesh_listener, stack, drain=1.0)
     await _listen(_client_app(settings, app, holdings, metrics), listener, stack, drain=settings.drain_timeout)
     _start_discovery(settings, mesh, mesh_listen, tasks, stack)
     if settings.hf_cache is not None:
@@ -219,11 +221,12 @@ def _client_app(settings: Settings, app: App, holdings: Holdings, metrics: Metri
     return client_app
 
 
-def _mesh_app(mesh: Mesh, server: MeshServer, preheater: Preheater) -> web.Application:
+def _mesh_app(mesh: Mesh, server: MeshServer, preheater: Preheater, hearsay: Hearsay) -> web.Application:
     mesh_app = web.Application(client_max_size=MAX_MESSAGE, middlewares=[mesh.middleware()])
     mesh.add_routes(mesh_app)
     server.add_routes(mesh_app)
     preheater.add_routes(mesh_app)
+    hearsay.add_routes(mesh_app)
     return mesh_app
 
 

@@ -8,7 +8,7 @@ import logging
 import re
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -86,6 +86,7 @@ class Origin:
         self.host = urlsplit(self.url).netloc
         self.is_offline = offline
         self.relay: Asker | None = None
+        self.on_pause: Callable[[tuple[str, str], float], None] = lambda quota, seconds: None
         self.flights = Flights()  # questions on their way, for all who ask the same
         self._metrics = metrics
         self._connect_timeout = connect_timeout
@@ -243,6 +244,14 @@ class Origin:
 
     # --- limits: all clients share our address, and the quota of nobody in particular
 
+    def pause(self, quota: tuple[str, str], seconds: float) -> None:
+        """Ask nothing that counts against a quota (a token's key or nothing, a window) for so many seconds."""
+        now = time.monotonic()
+        if len(self._paused) >= _MAX_PAUSES:
+            self._paused = {key: until for key, until in self._paused.items() if until > now}
+        if len(self._paused) < _MAX_PAUSES:
+            self._paused[quota] = max(self._paused.get(quota, 0.0), now + min(_LONGEST_PAUSE, seconds))
+
     def _mind_pause(self, quota: tuple[str, str]) -> None:
         seconds = self._paused.get(quota, 0.0) - time.monotonic()
         if seconds > 0:
@@ -256,11 +265,8 @@ class Origin:
             return
         retry_after = answer.headers.get("Retry-After", "")
         pause = min(_LONGEST_PAUSE, float(retry_after) if retry_after.isdigit() and answer.status == 429 else reset)
-        now = time.monotonic()
-        if len(self._paused) >= _MAX_PAUSES:
-            self._paused = {key: until for key, until in self._paused.items() if until > now}
-        if len(self._paused) < _MAX_PAUSES:
-            self._paused[quota] = now + pause
+        self.pause(quota, pause)
+        self.on_pause(quota, pause)
         log.warning("%s has had enough requests (%s) for now: none for %.0f s", self.host, quota[1], pause)
         if answer.status == 429:
             raise OriginUnavailable(f"{self.host} has had too many requests", retry_after=pause)

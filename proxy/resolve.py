@@ -14,6 +14,7 @@ import msgspec
 from mesh.content import Digest
 from mesh.transfer import Location
 from proxy.catalog import Catalog, File, Ref
+from proxy.hearsay import Hearsay, Lookup
 from proxy.hub import errors, metadata
 from proxy.hub.access import Grants, is_card, token_key
 from proxy.hub.client import Client
@@ -87,6 +88,7 @@ class Resolver:
         self._grants = grants
         self._patience = patience
         self._locations = Locations(origin.url)
+        self.hearsay: Hearsay | None = None
 
     @property
     def may_ask(self) -> bool:
@@ -106,12 +108,12 @@ class Resolver:
         if is_fresh and (known := self._known(route, commit, client, "hit")) is not None:
             return known
         # Who has an older answer does not wait for the time-out that another just had.
-        if self._origin.is_failing and (stale := self._known(route, commit, client, "stale")) is not None:
+        if self._origin.is_failing and (stale := await self._told(route, client)) is not None:
             return stale
         try:
             return await self._ask_in_time(FileRoute(route.repo, commit, route.path) if is_fresh else route, client)
         except OriginUnavailable:
-            if (stale := self._known(route, commit, client, "stale")) is not None:
+            if (stale := await self._told(route, client)) is not None:
                 return stale
             raise
         except HubError as error:
@@ -176,6 +178,21 @@ class Resolver:
         if known.metadata is None:
             raise errors.entry_not_found(route.path, commit)
         return ResolvedFile(route.repo, commit, route.path, known.metadata, is_open, outcome)
+
+    async def _told(self, route: FileRoute, client: Client) -> ResolvedFile | None:
+        """What was said before: to us, or to other nodes that we believe."""
+        stale = self._known(route, self._last_commit(route), client, "stale")
+        if stale is not None or self.hearsay is None:
+            return stale
+        await self.hearsay.learn(Lookup(str(route.repo), route.revision, route.path))
+        return self._known(route, self._last_commit(route), client, "stale")
+
+    def _last_commit(self, route: FileRoute) -> str:
+        """What a revision meant when the Hub was asked last; empty if it never was."""
+        if is_commit(route.revision):
+            return route.revision
+        ref = self._catalog.ref(str(route.repo), route.revision)
+        return ref.commit if ref is not None else ""
 
     # --- asking the Hub
 

@@ -19,6 +19,7 @@ OPEN_SECONDS = 3600.0
 # One that was not may be opened; asking costs one request.
 CLOSED_SECONDS = 300.0
 _MAX_GRANTS = 10_000
+EVERYBODY = "*"  # who may see what was said to nobody in particular; stands where a token's key would
 _CARDS = ("readme.md", ".gitattributes")
 
 

@@ -112,7 +112,8 @@ class Hub:
             await asyncio.sleep(latency)
         if knobs.fail.get(kind):
             status = knobs.fail[kind].pop(0)
-            limits = {"RateLimit": '"resolvers";r=0;t=1', "Retry-After": "1"} if status == 429 else {}
+            wait = str(knobs.retry_after)
+            limits = {"RateLimit": f'"resolvers";r=0;t={wait}', "Retry-After": wait} if status == 429 else {}
             return web.Response(status=status, headers=limits, text="no")
         return await handler(request)
 

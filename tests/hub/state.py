@@ -35,6 +35,7 @@ class Knobs:
     hang_times: int = 0
     corrupt: dict[str, int] = field(default_factory=dict)  # path → offset of a byte that arrives wrong
     corrupt_times: int = 0
+    retry_after: int = 1  # what a 429 asks for
     ignore_range: bool = False
     url_life: float = 3600.0
     page_size: int = 1000
