@@ -117,7 +117,7 @@ class MeshExchange:
         self._down_until: dict[str, float] = {}
         self._banned_until: dict[str, float] = {}
         self._last_tracker: dict[Digest, str] = {}
-        self.on_completed: Callable[[], None] = lambda: None
+        self.on_news: Callable[[], None] = lambda: None
 
     # --- where
 
@@ -178,7 +178,11 @@ class MeshExchange:
         """The swarm of this blob has ended here."""
         self._last_tracker.pop(digest, None)
         if is_complete:
-            self.on_completed()
+            self.announce()
+
+    def announce(self) -> None:
+        """What this node holds whole and may share is more than before: let those who lead those swarms know."""
+        self.on_news()
 
     # --- peers as sources
 

@@ -50,6 +50,9 @@ class Exchange(Protocol):
     def ended(self, digest: Digest, *, is_complete: bool) -> None:
         """This node's part in the swarm has ended."""
 
+    def announce(self) -> None:
+        """A blob is here, or may be shared, that was not before."""
+
 
 class Peers(Protocol):
     """The other nodes, as sources of pieces."""

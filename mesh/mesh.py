@@ -72,7 +72,7 @@ class Mesh:
         self.gossip = Gossip(self.members, self._ask_gossip, tasks, mesh_id=auth.mesh_id)
         self.links.gossip = self.gossip
         self.directory = Directory()
-        self.tracker = Tracker(self.directory.holders)
+        self.tracker = Tracker(self._holders)
         self.exchange = MeshExchange(
             node_id,
             self.tracker,
@@ -88,7 +88,7 @@ class Mesh:
         self._must_announce = asyncio.Event()
         self._announced: dict[Digest, str] = {}
         self.gossip.on_change(self._changed)
-        self.exchange.on_completed = self._must_announce.set
+        self.exchange.on_news = self._must_announce.set
 
     def start(self, *, settle: float) -> None:
         """Begin to speak to others. `settle` is how many seconds a first answer is waited for."""
@@ -139,6 +139,10 @@ class Mesh:
             self.tracker.add_holder(digest, holdings.node)
         return web.Response()
 
+    def _holders(self, digest: Digest) -> list[str]:
+        here = [self.node_id] if digest in self._store and self._may_share(digest) else []
+        return here + self.directory.holders(digest)
+
     def _changed(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.parted:
@@ -176,8 +180,7 @@ class Mesh:
                 self._announced[digest] = tracker
                 by_tracker.setdefault(tracker, []).append(digest)
         for tracker, digests in by_tracker.items():
-            if tracker == self.node_id:
-                self.directory.add(self.node_id, digests)
+            if tracker == self.node_id:  # which looks for itself
                 continue
             for start in range(0, len(digests), _BATCH):
                 batch = digests[start : start + _BATCH]
