@@ -1,59 +1,75 @@
-"""Taking over a file that was here before, under another program's name: proven first, and never shared for writing.
+"""Taking over a file that was here before, under another program's name: proven first, and on disk once if it can be.
 
-Whoever owns the file may change or delete it at any time. So it becomes a copy of our own, and the copy is what is
-proven; where the file system can (Btrfs, XFS), the copy shares the disk blocks of the original until one of
-the two is written to. Hard links are not made: the other program's next write would go into what we serve.
+Where the file system can (Btrfs, XFS), ours is a clone: the two share their blocks until one is written to. Elsewhere
+ours is a second name of the same file, and what its owner writes to it later is noticed (`mesh.shared`). Between two
+file systems it is a copy.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
 
 from mesh.content import Digest, Pieces
+from mesh.errors import StoreUnusable
+from mesh.shared import Stamp
 
+_FICLONE = 0x40049409  # ioctl_ficlone(2)
 _STEP = 1 << 30  # bytes asked of the kernel at a time
 _READ = 1 << 20
+# The clock of file times ticks in milliseconds: a write must be told from one that came before the proof.
+_SETTLED_SECONDS = 1.0
 
 
-def stage(source: Path, staged: Path, digest: Digest, size: int) -> list[bytes] | None:
-    """Copy `source` to `staged` and prove the copy; the BLAKE3 digests of its pieces, None if it is something else.
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A proven file, ready to be renamed: the BLAKE3 digest of each piece, and a stamp if its owner has it too."""
 
-    Blocks for as long as it takes to read the file: call it in a thread. Raises OSError.
+    staged: Path
+    pieces: list[bytes]
+    stamp: Stamp | None
+
+
+def take(source: Path, staged: Path, digest: Digest, size: int, *, may_copy: bool = True) -> Taken | None:
+    """Clone, link or copy `source` to `staged` and prove that; None if it is something else than `digest`.
+
+    Blocks for as long as it takes to read the file: call it in a thread. Raises OSError; StoreUnusable when somebody
+    is writing to the file just now.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     theirs = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        ours = os.open(staged, flags, 0o600)
+        stamp = Stamp.of(theirs)
+        if stamp.size != size:
+            return None
+        if not _clone(theirs, staged):
+            if _link(source, staged, stamp):
+                if time.time() - stamp.modified / 1e9 < _SETTLED_SECONDS:
+                    raise StoreUnusable("it was written to a moment ago")
+                pieces = prove(theirs, digest, size)
+                stamp.check(theirs)
+                return Taken(staged, pieces, stamp) if pieces is not None else None
+            if not may_copy:
+                raise OSError("it is on another file system")
+            _copy(theirs, staged, size)
+        ours = os.open(staged, os.O_RDWR | os.O_CLOEXEC)
         try:
-            _copy(theirs, ours, size)
-            if os.fstat(ours).st_size != size:
-                return None
-            pieces = _prove(ours, digest, size)
+            pieces = prove(ours, digest, size)
             os.fsync(ours)
-            return pieces
+            os.utime(ours, ns=(time.time_ns(), stamp.modified))  # by this we know it as taken over
+            return Taken(staged, pieces, None) if pieces is not None else None
         finally:
             os.close(ours)
     finally:
         os.close(theirs)
 
 
-def _copy(theirs: int, ours: int, size: int) -> None:
-    """At most `size` bytes. The kernel shares blocks where it can."""
-    done = 0
-    while done < size:
-        try:
-            count = os.copy_file_range(theirs, ours, min(_STEP, size - done), done, done)
-        except (AttributeError, OSError):  # macOS; two file systems
-            count = os.pwrite(ours, os.pread(theirs, min(_READ, size - done), done), done)
-        if not count:
-            return
-        done += count
-
-
-def _prove(fd: int, digest: Digest, size: int) -> list[bytes] | None:
+def prove(fd: int, digest: Digest, size: int) -> list[bytes] | None:
+    """The BLAKE3 digests of the pieces of a file, None if the file is not `digest`."""
     whole, cut, found = digest.hasher(size), Pieces.of(size), []
     buffer = memoryview(bytearray(_READ))
     for piece in range(cut.count):
@@ -68,3 +84,42 @@ def _prove(fd: int, digest: Digest, size: int) -> list[bytes] | None:
             start += count
         found.append(part.digest())
     return found if whole.hexdigest() == digest.hex else None
+
+
+def _clone(theirs: int, staged: Path) -> bool:
+    ours = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.ioctl(ours, _FICLONE, theirs)
+    except OSError:  # another file system, or one that cannot
+        return False
+    else:
+        return True
+    finally:
+        os.close(ours)
+
+
+def _link(source: Path, staged: Path, stamp: Stamp) -> bool:
+    """A second name for the file that was opened. False where that cannot be: file systems, owners."""
+    staged.unlink()
+    try:
+        os.link(source, staged, follow_symlinks=False)
+    except OSError:
+        return False
+    return staged.stat().st_ino == stamp.inode
+
+
+def _copy(theirs: int, staged: Path, size: int) -> None:
+    staged.unlink(missing_ok=True)
+    ours = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        done = 0
+        while done < size:
+            try:
+                count = os.copy_file_range(theirs, ours, min(_STEP, size - done), done, done)
+            except (AttributeError, OSError):  # macOS; two file systems
+                count = os.pwrite(ours, os.pread(theirs, min(_READ, size - done), done), done)
+            if not count:
+                return
+            done += count
+    finally:
+        os.close(ours)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 from mesh.access import OriginAccess
+from mesh.adopt import Taken
+from mesh.blob import Blob
 from mesh.content import Digest
 from mesh.errors import Unavailable
 from mesh.fill import Reader
 from mesh.house import House
-from mesh.store import Blob
 from mesh.swarm import Swarm
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Blobs:
         origin; None when it cannot be asked. `is_public`: anybody could get it. Raises StoreFull and StoreUnusable.
         """
         if is_public:
-            self._house.store.mark_public(digest)
+            self.mark_public(digest)
         if is_whole:
             self._house.store.check_fits(size)
         while True:
@@ -67,7 +67,7 @@ class Blobs:
         Raises the error that ended the attempt.
         """
         if is_public:
-            self._house.store.mark_public(digest)
+            self.mark_public(digest)
         self._house.store.check_fits(size)
         while digest not in self._house.store:
             swarm = await self._swarm(digest, size)
@@ -79,32 +79,34 @@ class Blobs:
                     raise swarm.fill.error
                 return
 
+    def mark_public(self, digest: Digest) -> None:
+        """Anybody could get this blob from the Hub: an open mesh may have it too."""
+        if not self._house.store.is_public(digest):
+            self._house.store.mark_public(digest)
+            if digest in self._house.store:
+                self._house.exchange.announce()
+
     async def help(self, digest: Digest, size: int, access: OriginAccess) -> None:
         """Take part in the swarm of a blob for the sake of others."""
-        self._house.store.mark_public(digest)  # only what is public comes with a hint
+        self.mark_public(digest)  # only what is public comes with a hint
         if digest not in self._house.store and (swarm := await self._swarm(digest, size)) is not None:
             swarm.help(access)
 
-    async def adopt(self, digest: Digest, size: int, staged: Path, pieces: Sequence[bytes]) -> None:
-        """Make a proven file on the store's file system a blob. `pieces` are the BLAKE3 digests (see mesh.adopt).
+    async def adopt(self, digest: Digest, size: int, taken: Taken) -> bool:
+        """Make a proven file a blob, in place of what is here of it; False when that is in use: come again.
 
-        Nothing happens when the blob is here or arriving already. Raises OSError, StoreFull and StoreUnusable.
+        Raises OSError.
         """
-        if digest in self._house.store or digest in self._swarms or digest in self._adopting:
-            return
+        if digest in self._swarms or digest in self._adopting:
+            return False
         done = self._adopting[digest] = asyncio.Event()
-        partial = self._house.store.open_partial(digest, size)
         try:
-            staged.replace(partial.path)  # noqa: ASYNC240 -- a rename, like every other here
-            for piece, known in enumerate(pieces):
-                partial.record(piece, known, trusted=True)
-                partial.add(piece, known, trusted=True)
-            await self._house.store.commit(partial)
+            await self._house.store.adopt(digest, size, taken.staged, taken.pieces, taken.stamp)
         finally:
-            self._house.store.close_partial(partial)
             del self._adopting[digest]
             done.set()
-        self._house.exchange.ended(digest, is_complete=True)
+        self._house.exchange.announce()
+        return True
 
     async def close(self) -> None:
         """End all swarms; what has arrived is kept for the next start."""

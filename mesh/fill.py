@@ -151,6 +151,8 @@ class Fill:
 class Reader:
     """One reader's place in a blob that is arriving. Close it when done, or the fill keeps working for it."""
 
+    stamp = None  # what is arriving is ours alone
+
     def __init__(self, fill: Fill, start: int, stop: int, is_whole: bool) -> None:
         self._fill = fill
         # One of our own: a thread may still be sending when the fill is given up and its file closed.

@@ -20,6 +20,7 @@ from typing import Protocol
 from aiohttp import web
 
 from mesh.limiter import Limiter
+from mesh.shared import Stamp
 
 SMALL = 256 << 10  # sent by the loop itself: a thread would cost more than it saves
 _WINDOW = 4 << 20  # bytes for one send; also the alignment of mappings
@@ -34,6 +35,10 @@ class Source(Protocol):
     @property
     def fd(self) -> int: ...
 
+    @property
+    def stamp(self) -> Stamp | None:
+        """Set when the file has an owner who may write to it."""
+
     def ready(self, position: int) -> int:
         """One past the last byte that may be sent to somebody who has all before `position`."""
 
@@ -44,8 +49,9 @@ class Source(Protocol):
 class Held:
     """The simplest source: a range of a file that is there."""
 
-    def __init__(self, fd: int, stop: int) -> None:
+    def __init__(self, fd: int, stop: int, stamp: Stamp | None = None) -> None:
         self.fd = fd
+        self.stamp = stamp
         self._stop = stop
 
     def ready(self, position: int) -> int:
@@ -93,6 +99,8 @@ class Outflow:
             body = _read_cached(source.fd, start, stop)
             if body is None:
                 body = await asyncio.to_thread(_read, source.fd, start, stop)
+            if source.stamp is not None:
+                source.stamp.check(source.fd)
             self._sent(len(body))
             return web.Response(status=status, headers=headers, body=body)
         response = web.StreamResponse(status=status, headers=headers)
@@ -115,7 +123,10 @@ class Outflow:
         transport_socket = transport.get_extra_info("socket")
         loop = asyncio.get_running_loop()
         # A descriptor of our own: the transport may close its one while a thread still uses it.
-        with socket.socket(fileno=os.dup(transport_socket.fileno())) as sock, _Windows(source.fd) as windows:
+        with (
+            socket.socket(fileno=os.dup(transport_socket.fileno())) as sock,
+            _Windows(source.fd, source.stamp) as windows,
+        ):
             position = start
             while position < stop:
                 ready = min(stop, source.ready(position))
@@ -156,16 +167,21 @@ class Outflow:
 
 
 class _Windows:
-    """One window of a file at a time, mapped for reading."""
+    """One window of a file at a time, mapped for reading; copied, where somebody might write to it."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, stamp: Stamp | None) -> None:
         self._fd = fd
+        self._stamp = stamp
         self._size = os.fstat(fd).st_size
         self._map: mmap.mmap | None = None
         self._start = 0
 
     def view(self, position: int, end: int) -> memoryview:
         """Some bytes from `position` on, at most up to `end`. Release it before the next call."""
+        if self._stamp is not None:  # and where the file could be cut short under a mapping
+            copied = _read(self._fd, position, min(end, position + _WINDOW))
+            self._stamp.check(self._fd)
+            return memoryview(copied)
         if self._map is None or not self._start <= position < self._start + len(self._map):
             self.close()
             self._start = position // _QUANTUM * _QUANTUM

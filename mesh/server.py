@@ -109,11 +109,11 @@ class MeshServer:
         self._house.uploads += 1
         try:
             if blob is not None and start < stop <= blob.size:
-                return await self._send(request, blob.fd, start, stop, blob.size)
+                return await self._send(request, Held(blob.fd, stop, blob.stamp), start, stop, blob.size)
             if swarm is not None and swarm.holds(start, stop):
                 fd = os.dup(swarm.fill.partial.fd)  # the fill may end while we send
                 try:
-                    return await self._send(request, fd, start, stop, swarm.size)
+                    return await self._send(request, Held(fd, stop), start, stop, swarm.size)
                 finally:
                     os.close(fd)
         finally:
@@ -122,12 +122,12 @@ class MeshServer:
                 blob.close()
         raise web.HTTPNotFound(text="not here\n")
 
-    async def _send(self, request: web.Request, fd: int, start: int, stop: int, size: int) -> web.StreamResponse:
+    async def _send(self, request: web.Request, held: Held, start: int, stop: int, size: int) -> web.StreamResponse:
         headers = {
             "Content-Range": f"bytes {start}-{stop - 1}/{size}",
             "Content-Type": "application/octet-stream",
         }
-        return await self._outflow.respond(request, 206, headers, Held(fd, stop), start, stop)
+        return await self._outflow.respond(request, 206, headers, held, start, stop)
 
 
 async def read_message(request: web.Request, limit: int = MAX_MESSAGE) -> bytes:

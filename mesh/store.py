@@ -10,17 +10,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from mesh import layout
+from mesh.blob import Blob
 from mesh.content import Digest
-from mesh.errors import StoreFull, StoreInUse, StoreUnusable
+from mesh.errors import StoreFull, StoreUnusable
 from mesh.partial import Partial, read_manifest
+from mesh.shared import Stamp
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class _Entry:
     used_at: float  # wall clock, as the file system keeps it
     touched_at: float = 0.0
     users: int = 0
+    stamp: Stamp | None = None  # when the file has a name elsewhere too
 
 
 @dataclass(slots=True)
@@ -43,35 +46,6 @@ class _PartialEntry:
     held: int  # bytes accounted for: what is on disk plus what is reserved for pieces under way
     used_at: float
     partial: Partial | None = None  # while in use
-
-
-@dataclass(slots=True)
-class Blob:
-    """A complete blob, open for reading and safe from eviction until closed."""
-
-    digest: Digest
-    size: int
-    fd: int
-    _release: Callable[[], None] = field(repr=False)
-
-    def ready(self, position: int) -> int:
-        """All of it is."""
-        return self.size
-
-    async def wait(self, position: int) -> None:
-        """Nothing to wait for."""
-
-    def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-            self._release()
-
-    def __enter__(self) -> Blob:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class Store:
@@ -97,7 +71,7 @@ class Store:
         try:
             self._blobs.mkdir(parents=True, exist_ok=True)
             self._partials.mkdir(parents=True, exist_ok=True)
-            self._lock_fd = _lock(root)
+            self._lock_fd = layout.lock(root)
             self._scan()
         except OSError as error:
             raise StoreUnusable(f"cannot use the data directory {root}: {error}") from error
@@ -141,6 +115,11 @@ class Store:
             self._forget(digest)
             return None
         actual = os.fstat(fd).st_size
+        if entry.stamp is not None and Stamp.of(fd) != entry.stamp:
+            os.close(fd)
+            log.warning("blob %s was changed by the program that shares its file; dropped", digest)
+            self._drop_file(digest)
+            return None
         if actual != entry.size:
             os.close(fd)
             log.error("blob %s has %d bytes on disk instead of %d; dropped", digest, actual, entry.size)
@@ -155,12 +134,12 @@ class Store:
         def release() -> None:
             entry.users -= 1
 
-        return Blob(digest, actual, fd, release)
+        return Blob(digest, actual, fd, entry.stamp, release)
 
     def manifest(self, digest: Digest) -> dict[int, bytes]:
         """BLAKE3 digest of every piece of a complete blob, {} when they were not kept. Reads a small file."""
         entry = self._entries.get(digest)
-        return read_manifest(_manifest_of(self._path(digest)), entry.size) if entry is not None else {}
+        return read_manifest(layout.manifest_of(self._path(digest)), entry.size) if entry is not None else {}
 
     def is_public(self, digest: Digest) -> bool:
         """Whether anybody could get this blob from the Hub: then it may be shared with anybody."""
@@ -172,7 +151,7 @@ class Store:
             self._public.add(digest)
             if digest in self._entries:
                 with contextlib.suppress(OSError):  # we ask again after the next start
-                    self._path(digest).chmod(_PUBLIC_MODE)
+                    self._marked(digest).chmod(_PUBLIC_MODE)
 
     async def remove(self, digest: Digest) -> int:
         """Drop a blob, complete or partial, that nobody is using; returns the bytes it freed."""
@@ -181,14 +160,18 @@ class Store:
         if entry is not None and not entry.users:
             self._forget(digest)
             freed += entry.size
-            await asyncio.to_thread(_unlink, self._path(digest))
+            await asyncio.to_thread(layout.unlink, self._path(digest))
+        return freed + await self.remove_partial(digest)
+
+    async def remove_partial(self, digest: Digest) -> int:
+        """Drop what has arrived of a blob, unless it is in use; returns the bytes it freed."""
         partial = self._partial_entries.get(digest)
-        if partial is not None and partial.partial is None:
-            freed += partial.held
-            del self._partial_entries[digest]
-            self.size -= partial.held
-            await asyncio.to_thread(Partial.remove, partial.path)
-        return freed
+        if partial is None or partial.partial is not None:
+            return 0
+        del self._partial_entries[digest]
+        self.size -= partial.held
+        await asyncio.to_thread(Partial.remove, partial.path)
+        return partial.held
 
     # --- partial blobs
 
@@ -231,7 +214,7 @@ class Store:
         final = self._path(partial.digest)
         try:
             mode = _PUBLIC_MODE if partial.digest in self._public else _PRIVATE_MODE
-            await asyncio.to_thread(_make_durable, partial, final, mode)
+            await asyncio.to_thread(layout.make_durable, partial, final, mode)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StoreFull(f"no room on disk to keep {partial.digest}: {error.strerror}") from error
@@ -242,6 +225,32 @@ class Store:
         if partial.digest not in self._entries:
             self._entries[partial.digest] = _Entry(partial.size, time.time())
             self.size += partial.size
+
+    async def adopt(
+        self, digest: Digest, size: int, staged: Path, pieces: Sequence[bytes], stamp: Stamp | None = None
+    ) -> None:
+        """Make a proven file from elsewhere on this file system a blob, in place of what is here of it.
+
+        `pieces`: the BLAKE3 digest of each. `stamp`: the file keeps its name elsewhere. Raises OSError.
+        """
+        final = self._path(digest)
+        mode = _PUBLIC_MODE if digest in self._public else _PRIVATE_MODE
+        await asyncio.to_thread(layout.take_over, staged, final, size, pieces, mode, stamp)
+        if digest not in self._entries:
+            self._entries[digest] = _Entry(size, time.time())
+            self.size += size
+        self._entries[digest].stamp = stamp
+        if digest in self._public:
+            self._marked(digest).chmod(_PUBLIC_MODE)
+        await self.remove_partial(digest)
+
+    def is_of(self, digest: Digest, file: os.stat_result) -> bool:
+        """Whether this very file, or a copy made of it when it was as it is now, is our blob."""
+        try:
+            ours = self._path(digest).stat()
+        except OSError:
+            return False
+        return (ours.st_mtime_ns, ours.st_size) == (file.st_mtime_ns, file.st_size)
 
     def check_fits(self, size: int) -> None:
         """Raise StoreFull for what can never be kept whole: nothing should be evicted for it."""
@@ -308,14 +317,19 @@ class Store:
     def _path(self, digest: Digest) -> Path:
         return self._blobs / digest.algorithm / digest.hex[:2] / digest.hex
 
+    def _marked(self, digest: Digest) -> Path:
+        """The file whose mode says whether a blob is public: never one of somebody else's."""
+        path = self._path(digest)
+        return layout.stamp_of(path) if self._entries[digest].stamp is not None else path
+
     def _touch(self, digest: Digest, entry: _Entry) -> None:
         now = time.time()
         entry.used_at = now
         if now - entry.touched_at > _TOUCH_SECONDS:
             entry.touched_at = now
             with contextlib.suppress(OSError):  # only the order of eviction after a restart depends on it
-                stat = self._path(digest).stat()
-                os.utime(self._path(digest), (now, stat.st_mtime))
+                modified = self._path(digest).stat().st_mtime_ns
+                os.utime(self._path(digest), ns=(int(now * 1e9), modified))
 
     def _forget(self, digest: Digest) -> None:
         entry = self._entries.pop(digest, None)
@@ -326,21 +340,29 @@ class Store:
     def _drop_file(self, digest: Digest) -> None:
         self._forget(digest)
         with contextlib.suppress(OSError):
-            _unlink(self._path(digest))
+            layout.unlink(self._path(digest))
+
+    def _found(self, digest: Digest, file: os.DirEntry[str], *, may_be_shared: bool) -> None:
+        about = file.stat()
+        entry = self._entries[digest] = _Entry(about.st_size, about.st_atime)
+        if may_be_shared:
+            stamp = Stamp.read(layout.stamp_of(Path(file.path)))
+            if stamp is not None and stamp.inode == about.st_ino:  # else we died before the file got its name
+                entry.stamp = stamp
+        if self._marked(digest).stat().st_mode & 0o004:
+            self._public.add(digest)
 
     def _scan(self) -> None:
         for algorithm in ("sha256", "git-sha1"):
-            for prefix in _scandir(self._blobs / algorithm):
-                for file in _scandir(Path(prefix.path)):
-                    try:
-                        digest = Digest(algorithm, file.name)
-                    except ValueError:
-                        continue  # not ours; leave it alone
-                    stat = file.stat()
-                    self._entries[digest] = _Entry(stat.st_size, stat.st_atime)
-                    if stat.st_mode & 0o004:
-                        self._public.add(digest)
-        for file in _scandir(self._partials):
+            for prefix in layout.scandir(self._blobs / algorithm):
+                files = layout.scandir(Path(prefix.path))
+                shared = {file.name for file in files if file.name.endswith(layout.STAMP)}
+                for file in files:
+                    with contextlib.suppress(ValueError):  # not ours; leave it alone
+                        self._found(
+                            Digest(algorithm, file.name), file, may_be_shared=file.name + layout.STAMP in shared
+                        )
+        for file in layout.scandir(self._partials):
             path = Path(file.path)
             algorithm, _, hexdigits = path.stem.rpartition("-")
             try:
@@ -349,52 +371,9 @@ class Store:
                 continue  # not ours
             if digest in self._entries:  # complete already: the process died between two renames
                 if path.suffix == ".journal":
-                    path.rename(_manifest_of(self._path(digest)))
+                    path.rename(layout.manifest_of(self._path(digest)))
                 continue
             if path.suffix:
                 continue
             held = Partial.journaled(path)
             self._partial_entries[digest] = _PartialEntry(path, held, file.stat().st_mtime)
-
-
-def _unlink(path: Path) -> None:
-    _manifest_of(path).unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
-
-
-def _scandir(path: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(path) as entries:
-            return list(entries)
-    except FileNotFoundError:
-        return []
-
-
-def _lock(root: Path) -> int:
-    fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise StoreInUse(
-            f"{root} is in use by another hubmesh node; stop it, or give this one its own --data-dir"
-        ) from None
-    return fd
-
-
-def _make_durable(partial: Partial, final: Path, mode: int) -> None:
-    os.fsync(partial.fd)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    partial.path.chmod(mode)
-    partial.path.rename(final)
-    directory = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-    # The journal follows, as the record of the piece digests: if we die here, the next start moves it.
-    Partial.journal_of(partial.path).rename(_manifest_of(final))
-
-
-def _manifest_of(path: Path) -> Path:
-    return path.with_suffix(".pieces")

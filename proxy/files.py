@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from mesh.blob import Blob
 from mesh.blobs import Blobs
 from mesh.content import Digest
 from mesh.errors import LocationRefused, MeshError, SourceFailed, StoreFull
 from mesh.fill import Reader
 from mesh.outflow import Outflow
-from mesh.store import Blob
 from mesh.transfer import Location
 from proxy.hub import errors
 from proxy.hub.errors import HubError, OriginUnavailable

@@ -10,11 +10,12 @@ import asyncio
 import logging
 import os
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mesh.adopt import stage
+from mesh.adopt import take
 from mesh.blobs import Blobs
 from mesh.content import Digest
 from mesh.errors import MeshError
@@ -27,7 +28,8 @@ from proxy.version import VERSION
 
 log = logging.getLogger(__name__)
 
-_LOOK_AGAIN = 60.0  # seconds
+_LOOK_AGAIN = 10.0  # seconds
+_SETTLED = 2.0  # seconds without a write: its owner has done with it
 _PREFIXES = {"models": "models", "datasets": "datasets", "spaces": "spaces"}
 
 
@@ -48,41 +50,56 @@ class HfCache:
     def __init__(self, root: Path, data_dir: Path, *, store: Store, blobs: Blobs, resolver: Resolver) -> None:
         self._root = root
         self._staging = data_dir / "adopting"
+        self._device = data_dir.stat().st_dev
         self._store = store
         self._blobs = blobs
         self._resolver = resolver
         self._seen: set[tuple[Path, int]] = set()
+        self._refused: set[tuple[Path, int]] = set()
 
     async def run(self) -> None:
         while True:
             for cached in await asyncio.to_thread(lambda: list(scan(self._root))):
-                if (cached.file, cached.changed) not in self._seen:
+                version = (cached.file, cached.changed)
+                if version not in self._seen:
                     try:
-                        await self._adopt(cached)
-                        self._seen.add((cached.file, cached.changed))
+                        if await self._adopt(cached):
+                            self._seen.add(version)
                     except (OSError, MeshError) as error:
-                        log.warning("cannot take over %s: %s", cached.file, error)
+                        if version not in self._refused:
+                            self._refused.add(version)
+                            log.warning("cannot take over %s yet: %s", cached.file, error)
             await asyncio.sleep(_LOOK_AGAIN)
 
-    async def _adopt(self, cached: Cached) -> None:
-        if cached.digest not in self._store:
+    async def _adopt(self, cached: Cached) -> bool:
+        """Whether this file needs no further look."""
+        is_here = cached.digest in self._store
+        about = cached.file.stat()
+        if not is_here or not (self._store.is_of(cached.digest, about) or about.st_dev != self._device):
             # What is wanted by nobody yet drives nothing out.
-            if self._store.size + cached.size > self._store.max_size:
+            if not is_here and self._store.size + cached.size > self._store.max_size:
                 log.warning("%s does not fit into --max-size: %s", format_size(cached.size), cached.file)
-                return
+                return True
+            if time.time() - about.st_mtime < _SETTLED:
+                return False
             self._staging.mkdir(exist_ok=True)
             staged = self._staging / cached.digest.hex
             try:
-                pieces = await asyncio.to_thread(stage, cached.file, staged, cached.digest, cached.size)
-                if pieces is None:
+                taken = await asyncio.to_thread(
+                    take, cached.file, staged, cached.digest, cached.size, may_copy=not is_here
+                )
+                if taken is None:
                     log.warning("%s is not what its name says; left alone", cached.file)
-                    return
-                await self._blobs.adopt(cached.digest, cached.size, staged, pieces)
+                    return True
+                if not await self._blobs.adopt(cached.digest, cached.size, taken):
+                    return False
             finally:
                 staged.unlink(missing_ok=True)
-            log.info("took over %s from %s", format_size(cached.size), cached.file)
+            how = "shares" if is_here else "took over"
+            log.info("%s %s with %s", how, format_size(cached.size), cached.file)
         if cached.route is not None:
             await self._ask_whether_public(cached.route, cached.digest)
+        return True
 
     async def _ask_whether_public(self, route: FileRoute, digest: Digest) -> None:
         try:
@@ -91,7 +108,7 @@ class HfCache:
             log.debug("%s %s stays among those with the key: %s", route.repo, route.path, error)
             return
         if file.is_public and file.digest == digest:
-            self._store.mark_public(digest)
+            self._blobs.mark_public(digest)
 
 
 def scan(root: Path) -> Iterator[Cached]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -14,8 +15,10 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from mesh.adopt import stage
+from mesh.adopt import take
 from mesh.content import Digest, Pieces
+from mesh.errors import StoreUnusable
+from mesh.outflow import _Windows
 from proxy.hf_cache import scan
 from tests.http import ask
 from tests.hub.process import HubProcess
@@ -51,8 +54,8 @@ def cache(hub: HubProcess, tmp_path: Path) -> Path:
     return home / "hub"
 
 
-def wait(is_so: Callable[[], bool], otherwise: str) -> None:
-    until = time.monotonic() + 20
+def wait(is_so: Callable[[], bool], otherwise: str, seconds: float = 40) -> None:
+    until = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < until, otherwise
         time.sleep(0.05)
@@ -66,13 +69,14 @@ def blob(cache: Path, content: bytes) -> Path:
 def test_who_has_it_seeds_the_others(hub: HubProcess, cache: Path, tmp_path: Path) -> None:
     flags = ("--hf-cache", str(cache))
     with (
-        NodeProcess(tmp_path / "a", hub.url, *flags) as has,
+        NodeProcess(tmp_path / "a", hub.url, "--role", "seed", *flags) as has,
         NodeProcess(tmp_path / "b", hub.url, "--seed", has.mesh) as b,
     ):
         wait(lambda: len(has.status()["blobs"]) == 3, "it is not taken over")
         wait(lambda: b.metric("hubmesh_peers") == 1, "they do not find each other")
         target = f"/{REPO}/resolve/main/sub/model.safetensors"
-        wait(lambda: any(blob["repo"] == f"models/{REPO}" for blob in has.status()["blobs"]), "nobody asked the Hub")
+        piece = f"http://{has.mesh}/mesh/blobs/sha256:{hashlib.sha256(BIG).hexdigest()}"
+        wait(lambda: ask(piece, Range="bytes=0-9").status == 206, "nobody asked the Hub whether it is public")
         assert ask(b.url + target).body == BIG
         assert hub.stats()["total_bytes"] == 0, "it came from the Hub"
 
@@ -118,16 +122,108 @@ def test_what_a_cache_says_of_its_files(cache: Path) -> None:
     assert list(scan(cache / "nothing")) == []
 
 
+def disk(folder: Path) -> int:
+    """Bytes of blocks below a folder, each file once however many names it has: what `du` counts."""
+    return 1024 * int(
+        subprocess.run(["du", "-sk", folder], check=True, capture_output=True, text=True).stdout.split()[0]
+    )
+
+
+def download(endpoint: str, home: Path, repo: str = REPO) -> None:
+    subprocess.run(
+        [Path(sys.executable).parent / "hf", "download", repo],
+        env={**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": endpoint},
+        check=True,
+        capture_output=True,
+    )
+
+
+def test_two_nodes_and_a_client_hold_it_once(hub: HubProcess, tmp_path: Path) -> None:
+    model = random.Random(6).randbytes(90_000_000)
+    hub.folder.commit(REPO, {"model.safetensors": model})
+    target = f"/{REPO}/resolve/main/model.safetensors"
+    place = tmp_path / "disk"
+    cache = place / "home" / "hub"
+    cache.mkdir(parents=True)
+    flags = ("--hf-cache", str(cache))
+    with NodeProcess(place / "a", hub.url, *flags) as a, NodeProcess(place / "b", hub.url, *flags) as b:
+        download(a.url, place / "home")
+        assert ask(b.url + target, Range="bytes=0-9").body == model[:10]
+        wait(lambda: disk(place) < 1.05 * len(model), "it is on disk more than once", 60)
+        assert ask(a.url + target).body == ask(b.url + target).body == model
+
+        # Its owner writes to it: nobody gets a byte of that, and what is gone comes back from the Hub.
+        with blob(cache, model).open("r+b") as file:
+            file.seek(50_000_000)
+            file.write(b"changed in place")
+        assert ask(a.url + target).body == model
+        assert "was changed by the program that shares its file" in a.log()
+        ranged = ask(b.url + target, Range="bytes=50000000-50000015")
+        assert ranged.body == model[50_000_000:50_000_016]
+        assert blob(cache, model).read_bytes()[50_000_000:50_000_016] == b"changed in place"
+
+    # Cut short under a reader's feet, and across a restart.
+    blob(cache, model).unlink()
+    with NodeProcess(place / "a", hub.url, *flags) as a:
+        download(a.url, place / "home")
+        wait(lambda: blob(cache, model).stat().st_nlink == 2, "it is not shared", 60)
+    with NodeProcess(place / "a", hub.url, *flags) as a:
+        assert ask(a.url + target).headers["Cache-Status"] == "hubmesh; hit"
+        os.truncate(blob(cache, model), 1000)
+        assert ask(a.url + target).body == model
+
+
+def test_a_file_written_to_while_it_is_read(tmp_path: Path) -> None:
+    file, staged = tmp_path / "theirs", tmp_path / "staged"
+    file.write_bytes(BIG)
+    os.utime(file, (1, 1))
+    taken = take(file, staged, Digest("sha256", hashlib.sha256(BIG).hexdigest()), len(BIG))
+    assert taken is not None
+    if taken.stamp is None:
+        pytest.skip("this file system clones files: there is nothing to notice")
+    with staged.open("rb") as ours:
+        windows = _Windows(ours.fileno(), taken.stamp)
+        assert bytes(windows.view(0, 100)) == BIG[:100]
+        with file.open("r+b") as theirs:
+            theirs.write(b"x")
+        with pytest.raises(StoreUnusable):
+            windows.view(100, 200)
+
+
+def test_a_file_system_that_clones(tmp_path: Path) -> None:
+    """On Btrfs and XFS the two share blocks and nothing else: the owner's writes never reach ours."""
+    image, mount = tmp_path / "image", tmp_path / "disk"
+    with image.open("wb") as file:
+        file.truncate(400 << 20)
+    mount.mkdir()
+    if shutil.which("mkfs.btrfs") is None or subprocess.run(["mkfs.btrfs", "-q", image], check=False).returncode:
+        pytest.skip("mkfs.btrfs is not here")
+    if subprocess.run(["mount", "-o", "loop", image, mount], check=False, capture_output=True).returncode:
+        pytest.skip("this machine does not let us mount")
+    try:
+        source, staged = mount / "theirs", mount / "ours"
+        source.write_bytes(BIG)
+        taken = take(source, staged, Digest("sha256", hashlib.sha256(BIG).hexdigest()), len(BIG))
+        assert taken is not None
+        assert taken.stamp is None
+        assert source.stat().st_ino != staged.stat().st_ino
+        source.write_bytes(b"")
+        assert staged.read_bytes() == BIG
+    finally:
+        subprocess.run(["umount", "--lazy", str(mount)], check=True)
+
+
 def test_the_copy_is_what_is_proven(tmp_path: Path) -> None:
     source, staged = tmp_path / "theirs", tmp_path / "ours"
-    source.write_bytes(BIG)
     digest = Digest("sha256", hashlib.sha256(BIG).hexdigest())
-    pieces = stage(source, staged, digest, len(BIG))
     cut = Pieces.of(len(BIG))
-    assert pieces == [blake3(BIG[slice(*cut.span(n))]).digest() for n in range(cut.count)]
-    source.write_bytes(b"")
-    assert staged.read_bytes() == BIG
-    source.write_bytes(BIG[:-1])
-    assert stage(source, staged, digest, len(BIG)) is None
-    source.write_bytes(BIG[:-1] + b"?")
-    assert stage(source, staged, digest, len(BIG)) is None
+    source.write_bytes(BIG)
+    os.utime(source, (1, 1))
+    taken = take(source, staged, digest, len(BIG))
+    assert taken is not None
+    assert taken.pieces == [blake3(BIG[slice(*cut.span(n))]).digest() for n in range(cut.count)]
+    for wrong in (BIG[:-1], BIG[:-1] + b"?", b""):
+        source.unlink()
+        source.write_bytes(wrong)
+        os.utime(source, (1, 1))
+        assert take(source, staged, digest, len(BIG)) is None

@@ -1,0 +1,85 @@
+"""How the blobs of a store lie on disk: a file each, the digests of its pieces beside it, and a lock on the whole."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from mesh.errors import StoreInUse
+from mesh.partial import Partial, write_manifest
+from mesh.shared import Stamp
+
+STAMP = ".shared"
+
+
+def unlink(path: Path) -> None:
+    """Delete a complete blob and what lies beside it."""
+    manifest_of(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+    stamp_of(path).unlink(missing_ok=True)
+
+
+def scandir(path: Path) -> list[os.DirEntry[str]]:
+    """The entries of a directory; none when it is not there."""
+    try:
+        with os.scandir(path) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []
+
+
+def lock(root: Path) -> int:
+    """Keep other processes out of the directory until the descriptor is closed. Raises StoreInUse and OSError."""
+    fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise StoreInUse(
+            f"{root} is in use by another hubmesh node; stop it, or give this one its own --data-dir"
+        ) from None
+    return fd
+
+
+def make_durable(partial: Partial, final: Path, mode: int) -> None:
+    """Give a proven partial blob its final name for good. Raises OSError."""
+    os.fsync(partial.fd)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial.path.chmod(mode)
+    partial.path.rename(final)
+    _flush_directory(final.parent)
+    # The journal follows, as the record of the piece digests: if we die here, the next start moves it.
+    Partial.journal_of(partial.path).rename(manifest_of(final))
+
+
+def manifest_of(path: Path) -> Path:
+    return path.with_suffix(".pieces")
+
+
+def stamp_of(path: Path) -> Path:
+    return path.with_suffix(STAMP)
+
+
+def take_over(staged: Path, final: Path, size: int, pieces: Sequence[bytes], mode: int, stamp: Stamp | None) -> None:
+    """Give a proven file from elsewhere a blob's name, in place of what has it now. Raises OSError.
+
+    Who else has the file is written down before it gets the name: dying in between leaves a stamp that fits nothing.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    write_manifest(manifest_of(final), size, pieces)
+    if stamp is not None:
+        stamp.write(stamp_of(final))
+    else:
+        staged.chmod(mode)
+    staged.rename(final)
+    _flush_directory(final.parent)
+
+
+def _flush_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
