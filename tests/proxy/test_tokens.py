@@ -1,0 +1,220 @@
+"""No private answer is ever served to who may not have it: whatever is asked, in whatever order, in any weather.
+
+A real node in this process, in front of the stand-in Hub. Everything secret carries a mark of its commit; who could see
+that commit at any time while the Hub had it may be shown the mark, and nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from proxy.node import _build
+from proxy.settings import Settings
+from proxy.units import HostPort
+from tests.http import Answer, ask
+from tests.hub.process import HubProcess
+
+pytestmark = pytest.mark.filterwarnings("ignore::aiohttp.web.NotAppKeyWarning")
+
+TOKENS = {"alice": "hf_alice", "bob": "hf_bob", "carol": "hf_carol", "garbage": "hf_garbage", "nobody": ""}
+FORM = "application/x-www-form-urlencoded"
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubProcess]:
+    with HubProcess(tmp_path_factory.mktemp("hub") / "hub") as process:
+        for user in ("alice", "bob", "carol"):
+            process.folder.add_token(TOKENS[user], user)
+        yield process
+
+
+@pytest.fixture(scope="module", params=[0.0, 60.0], ids=["always asked again", "kept a minute"])
+def node(hub: HubProcess, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a whole node that runs in a thread of its own."""
+    wanted = Settings(
+        listen=HostPort("127.0.0.1", 0),
+        mesh_listen=HostPort("127.0.0.1", 0),
+        origin=hub.url,
+        data_dir=tmp_path_factory.mktemp("node"),
+        mdns=False,
+        freshness=request.param,
+        drain_timeout=0.1,
+    )
+    started, loop, url = threading.Event(), asyncio.new_event_loop(), [""]
+    end = asyncio.Event()
+
+    async def run() -> None:
+        async with AsyncExitStack() as stack:
+            url[0] = f"http://{(await _build(wanted, stack)).listen}"
+            started.set()
+            await end.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
+    thread.start()
+    assert started.wait(20)
+    yield url[0]
+    loop.call_soon_threadsafe(end.set)
+    thread.join(20)
+    loop.close()
+
+
+@dataclass
+class World:
+    """One repository at the Hub, and who could see what of it so far."""
+
+    hub: HubProcess
+    node: str
+    number: int = field(default_factory=lambda: next(_NUMBERS))
+    policy: str = "private"
+    readers: frozenset[str] = frozenset({"alice"})
+    marks: dict[str, str] = field(default_factory=dict)  # commit → its mark
+    files: dict[str, set[str]] = field(default_factory=dict)  # commit → who may have had its files
+    listed: dict[str, set[str]] = field(default_factory=dict)  # commit → who may have seen that it is there
+
+    def __post_init__(self) -> None:
+        self.repo = f"alice/r{self.number}"
+        self.hub.turn(dark="", fail={})
+        self.hub.folder.create(self.repo, private=True, readers=["alice"])
+        self.commit()
+
+    def may(self, who: str, *, files: bool) -> bool:
+        return self.policy == "public" or who in self.readers or (self.policy == "gated" and not files)
+
+    def note(self) -> None:
+        for commit in self.marks:
+            for seen, files in ((self.files, True), (self.listed, False)):
+                seen.setdefault(commit, set()).update(who for who in TOKENS if self.may(who, files=files))
+
+    # --- what may happen
+
+    def commit(self) -> None:
+        mark = hashlib.sha256(b"%d %d" % (self.number, len(self.marks))).hexdigest()[:20]
+        files = {"w.bin": mark.encode() * 500, "config.json": mark.encode(), "README.md": mark.encode()}
+        sha = self.hub.folder.commit(self.repo, {**files, f"name-{mark}.txt": b"x"})
+        self.marks[sha] = mark
+        self.note()
+
+    def rule(self, policy: str, readers: frozenset[str]) -> None:
+        self.policy, self.readers = policy, readers
+        repo = self.hub.folder.load("models", self.repo)
+        repo.private, repo.gated, repo.readers = policy == "private", policy == "gated", sorted(readers)
+        repo.save(self.hub.folder.folder("models", self.repo))
+        self.note()
+
+    def weather(self, how: str) -> None:
+        fail = {} if not how.isdigit() else {"resolve": [int(how)] * 3, "api": [int(how)] * 3, "cdn": [int(how)]}
+        self.hub.turn(dark=how if how == "close" else "", fail=fail)
+
+    def write(self, who: str) -> None:
+        """A commit through the node, of somebody's."""
+        mark = hashlib.sha256(b"%d by %d" % (self.number, len(self.marks))).hexdigest()[:20]
+        value = {"path": "through.txt", "content": "", "encoding": "utf-8"}
+        lines = [{"key": "header", "value": {"summary": mark}}, {"key": "file", "value": value}]
+        ask(
+            f"{self.node}/api/models/{self.repo}/commit/main",
+            "POST",
+            token=TOKENS[who],
+            body="\n".join(map(json.dumps, lines)).encode(),
+            Content_Type="application/x-ndjson",
+        )
+        sha = self.hub.folder.load("models", self.repo).refs["heads/main"]
+        self.marks.setdefault(sha, mark)
+        self.note()
+
+    def read(self, who: str, what: str, revision: int | None, method: str, span: str) -> None:
+        sha = "main" if revision is None else list(self.marks)[revision % len(self.marks)]
+        sent = {"Range": span} if span else {}
+        answer = ask(f"{self.node}/{self.repo}/resolve/{sha}/{what}", method, token=TOKENS[who], **sent)
+        if answer.status < 400 or answer.status == 416 or answer["X-Error-Code"] == "EntryNotFound":
+            assert who in self.files[answer["X-Repo-Commit"] or ""], (who, what, answer)
+        self._check(who, answer, files=True)
+
+    def list(self, who: str, tail: str, revision: int | None, body: bytes) -> None:
+        sha = "main" if revision is None else list(self.marks)[revision % len(self.marks)]
+        url = f"{self.node}/api/models/{self.repo}{tail.format(sha=sha)}"
+        sent = {"Content_Type": FORM} if body else {}
+        answer = ask(url, "POST" if body else "GET", token=TOKENS[who], body=body or None, **sent)
+        self._check(who, answer, files="auth-check" in tail)
+
+    def _check(self, who: str, answer: Answer, *, files: bool) -> None:
+        assert answer.status != 500
+        told = answer.body.decode("latin-1") + str(dict(answer.headers))
+        for sha, mark in self.marks.items():
+            if mark in told or (sha in told and answer.status < 400):
+                assert who in (self.files if files else self.listed)[sha], (who, sha, answer)
+        # And who may have it is told so, unless the Hub is away; what somebody else heard is not for them.
+        is_refused = answer.status in (401, 403, 404) and answer["X-Error-Code"] not in (
+            "EntryNotFound",
+            "RevisionNotFound",
+        )
+        assert not is_refused or not self.may(who, files=files) or who == "garbage", (who, answer)
+
+
+_who = st.sampled_from(sorted(TOKENS))
+_revision = st.one_of(st.none(), st.integers(0, 3))
+STEPS: st.SearchStrategy[tuple[Any, ...]] = st.one_of(
+    st.tuples(
+        st.just("read"),
+        _who,
+        st.sampled_from(["w.bin", "config.json", "README.md", "nowhere.txt"]),
+        _revision,
+        st.sampled_from(["GET", "HEAD"]),
+        st.sampled_from(["", "", "bytes=0-9", "bytes=-5", "bytes=99999999-"]),
+    ),
+    st.tuples(
+        st.just("list"),
+        _who,
+        st.sampled_from(
+            [
+                *("", "?blobs=true", "/revision/{sha}", "/tree/{sha}?recursive=true", "/tree/{sha}/nowhere", "/refs"),
+                *("/commits/{sha}", "/auth-check", "/xet-read-token/{sha}"),
+            ]
+        ),
+        _revision,
+        st.just(b""),
+    ),
+    st.tuples(
+        st.just("list"), _who, st.just("/paths-info/{sha}"), _revision, st.just(b"paths=config.json&paths=w.bin")
+    ),
+    st.tuples(st.just("weather"), st.sampled_from(["", "", "close", "503", "429"])),
+    st.tuples(
+        st.just("rule"),
+        st.sampled_from(["private", "gated", "public", "private"]),
+        st.frozensets(st.sampled_from(["alice", "bob", "carol"])),
+    ),
+    st.tuples(st.just("commit")),
+    st.tuples(st.just("write"), st.sampled_from(["alice", "bob"])),
+)
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(steps=st.lists(STEPS, min_size=5, max_size=40))
+def test_no_private_answer_reaches_another_token(hub: HubProcess, node: str, steps: list[tuple[Any, ...]]) -> None:
+    world = World(hub, node)
+    for name, *arguments in steps:
+        getattr(world, name)(*arguments)
+
+
+def test_the_property_can_fail(hub: HubProcess, tmp_path: Path) -> None:
+    """Asked straight at the Hub with somebody else's token: the marks are found."""
+    world = World(hub, hub.url)
+    with pytest.raises(AssertionError):
+        world._check("bob", ask(f"{hub.url}/api/models/{world.repo}", token="hf_alice"), files=False)
