@@ -141,9 +141,10 @@ class Api:
             if client.token is None:
                 continue
             answer = self._catalog.answer(repo, token_key(client.token), kept)
-            if answer is not None and (
-                0 <= now - answer.said_at < self._grants.life
-                or self._grants.is_allowed(client.token, repo, time.monotonic())
+            if answer is None or answer.said_at <= self._grants.refused_at(client.token, repo):
+                continue
+            if 0 <= now - answer.said_at < self._grants.life or self._grants.is_allowed(
+                client.token, repo, time.monotonic()
             ):
                 yield answer, True
 
@@ -216,7 +217,7 @@ class Api:
 
     def _note_refusal(self, repo: str, error: HubError, token: str | None, said_at: float) -> None:
         if error.is_refusal and token is not None:
-            self._grants.revoke(token, repo)
+            self._grants.revoke(token, repo, said_at)
         elif error.is_refusal and error.code != "GatedRepo":
             self._catalog.set_publicness(
                 repo, msgspec.structs.replace(self._catalog.publicness(repo), hidden_at=said_at)

@@ -258,7 +258,7 @@ class Resolver:
                 publicness = msgspec.structs.replace(publicness, hidden_at=said_at)
             self._catalog.set_publicness(repo, publicness)
         elif error.is_refusal and token is not None:
-            self._grants.revoke(token, repo)
+            self._grants.revoke(token, repo, said_at)
         return error
 
     def _note(self, route: FileRoute, commit: str, file: File, token: str | None, said_at: float) -> None:

@@ -71,6 +71,7 @@ class Grants:
         self.life = life
         self._limit = limit
         self._until: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._refused_at: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     def allow(self, token: str, repo: str, now: float) -> None:
         key = (token_key(token), repo)
@@ -79,8 +80,18 @@ class Grants:
         while len(self._until) > self._limit:
             self._until.popitem(last=False)
 
-    def revoke(self, token: str, repo: str) -> None:
-        self._until.pop((token_key(token), repo), None)
+    def revoke(self, token: str, repo: str, said_at: float) -> None:
+        """The Hub refused at `said_at` (seconds since the epoch): what it told this token before is void."""
+        key = (token_key(token), repo)
+        self._until.pop(key, None)
+        self._refused_at[key] = said_at
+        self._refused_at.move_to_end(key)
+        while len(self._refused_at) > self._limit:
+            self._refused_at.popitem(last=False)
+
+    def refused_at(self, token: str, repo: str) -> float:
+        """When the Hub last refused, in seconds since the epoch; 0 for never."""
+        return self._refused_at.get((token_key(token), repo), 0.0)
 
     def is_allowed(self, token: str | None, repo: str, now: float) -> bool:
         return token is not None and self._until.get((token_key(token), repo), now) > now

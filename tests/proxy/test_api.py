@@ -148,6 +148,19 @@ async def test_a_private_answer_is_for_its_token_alone(hub, tmp_path):
             await node.ask(TREE, BOB)
 
 
+async def test_a_refusal_voids_what_was_kept_for_a_token(hub, tmp_path):
+    guard(hub, private=True)
+    async with parts(hub.url, tmp_path) as node:
+        await node.ask(INFO, ALICE)
+        repo = hub.folder.load("models", TINY.id)
+        repo.readers = []
+        repo.save(hub.folder.folder("models", TINY.id))
+        with pytest.raises(HubError):
+            await node.ask(f"{INFO}/refs", ALICE)
+        with pytest.raises(HubError):
+            await node.ask(INFO, ALICE)
+
+
 async def test_the_info_of_a_gated_repository_is_public_and_opens_no_file(hub, tmp_path):
     guard(hub, gated=True)
     async with parts(hub.url, tmp_path) as node:

@@ -50,7 +50,8 @@ def test_a_grant_is_for_one_token_and_one_repository_and_ends():
     assert not grants.is_allowed("hf_b", "models/x/y", 1)
     assert not grants.is_allowed("hf_a", "models/x/z", 1)
     assert not grants.is_allowed(None, "models/x/y", 1)
-    grants.revoke("hf_a", "models/x/y")
+    grants.revoke("hf_a", "models/x/y", said_at=50.0)
+    assert (grants.refused_at("hf_a", "models/x/y"), grants.refused_at("hf_b", "models/x/y")) == (50.0, 0.0)
     assert not grants.is_allowed("hf_a", "models/x/y", 1)
 
 
