@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from proxy.node import _build
@@ -230,12 +230,39 @@ STEPS: st.SearchStrategy[tuple[Any, ...]] = st.one_of(
 )
 
 
+# All that alice may see, then all of it for everybody else, with the Hub there and away.
+_ASKED = [
+    *(
+        ("read", what, None, method, "")
+        for what in ("w.bin", "config.json", "nowhere.txt")
+        for method in ("GET", "HEAD")
+    ),
+    *(("list", tail, None, b"") for tail in ("", "/revision/{sha}", "/tree/{sha}?recursive=true", "/refs")),
+]
+_FIRST_HER = [
+    *((name, who, *rest) for who in ("alice", "bob", "nobody", "garbage") for name, *rest in _ASKED),
+    ("weather", "close"),
+    *((name, who, *rest) for who in ("alice", "bob", "nobody", "garbage") for name, *rest in _ASKED),
+]
+
+_THEN_HIDDEN = [
+    ("rule", "public", frozenset({"alice"})),
+    *((name, who, *rest) for who in ("nobody", "bob") for name, *rest in _ASKED),
+    ("rule", "private", frozenset({"alice"})),
+    *((name, who, *rest) for who in ("nobody", "bob") for name, *rest in _ASKED),
+    ("weather", "close"),
+    *((name, who, *rest) for who in ("nobody", "bob") for name, *rest in _ASKED),
+]
+
+
 @settings(
     max_examples=60,
     deadline=None,
-    phases=[Phase.generate],  # what else the node remembers is part of it: nothing to be shrunk
+    phases=[Phase.explicit, Phase.generate],  # what else the node remembers is part of it: nothing to be shrunk
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+@example(steps=_FIRST_HER)
+@example(steps=_THEN_HIDDEN)
 @given(steps=st.lists(STEPS, min_size=12, max_size=50))
 def test_no_private_answer_reaches_another_token(hub: HubProcess, node: str, steps: list[tuple[Any, ...]]) -> None:
     world = World(hub, node)
