@@ -14,9 +14,11 @@ from aiohttp import web
 from proxy.admin.metrics import Metrics
 from proxy.api import Api
 from proxy.files import Files
-from proxy.hub import errors
+from proxy.hub import errors, lfs
 from proxy.hub.errors import HubError, OriginUnavailable
-from proxy.hub.urls import ApiRoute, FileRoute, parse
+from proxy.hub.lfs import BatchRoute, ObjectRoute
+from proxy.hub.urls import ApiRoute, FileRoute, OtherRoute, parse
+from proxy.lfs import Lfs
 from proxy.passthrough import Passthrough
 from proxy.resolve import Client
 
@@ -28,9 +30,10 @@ _READS = ("GET", "HEAD")
 class App:
     """Routes the Hub's name space. `/-/` is the node's own and never reaches this."""
 
-    def __init__(self, *, files: Files, api: Api, passthrough: Passthrough, metrics: Metrics) -> None:
+    def __init__(self, *, files: Files, api: Api, lfs: Lfs, passthrough: Passthrough, metrics: Metrics) -> None:
         self._files = files
         self._api = api
+        self._lfs = lfs
         self._passthrough = passthrough
         self._metrics = metrics
 
@@ -49,8 +52,14 @@ class App:
         route = parse(request.raw_path)
         if isinstance(route, FileRoute) and request.method in _READS:
             return "resolve", self._files.handle(request, route, client)
-        if isinstance(route, ApiRoute) and route.is_cacheable(request.method):
+        is_plain = "Content-Encoding" not in request.headers
+        if isinstance(route, ApiRoute) and route.is_cacheable(request.method) and is_plain:
             return "api", self._api.handle(request, route, client)
+        about = lfs.parse(route) if isinstance(route, OtherRoute) else None
+        if isinstance(about, BatchRoute) and isinstance(route, OtherRoute) and request.method == "POST":
+            return "lfs", self._lfs.batch(request, route, about)
+        if isinstance(about, ObjectRoute) and request.method in _READS:
+            return "lfs", self._lfs.object(request, about)
         return "other", self._passthrough.handle(request, route)
 
     @web.middleware

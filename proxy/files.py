@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from mesh.access import OriginAccess
 from mesh.blob import Blob
 from mesh.blobs import Blobs
 from mesh.content import Digest
@@ -111,7 +112,9 @@ class Files:
     ) -> web.StreamResponse:
         if file.digest is None:
             raise HubError(502, message=f"the ETag of {file.path} is no digest: its bytes could not be proven")
-        source = await self._open(file, file.digest, client, selection)
+        access = HubAccess(self._resolver, file, client) if self._resolver.may_ask else None
+        wanted = Wanted(file.digest, file.size, file.path, is_public=file.is_public)
+        source = await open_blob(self._blobs, wanted, selection, access, client)
         try:
             outcome = "hit" if isinstance(source, Blob) else "miss"
             request["outcome"] = "stale" if file.outcome == "stale" else outcome
@@ -122,37 +125,50 @@ class Files:
         finally:
             source.close()
 
-    async def _open(self, file: ResolvedFile, digest: Digest, client: Client, selection: Selection) -> Blob | Reader:
-        """A source whose first byte is there. Raises HubError or OriginUnavailable."""
-        source: Blob | Reader | None = None
-        try:
-            source = await self._blobs.read(
-                digest,
-                file.size,
-                selection.start,
-                selection.stop,
-                HubAccess(self._resolver, file, client) if self._resolver.may_ask else None,
-                is_whole=selection.status == 200 or selection.is_rest,
-                is_public=file.is_public,
-            )
-            async with asyncio.timeout(_FIRST_BYTE_SECONDS):
-                await source.wait(selection.start)
-        except BaseException as error:
-            if source is not None:
-                source.close()
-            if isinstance(error, TimeoutError):
-                raise errors.come_again(f"{file.path} is on its way, but its bytes did not come yet", client) from error
-            if isinstance(error, MeshError):
-                raise _as_hub_error(error, file) from error
-            raise
-        return source
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A blob that a client may have. `name` is what it is called when something goes wrong with it."""
+
+    digest: Digest
+    size: int
+    name: str
+    is_public: bool
 
 
-def _as_hub_error(error: MeshError, file: ResolvedFile) -> HubError | OriginUnavailable:
+async def open_blob(
+    blobs: Blobs, wanted: Wanted, selection: Selection, access: OriginAccess | None, client: Client
+) -> Blob | Reader:
+    """A source whose first byte is there. Raises HubError or OriginUnavailable."""
+    source: Blob | Reader | None = None
+    try:
+        source = await blobs.read(
+            wanted.digest,
+            wanted.size,
+            selection.start,
+            selection.stop,
+            access,
+            is_whole=selection.status == 200 or selection.is_rest,
+            is_public=wanted.is_public,
+        )
+        async with asyncio.timeout(_FIRST_BYTE_SECONDS):
+            await source.wait(selection.start)
+    except BaseException as error:
+        if source is not None:
+            source.close()
+        if isinstance(error, TimeoutError):
+            raise errors.come_again(f"{wanted.name} is on its way, but its bytes did not come yet", client) from error
+        if isinstance(error, MeshError):
+            raise _as_hub_error(error, wanted.name) from error
+        raise
+    return source
+
+
+def _as_hub_error(error: MeshError, name: str) -> HubError | OriginUnavailable:
     if isinstance(error, StoreFull):
-        return HubError(507, message=f"hubmesh has no room for {file.path}: {error}")
+        return HubError(507, message=f"hubmesh has no room for {name}: {error}")
     retry_after = error.retry_after if isinstance(error, SourceFailed) else None
-    return OriginUnavailable(f"{file.path}: {error}", retry_after=retry_after)
+    return OriginUnavailable(f"{name}: {error}", retry_after=retry_after)
 
 
 def _headers(file: ResolvedFile) -> dict[str, str]:

@@ -45,6 +45,7 @@ from proxy.hf_cache import HfCache
 from proxy.holdings import Holdings
 from proxy.hub.access import Grants
 from proxy.hub.freshness import Freshness
+from proxy.lfs import Lfs
 from proxy.origin import Origin
 from proxy.passthrough import Passthrough
 from proxy.preheat import Preheater
@@ -165,10 +166,19 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     resolver.hearsay = api.hearsay = hearsay = Hearsay(mesh, origin, catalog, tasks)
     outflow = Outflow(threads=_UPLOAD_THREADS, sent=lambda count: stats.add("client_sent", count))
     stack.callback(outflow.close)
+    passthrough = Passthrough(origin=origin, catalog=catalog)
     app = App(
         files=Files(resolver=resolver, blobs=blobs, outflow=outflow),
         api=api,
-        passthrough=Passthrough(origin=origin, catalog=catalog),
+        lfs=Lfs(
+            origin=origin,
+            catalog=catalog,
+            grants=grants,
+            passthrough=passthrough,
+            blobs=blobs,
+            outflow=outflow,
+        ),
+        passthrough=passthrough,
         metrics=metrics,
     )
     preheater = Preheater(api=api, resolver=resolver, blobs=blobs, mesh=mesh, tasks=tasks)
@@ -231,7 +241,8 @@ def _mesh_app(mesh: Mesh, server: MeshServer, preheater: Preheater, hearsay: Hea
 
 
 async def _listen(app: web.Application, listener: socket.socket, stack: AsyncExitStack, *, drain: float) -> None:
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=drain, keepalive_timeout=75)
+    # Bodies go on as they came: git's are compressed when they are long.
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=drain, keepalive_timeout=75, auto_decompress=False)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     await web.SockSite(runner, listener, backlog=1024).start()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -39,8 +41,10 @@ _REPOS = re.compile(r"/api/repos/(create|delete|move)\b")
 _MAX_ORDER = 1 << 20
 # JSON that is full of addresses at the Hub: parquet files of a dataset.
 _ADDRESSES = re.compile(r"/api/datasets/[^/]+/[^/]+/parquet\b")
-_MAX_ADDRESSES = 16 << 20
+_MAX_CHANGED = 16 << 20
 _VIEWER = "datasets-server."
+
+Change = Callable[[bytes], bytes]  # a whole body of the Hub's, as the client is to get it
 
 
 class Passthrough:
@@ -50,11 +54,22 @@ class Passthrough:
         self._origin = origin
         self._catalog = catalog
 
-    async def handle(self, request: web.Request, route: Route) -> web.StreamResponse:
-        """Raises OriginUnavailable when the Hub cannot be reached."""
-        body: Any = None
+    async def handle(
+        self, request: web.Request, route: Route, *, body: Any = None, change: Change | None = None
+    ) -> web.StreamResponse:
+        """Send a request on, with `body` in place of its own, and its answer back, as `change` makes it if it succeeds.
+
+        Raises OriginUnavailable when the Hub cannot be reached.
+        """
         repos = [route.repo] if route.repo is not None else []
-        if request.can_read_body:
+        if request.method == "GET" and _ADDRESSES.match(route.target):
+            change = partial(self._visible_addresses, request, route)
+        headers = self._sent_headers(request, route)
+        if change is not None:
+            headers["Accept-Encoding"] = "identity"
+        if body is not None:
+            headers.popall("Content-Length", None)
+        elif request.can_read_body:
             body = request.content.iter_any()
             if _REPOS.match(route.target):
                 body = await _read(request)
@@ -65,12 +80,14 @@ class Passthrough:
                 request.method,
                 route.target,
                 kind="other",
-                headers=self._sent_headers(request, route),
+                headers=headers,
                 body=body,
                 viewer=request.host.startswith(_VIEWER),
             ) as answer:
                 if is_write:  # before the client knows, so that its next question brings what is new
                     self._forget(repos)
+                if change is not None and answer.status == 200:
+                    return await self._changed(request, route, answer, change)
                 return await self._relay(request, route, answer)
         except aiohttp.ClientError as error:
             raise OriginUnavailable(f"{self._origin.host} broke off: {error}") from error
@@ -85,13 +102,11 @@ class Passthrough:
     def _sent_headers(self, request: web.Request, route: Route) -> CIMultiDict[str]:
         dropped = _HOP_BY_HOP | _listed(request.headers.get("Connection", "")) | {"host", "expect"}
         headers = CIMultiDict((name, value) for name, value in request.headers.items() if name.lower() not in dropped)
-        if "Accept-Encoding" not in headers or _ADDRESSES.match(route.target):
+        if "Accept-Encoding" not in headers:
             headers["Accept-Encoding"] = "identity"
         return headers
 
     async def _relay(self, request: web.Request, route: Route, answer: aiohttp.ClientResponse) -> web.StreamResponse:
-        if request.method == "GET" and answer.status == 200 and _ADDRESSES.match(route.target):
-            return await self._addresses(request, route, answer)
         response = web.StreamResponse(status=answer.status, reason=answer.reason)
         response.headers.extend(self._answer_headers(request, route, answer))
         await response.prepare(request)
@@ -114,19 +129,24 @@ class Passthrough:
         await response.write_eof()
         return response
 
-    async def _addresses(self, request: web.Request, route: Route, answer: aiohttp.ClientResponse) -> web.Response:
-        """JSON with the addresses at the Hub as clients are to see them."""
+    async def _changed(
+        self, request: web.Request, route: Route, answer: aiohttp.ClientResponse, change: Change
+    ) -> web.Response:
         body = bytearray()
         async for part in answer.content.iter_any():
             body += part
-            if len(body) > _MAX_ADDRESSES:
-                raise OriginUnavailable(f"{self._origin.host} answered with more than {_MAX_ADDRESSES} bytes")
+            if len(body) > _MAX_CHANGED:
+                raise OriginUnavailable(f"{self._origin.host} answered with more than {_MAX_CHANGED} bytes")
+        headers = CIMultiDict(self._answer_headers(request, route, answer))
+        headers.popall("Content-Length", None)
+        return web.Response(headers=headers, body=change(bytes(body)))
+
+    def _visible_addresses(self, request: web.Request, route: Route, body: bytes) -> bytes:
+        """JSON with the addresses at the Hub as clients are to see them."""
         visible = visible_base(request) + route.prefix
         for hub in {self._origin.url, "https://huggingface.co"}:
             body = body.replace(f'"{hub}/'.encode(), f'"{visible}/'.encode())
-        headers = CIMultiDict(self._answer_headers(request, route, answer))
-        headers.popall("Content-Length", None)
-        return web.Response(headers=headers, body=bytes(body))
+        return body
 
     def _answer_headers(
         self, request: web.Request, route: Route, answer: aiohttp.ClientResponse

@@ -27,14 +27,27 @@ PURE = [
     "mesh.placement",
     "mesh.policy",
     "proxy.hub.access",
+    "proxy.hub.client",
     "proxy.hub.freshness",
+    "proxy.hub.lfs",
     "proxy.hub.metadata",
     "proxy.hub.rewrite",
     "proxy.hub.urls",
     "proxy.ranges",
 ]
 PURE_IMPORTS = {
-    *("__future__", "bisect", "calendar", "collections", "dataclasses", "enum", "functools", "hashlib", "heapq"),
+    *(
+        "__future__",
+        "base64",
+        "bisect",
+        "calendar",
+        "collections",
+        "dataclasses",
+        "enum",
+        "functools",
+        "hashlib",
+        "heapq",
+    ),
     *("itertools", "json", "math", "msgspec", "random", "re", "struct", "typing", "urllib.parse", "zlib"),
     "time",  # to read dates in text; the clock itself is looked for below
 }

@@ -23,7 +23,10 @@ _RESERVED = {"api", "buckets", "oauth", "docs", "login", "settings"}
 # What stands where a space's name would and is none; the answer depends on who asks.
 _NOT_SPACES = {"hardware", "templates", "semantic-search", "zero-gpu"}
 # Paths that are the Hub's whatever follows; a prefix can be told by what it is followed by.
-_OF_HUB = re.compile(r"/(?:api|buckets|oauth)(?:/|\Z)|/(?:(?:datasets|spaces|kernels)/)?[^/]+/[^/]+\.git/")
+_OF_HUB = re.compile(
+    r"/(?:api|buckets|oauth)(?:/|\Z)|/v2/[^/]+/[^/]+/(?:manifests|blobs)/"
+    r"|/(?:(?:datasets|spaces|kernels)/)?[^/]+/[^/]+(?:\.git/|/info/refs\Z|/git-(?:upload|receive)-pack\Z)"
+)
 # Also written without encoding, by people and by old software: refs/pr/1, refs/convert/parquet.
 _SPECIAL_REF = re.compile(r"refs/(?:pr|convert)/[^/]+")
 
@@ -155,7 +158,7 @@ def _parse(path: str, query: str) -> Route:
             revision, _, file = _split_revision("/".join(segments[length + 1 :]))
             if _is_file(revision, file):
                 return FileRoute(repo, unquote(revision), unquote(file))
-    names = [segment.removesuffix(".git") for segment in segments[:2]]
+    names = [segment.removesuffix(".git") for segment in segments[: 1 if segments[0].endswith(".git") else 2]]
     return OtherRoute(target, _repo(repo_type, names) if len(segments) > 2 else None)
 
 

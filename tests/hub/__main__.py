@@ -17,6 +17,7 @@ from aiohttp import web
 from tests.hub import answers
 from tests.hub.api import Api, parquet
 from tests.hub.cdn import Cdn
+from tests.hub.git import Git
 from tests.hub.resolve import Resolve
 from tests.hub.state import State
 from tests.hub.upload import Upload
@@ -35,7 +36,7 @@ class Hub:
     def __init__(self, state: State) -> None:
         self._state = state
         self._resolve, self._api = Resolve(state), Api(state)
-        self._upload, self._cdn = Upload(state), Cdn(state)
+        self._upload, self._cdn, self._git = Upload(state), Cdn(state), Git(state)
 
     def hub_app(self) -> web.Application:
         app = web.Application(client_max_size=1 << 30, middlewares=[self._misbehave])
@@ -74,10 +75,13 @@ class Hub:
             if len(segments) > length + 2 and segments[length] == "resolve" and request.method in _READS:
                 repo_id, path = "/".join(segments[:length]), unquote("/".join(segments[length + 2 :]))
                 return await self._resolve.file(request, repo_type, repo_id, unquote(segments[length + 1]), path)
-        if match := re.match(r"(.+)\.git/info/lfs/objects/(batch|verify)$", "/".join(segments)):
+        rest = "/".join(segments)
+        if match := re.match(r"(.+)\.git/info/lfs/objects/(batch|verify)$", rest):
             if match[2] == "verify":
                 return await self._upload.verify(request)
             return await self._upload.batch(request, repo_type, match[1])
+        if match := re.match(r"(.+?)(?:\.git)?/(info/refs|git-upload-pack|git-receive-pack)$", rest):
+            return await self._git.handle(request, repo_type, match[1], match[2])
         return answers.error(404, "Sorry, we can't find the page you are looking for.")
 
     async def _route_api(self, request: web.Request, repo_type: str, rest: list[str]) -> web.StreamResponse:

@@ -144,9 +144,9 @@ class HubFolder:
                     if not lfs:
                         git.update(part)
         digest = sha256.hexdigest()
-        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {size}\n".encode()
         if lfs:
-            git = hashlib.sha1(b"blob %d\0" % len(pointer) + pointer)
+            kept = pointer(digest, size)
+            git = hashlib.sha1(b"blob %d\0" % len(kept) + kept)
         name = digest if lfs else git.hexdigest()
         if isinstance(content, Path):
             name = str(content.absolute())
@@ -154,6 +154,11 @@ class HubFolder:
             write_object(folder, name, content)
         xet = hashlib.blake2b(digest.encode(), digest_size=32).hexdigest() if lfs else ""
         return Entry(git.hexdigest(), size, digest if lfs else "", xet, name)
+
+
+def pointer(sha256: str, size: int) -> bytes:
+    """What git keeps in place of a large file."""
+    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
 def write_object(folder: Path, name: str, content: bytes) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import hmac
 import json
+import re
 import time
 import uuid
 from collections import Counter
@@ -18,6 +20,7 @@ from aiohttp import web
 
 from tests.hub.repos import Entry, HubFolder, Repo
 
+_IS_GIT = re.compile(r"/info/(refs|lfs/objects/\w+)$|/git-(upload|receive)-pack$")
 KINDS = ("resolve", "api", "cdn", "upload", "other")
 
 
@@ -86,6 +89,8 @@ class State:
     def user(self, request: web.Request) -> str | None:
         """Who asks: None for nobody; raises 401 for a token that is not known."""
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "basic" and _IS_GIT.search(request.path):  # git's way to bring a token: as the password
+            scheme, token = "bearer", base64.b64decode(token).decode().partition(":")[2]
         if not token or scheme.lower() != "bearer":
             return None
         file = self.root / "tokens.json"

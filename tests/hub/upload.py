@@ -181,18 +181,24 @@ class Upload:
         order = json.loads(await request.read())
         is_upload = order["operation"] == "upload"
         if (refusal := answers.refuse(state, request, repo, files=not is_upload)) is not None:
+            if refusal.status == 401:
+                refusal.headers["WWW-Authenticate"] = 'Basic realm="Authentication required", charset="UTF-8"'
             return refusal
         assert repo is not None
+        large = {entry.sha256: entry for commit in repo.commits.values() for entry in commit.files.values()}
         objects = []
         for wanted in order["objects"]:
-            found = {"oid": wanted["oid"], "size": wanted["size"], "authenticated": True}
+            found: dict[str, Any] = {"oid": wanted["oid"], "size": wanted["size"], "authenticated": True}
             if is_upload:
                 state.uploads[wanted["oid"]] = str(state.folder.folder(repo.type, repo.id))
                 verify = {"href": f"{state.hub_url}/{repo.id}.git/info/lfs/objects/verify", "header": {}}
                 found["actions"] = {"upload": {"href": f"{state.cdn_url}/upload/{wanted['oid']}"}, "verify": verify}
+            elif (entry := large.get(wanted["oid"])) is not None:
+                found["size"] = entry.size
+                life = int(state.knobs.url_life)
+                found["actions"] = {"download": {"href": state.sign(repo, entry, "file"), "expires_in": life}}
             else:
-                entry = Entry("", wanted["size"], wanted["oid"], "", wanted["oid"])
-                found["actions"] = {"download": {"href": state.sign(repo, entry, "file"), "expires_in": 3600}}
+                found["error"] = {"code": 404, "message": "Object does not exist"}
             objects.append(found)
         body = json.dumps({"transfer": "basic", "objects": objects}).encode()
         return web.Response(body=body, content_type="application/vnd.git-lfs+json")

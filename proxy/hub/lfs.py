@@ -1,0 +1,166 @@
+"""Git LFS, as far as a node must understand it: batch questions for downloads, and their answers. Pure.
+
+https://github.com/git-lfs/git-lfs/blob/main/docs/api/batch.md
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mesh.content import Digest
+from proxy.hub import metadata
+from proxy.hub.client import Client
+from proxy.hub.urls import OtherRoute, Repo
+
+MEDIA_TYPE = "application/vnd.git-lfs+json"
+_PATH = re.compile(
+    r"/((?:(?:datasets|spaces|kernels)/)?[^/?]+(?:/[^/?]+)?)\.git/info/lfs/objects/(batch|[0-9a-f]{64})\Z"
+)
+_TOKEN = re.compile(r"[!-~]{1,1000}\Z")
+_SIZE = re.compile(r"(?:\A|&)size=(\d{1,15})(?:&|\Z)")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRoute:
+    """The question where large files are, or where to put them."""
+
+    repo: Repo
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRoute:
+    """A large file, at the address on this node that clients are given for it. `size` is what a client believes."""
+
+    repo: Repo
+    digest: Digest
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """Where the Hub has a large file for this client: `size` in bytes, `expires_at` in seconds since the epoch."""
+
+    digest: Digest
+    size: int
+    url: str = field(repr=False)
+    headers: dict[str, str] = field(repr=False)
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """The Hub's reason not to give an object."""
+
+    status: int
+    message: str
+
+
+def parse(route: OtherRoute) -> BatchRoute | ObjectRoute | None:
+    """What of LFS a request is about, if anything."""
+    path, _, query = route.target.partition("?")
+    match = _PATH.match(path)
+    if match is None:
+        return None
+    try:
+        repo = Repo.parse(match[1])
+    except ValueError:
+        return None
+    if match[2] == "batch":
+        return BatchRoute(repo)
+    size = _SIZE.search(query)
+    return ObjectRoute(repo, Digest("sha256", match[2]), int(size[1])) if size is not None else None
+
+
+def client_of(headers: Mapping[str, str]) -> Client | None:
+    """Who asks: git brings a token as the password of Basic. None for whoever says so in a way not known here."""
+    scheme, _, word = headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "basic":
+        client = Client.of(headers)
+        return client if client.token or not scheme else None
+    try:
+        token = base64.b64decode(word, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return None
+    return Client(token, headers.get("User-Agent", "")) if _TOKEN.match(token) else None
+
+
+def object_target(repo: Repo, digest: Digest, size: int) -> str:
+    """The path and query at which `parse` finds an object."""
+    return f"{repo.file_prefix}.git/info/lfs/objects/{digest.hex}?size={size}"
+
+
+def question(digest: Digest, size: int) -> bytes:
+    """The batch question for a single object."""
+    wanted = [{"oid": digest.hex, "size": size}]
+    return json.dumps({"operation": "download", "transfers": ["basic"], "objects": wanted}).encode()
+
+
+def over_http(body: bytes) -> bytes | None:
+    """A question for downloads as it is to be sent on: by ways that lead through a node only. None for any other."""
+    try:
+        asked = json.loads(body)
+    except ValueError:
+        return None
+    if not isinstance(asked, dict) or asked.get("operation") != "download":
+        return None
+    if isinstance(asked.get("transfers"), list) and set(asked["transfers"]) - {"basic"}:
+        return json.dumps(asked | {"transfers": ["basic"]}).encode()
+    return body
+
+
+def objects(body: bytes, now: float) -> dict[Digest, Object | Missing]:
+    """What a batch answer says of each object that it has an opinion on."""
+    found: dict[Digest, Object | Missing] = {}
+    for said in _entries(_document(body)):
+        try:
+            digest = Digest("sha256", said["oid"])
+            if "error" in said:
+                found[digest] = Missing(int(said["error"]["code"]), str(said["error"].get("message", "")))
+            elif isinstance(download := said["actions"]["download"], dict) and isinstance(said["size"], int):
+                headers = {str(name): str(value) for name, value in (download.get("header") or {}).items()}
+                url, ends = str(download["href"]), metadata.expiry(str(download["href"]), now)
+                if isinstance(life := download.get("expires_in"), int) and life > 0:
+                    ends = min(ends, now + life)
+                found[digest] = Object(digest, said["size"], url, headers, ends)
+        except (KeyError, TypeError, ValueError):
+            continue
+    return found
+
+
+def through_us(body: bytes, address: Callable[[Object], str], authorization: str) -> bytes:
+    """The answer with our addresses for its downloads, which the client is to come to as who it is."""
+    document = _document(body)
+    if document.get("transfer", "basic") != "basic":
+        return body
+    found = objects(body, 0.0)
+    for said in _entries(document):
+        known = found.get(Digest("sha256", said["oid"])) if _is_oid(said.get("oid")) else None
+        if isinstance(known, Object):
+            action: dict[str, Any] = {"href": address(known)}
+            if authorization:
+                action["header"] = {"Authorization": authorization}
+            said["actions"] = said["actions"] | {"download": action}
+            said["authenticated"] = True  # git-lfs is not to look for a password of its own
+    return json.dumps(document).encode()
+
+
+def _document(body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body)
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _entries(document: dict[str, Any]) -> list[dict[str, Any]]:
+    entries = document.get("objects")
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def _is_oid(oid: object) -> bool:
+    return isinstance(oid, str) and re.fullmatch("[0-9a-f]{64}", oid) is not None

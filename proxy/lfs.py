@@ -1,0 +1,238 @@
+"""`git lfs pull`: the Hub says who may have which object, and its bytes come through this node.
+
+Git itself passes through. In the answers to batch questions for downloads the signed addresses are replaced by ours;
+a client comes to those with its own password again, and the Hub's word to it is good for as long as a grant.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from mesh.blob import Blob
+from mesh.blobs import Blobs
+from mesh.errors import LocationRefused, SourceFailed
+from mesh.outflow import Outflow
+from mesh.transfer import Location
+from proxy.api import visible_base
+from proxy.catalog import Catalog, File
+from proxy.files import Wanted, open_blob
+from proxy.hub import lfs
+from proxy.hub.access import Grants, token_key
+from proxy.hub.client import Client
+from proxy.hub.errors import HubError, OriginUnavailable
+from proxy.hub.lfs import BatchRoute, Missing, Object, ObjectRoute
+from proxy.hub.metadata import FileMetadata
+from proxy.hub.urls import OtherRoute
+from proxy.origin import Origin, Question
+from proxy.passthrough import Passthrough
+from proxy.ranges import select
+
+_MAX_QUESTION = 4 << 20
+_MAX_KEPT = 5000
+_MARGIN = 60.0  # seconds: an address closer to its end is asked for anew, or at a tenth of a short life
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    object: Object
+    at: float  # seconds since the epoch
+
+
+@dataclass(frozen=True, slots=True)
+class LfsAccess:
+    """How one client may fetch one object from the Hub's storage."""
+
+    lfs: Lfs
+    route: ObjectRoute
+    client: Client
+
+    @property
+    def key(self) -> Hashable:
+        return self.route, self.client.token
+
+    @property
+    def hint(self) -> bytes:
+        return b""  # a seed needs a commit and a path, and git tells neither
+
+    async def locate(self, refused: Location | None) -> Location:
+        try:
+            return _location(await self.lfs.find(self.route, self.client, refused))
+        except HubError as error:
+            if error.status in (401, 403, 404, 410, 422):
+                raise LocationRefused("origin", f"HTTP {error.status} {error.message}") from error
+            raise SourceFailed("origin", f"HTTP {error.status} {error.message}", error.retry_after) from error
+        except OriginUnavailable as error:
+            raise SourceFailed("origin", error.reason, error.retry_after) from error
+
+
+class Lfs:
+    """Answers batch questions, and HEAD and GET for objects."""
+
+    def __init__(
+        self,
+        *,
+        origin: Origin,
+        catalog: Catalog,
+        grants: Grants,
+        passthrough: Passthrough,
+        blobs: Blobs,
+        outflow: Outflow,
+    ) -> None:
+        self._origin = origin
+        self._catalog = catalog
+        self._grants = grants
+        self._passthrough = passthrough
+        self._blobs = blobs
+        self._outflow = outflow
+        self._said: OrderedDict[tuple[str, str, str], _Said] = OrderedDict()
+
+    async def batch(self, request: web.Request, route: OtherRoute, about: BatchRoute) -> web.StreamResponse:
+        """Uploads, and what is no question at all, as they come. Raises HubError and OriginUnavailable."""
+        body = await _read(request)
+        asked = lfs.over_http(body)
+        client, now = lfs.client_of(request.headers), time.time()
+        if asked is None or client is None:
+            return await self._passthrough.handle(request, route, body=body)
+        visible = visible_base(request) + route.prefix
+
+        def address(found: Object) -> str:
+            return visible + lfs.object_target(about.repo, found.digest, found.size)
+
+        def change(answer: bytes) -> bytes:
+            for found in lfs.objects(answer, now).values():
+                if isinstance(found, Object):
+                    self._keep(str(about.repo), client, found, now)
+            return lfs.through_us(answer, address, request.headers.get("Authorization", ""))
+
+        response = await self._passthrough.handle(request, route, body=asked, change=change)
+        if response.status in (401, 403, 404):
+            self._refused(str(about.repo), client, now)
+        return response
+
+    async def object(self, request: web.Request, route: ObjectRoute) -> web.StreamResponse:
+        """The bytes. Raises HubError for what the Hub refuses, OriginUnavailable when it cannot be asked."""
+        client = lfs.client_of(request.headers) or Client()
+        found = await self.find(route, client)
+        etag = f'"{found.digest.hex}"'
+        selection = select(
+            found.size,
+            etag,
+            range_=request.headers.get("Range") if request.method == "GET" else None,
+            if_range=request.headers.get("If-Range"),
+            if_match=request.headers.get("If-Match"),
+            if_none_match=request.headers.get("If-None-Match"),
+        )
+        headers = {"ETag": etag, "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
+        if content_range := selection.content_range(found.size):
+            headers["Content-Range"] = content_range
+        request["outcome"] = "hit"
+        if request.method == "HEAD" and selection.status == 200:
+            headers["Content-Length"] = str(found.size)
+        if request.method == "HEAD" or selection.status in (304, 412, 416) or not found.size:
+            return web.Response(status=selection.status, headers=headers)
+        wanted = Wanted(found.digest, found.size, found.digest.hex, is_public=self._is_public(route, client))
+        access = None if self._origin.is_offline else LfsAccess(self, route, client)
+        source = await open_blob(self._blobs, wanted, selection, access, client)
+        try:
+            request["outcome"] = outcome = "hit" if isinstance(source, Blob) else "miss"
+            headers["Cache-Status"] = "hubmesh; hit" if outcome == "hit" else "hubmesh; fwd=uri-miss; stored"
+            return await self._outflow.respond(
+                request, selection.status, headers, source, selection.start, selection.stop
+            )
+        finally:
+            source.close()
+
+    async def find(self, route: ObjectRoute, client: Client, refused: Location | None = None) -> Object:
+        """What the Hub says of an object to this client, now or a moment ago; `refused` is an address that is no good.
+
+        Raises HubError and OriginUnavailable.
+        """
+        repo = str(route.repo)
+        said = self._said.get((repo, route.digest.hex, _key(client)))
+        if said is not None and self._holds(repo, said, client) and _location(said.object) != refused:
+            return said.object
+        key = ("lfs", repo, route.digest, _key(client))
+        return await self._origin.flights.join(key, lambda: self._ask(route, client))
+
+    # --- inside
+
+    async def _ask(self, route: ObjectRoute, client: Client) -> Object:
+        repo, said_at = str(route.repo), time.time()
+        question = Question(
+            "POST",
+            f"{route.repo.file_prefix}.git/info/lfs/objects/batch",
+            "metadata",
+            client.user_agent,
+            {"Accept": lfs.MEDIA_TYPE, "Content-Type": lfs.MEDIA_TYPE},
+            lfs.question(route.digest, route.size),
+        )
+        answer = await self._origin.ask_directly(question, client.token)
+        if answer.status != 200:
+            error = HubError.of(answer.status, answer.headers, answer.body)
+            if error.is_refusal:
+                self._refused(repo, client, said_at)
+            raise error
+        found = lfs.objects(answer.body, said_at).get(route.digest)
+        if isinstance(found, Missing):
+            raise HubError(found.status if 400 <= found.status < 500 else 502, message=found.message)
+        if found is None:
+            raise OriginUnavailable(f"{self._origin.host} says nothing of where {route.digest.hex} is")
+        self._keep(repo, client, found, said_at)
+        return found
+
+    def _keep(self, repo: str, client: Client, found: Object, now: float) -> None:
+        key = (repo, found.digest.hex, _key(client))
+        self._said[key] = _Said(found, now)
+        self._said.move_to_end(key)
+        while len(self._said) > _MAX_KEPT:
+            self._said.popitem(last=False)
+        if self._catalog.blob_name(found.digest) is None:  # so that it can be listed, pinned and dropped
+            file = File(FileMetadata(found.digest.hex, found.size))
+            self._catalog.set_file(repo, "lfs", f".git/lfs/objects/{found.digest.hex}", file)
+
+    def _holds(self, repo: str, said: _Said, client: Client) -> bool:
+        """Whether the Hub's word to this client still counts, and the address that came with it."""
+        now, publicness = time.time(), self._catalog.publicness(repo)
+        voided_at = publicness.changed_at
+        if client.token is None:
+            voided_at = max(voided_at, publicness.closed_at, publicness.hidden_at)
+        else:
+            voided_at = max(voided_at, self._grants.refused_at(client.token, repo))
+        renew_at = said.object.expires_at - min(_MARGIN, (said.object.expires_at - said.at) / 10)
+        return said.at > voided_at and now < min(renew_at, said.at + self._grants.life)
+
+    def _refused(self, repo: str, client: Client, said_at: float) -> None:
+        """The Hub turned this client away: what it said before is void."""
+        for key in [key for key in self._said if key[0] == repo and key[2] == _key(client)]:
+            del self._said[key]
+        if client.token is not None:
+            self._grants.revoke(client.token, repo, said_at)
+
+    def _is_public(self, route: ObjectRoute, client: Client) -> bool:
+        """Whether anybody may have it: it was given to nobody in particular, or files of its repository are."""
+        if client.token is None:
+            return True
+        publicness = self._catalog.publicness(str(route.repo))
+        return publicness.is_open(publicness.opened_at, time.time(), may_ask=True)
+
+
+def _key(client: Client) -> str:
+    return token_key(client.token) if client.token else ""
+
+
+def _location(found: Object) -> Location:
+    return Location(found.url, found.headers, found.expires_at)
+
+
+async def _read(request: web.Request) -> bytes:
+    body = bytearray()
+    async for part in request.content.iter_any():
+        body += part
+        if len(body) > _MAX_QUESTION:
+            raise HubError(413, message=f"a batch of more than {_MAX_QUESTION} bytes")
+    return bytes(body)
