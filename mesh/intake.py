@@ -152,7 +152,8 @@ class Run:
             view = view[len(part) :]
             self._keep(part)
             if self._position == self._piece_stop and not self._finish_piece():
-                if view:
+                assert self._transfer is not None
+                if self._position < self._transfer.stop:  # what follows belongs to another run now
                     raise _Enough
                 break
         if self.is_origin and self._fill.has_waiting:
