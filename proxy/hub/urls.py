@@ -19,7 +19,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _SEGMENT = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,128}\Z")
 _API_VERBS = {"revision", "tree", "paths-info", "refs"}
 # The Hub's own places, which no owner can be called.
-_RESERVED = {"api", "buckets", "oauth", "docs", "login", "settings"}
+_RESERVED = {"api", "buckets", "oauth", "docs", "login", "settings", "v2"}
 # What stands where a space's name would and is none; the answer depends on who asks.
 _NOT_SPACES = {"hardware", "templates", "semantic-search", "zero-gpu"}
 # Paths that are the Hub's whatever follows; a prefix can be told by what it is followed by.

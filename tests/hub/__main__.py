@@ -18,6 +18,7 @@ from tests.hub import answers
 from tests.hub.api import Api, parquet
 from tests.hub.cdn import Cdn
 from tests.hub.git import Git
+from tests.hub.registry import Registry
 from tests.hub.resolve import Resolve
 from tests.hub.state import State
 from tests.hub.upload import Upload
@@ -37,6 +38,7 @@ class Hub:
         self._state = state
         self._resolve, self._api = Resolve(state), Api(state)
         self._upload, self._cdn, self._git = Upload(state), Cdn(state), Git(state)
+        self._registry = Registry(state)
 
     def hub_app(self) -> web.Application:
         app = web.Application(client_max_size=1 << 30, middlewares=[self._misbehave])
@@ -66,6 +68,8 @@ class Hub:
             return await self._route_api(request, segments[1], segments[2:])
         if segments[0] == "api" and len(segments) > 1 and segments[1] == "validate-yaml":
             return answers.document({"errors": [], "warnings": []})
+        if segments[0] == "v2" and len(segments) == 5 and segments[3] == "manifests":
+            return await self._registry.manifest(request, "/".join(segments[1:3]), segments[4])
         if segments[0] == "buckets" and "resolve" in segments:
             return web.Response(headers={"X-Xet-Hash": "b" * 64, "Link": '<http://127.0.0.1:9/t>; rel="xet-auth"'})
         repo_type = "models"

@@ -80,7 +80,10 @@ def test_questions(target, kind, repo, revision, prefix):
         ("/hf/buckets/acme/stuff/resolve/a", "/buckets/acme/stuff/resolve/a", None),
         ("/acme/tiny/raw/main/a", "/acme/tiny/raw/main/a", TINY),
         ("/docs/hub/index", "/docs/hub/index", None),
-        ("/v2/acme/tiny/manifests/latest", "/v2/acme/tiny/manifests/latest", Repo("models", "v2/acme")),
+        ("/v2/acme/tiny/manifests/latest", "/v2/acme/tiny/manifests/latest", None),
+        ("/hf/v2/acme/tiny/manifests/latest", "/v2/acme/tiny/manifests/latest", None),
+        ("/hf/acme/tiny/git-upload-pack", "/acme/tiny/git-upload-pack", TINY),
+        ("/gpt2.git/info/refs", "/gpt2.git/info/refs", Repo("models", "gpt2")),
     ],
 )
 def test_all_else_is_sent_on_as_it_is(target, sent_on, repo):
