@@ -153,15 +153,20 @@ class Api:
         return answers.document(page, **link)
 
     async def _paths_info(self, request: web.Request, repo: Repo, commit: str) -> web.Response:
-        if request.content_type != "application/x-www-form-urlencoded":
-            return answers.error(400, "Expected a form")
-        form = await request.post()
+        if request.content_type == "application/json":  # as the JavaScript library asks
+            asked = await request.json()
+            paths, expand = asked["paths"], asked.get("expand", False)
+        elif request.content_type == "application/x-www-form-urlencoded":
+            form = await request.post()
+            paths, expand = form.getall("paths", []), str(form.get("expand", "")).lower() == "true"
+        else:
+            return answers.error(400, "Expected a form or JSON")
         files = repo.commits[commit].files
         found: list[dict[str, Any]] = []
-        for value in form.getall("paths", []):
+        for value in paths:
             path = str(value).strip("/")
             if path in files:
-                found.append(_listed(repo, path, files[path], str(form.get("expand", "")).lower() == "true"))
+                found.append(_listed(repo, path, files[path], expand))
             elif any(name.startswith(f"{path}/") for name in files):
                 oid = hashlib.sha1(f"{commit}{path}".encode()).hexdigest()
                 found.append({"type": "directory", "oid": oid, "size": 0, "path": path})
