@@ -20,7 +20,9 @@ from tests.hub.process import HubProcess
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
-RUN = ["README.md", "docs/quick-start.md", "docs/operating.md", "docs/security.md"]
+RUN = ["README.md", "docs/quick-start.md", "docs/operating.md", "docs/security.md", "docs/clients.md"]
+# What a text's commands need beside our own.
+PROGRAMS = {"docs/clients.md": ("git", "git-lfs", "aria2c", "wget", "curl")}
 
 # What needs the world outside, or changes this machine: looked at elsewhere, or by people.
 NOT_HERE = ("pip install", "python3 -m venv", "~/.local/share/hubmesh/bin/pip", "make ", "docker ")
@@ -121,9 +123,11 @@ def shell(tmp_path: Path, hub: HubProcess) -> Iterator[Shell]:
     shell.close()
 
 
-@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("openssl")), reason="needs curl and openssl")
 @pytest.mark.parametrize("text", RUN)
 def test_every_command_does_what_it_should(text: str, shell: Shell, hub: HubProcess) -> None:
+    missing = [program for program in PROGRAMS.get(text, ("curl", "openssl")) if shutil.which(program) is None]
+    if missing:
+        pytest.skip(f"needs {' and '.join(missing)}")
     lines = commands(text)
     assert lines
     if not any(line.startswith("hubmesh serve") and "--help" not in line for line in lines):
@@ -132,6 +136,11 @@ def test_every_command_does_what_it_should(text: str, shell: Shell, hub: HubProc
             shell.run(f"HF_ENDPOINT=http://localhost:8090 hf download {repo}")
     said = {line: shell.run(line) for line in lines if not line.startswith(NOT_HERE)}
     assert len(said) >= 2
+    if text == "docs/clients.md":
+        files = [shell.home / "name/model.safetensors", shell.home / "model.safetensors"]
+        assert [path.stat().st_size for path in files] == [2_000_000] * 2
+        assert (shell.home / "rows/data/a.parquet").stat().st_size == 50_000
+        assert (shell.home / "first-bytes").read_bytes() == files[0].read_bytes()[:100]
     if text == "docs/quick-start.md":
         model = "sentence-transformers/all-MiniLM-L6-v2"
         assert model in said["hubmesh ls"]

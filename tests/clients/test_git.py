@@ -93,6 +93,26 @@ def test_what_is_new_is_fetched_whatever_git_has_to_tell(hub: HubProcess, node: 
     assert contents(clone) == FILES | {"config.json": b"new", "model.safetensors": OTHER}
 
 
+def test_what_is_pushed_goes_to_the_hub(hub: HubProcess, node: NodeProcess, tmp_path: Path) -> None:
+    hub.folder.add_token("hf_alice", "alice")
+    hub.folder.create(REPO, readers=["alice"])
+    hub.folder.commit(REPO, FILES)
+    home, clone = tmp_path / "home", tmp_path / "clone"
+    remote = f"{node.url.replace('://', '://alice:hf_alice@')}/{REPO}"
+    done(git(home, "clone", remote, str(clone), skip_smudge=True))
+    large, many = random.Random(6).randbytes(2 * MIB), random.Random(7).randbytes(3 * MIB)
+    (clone / "new.bin").write_bytes(large)
+    (clone / "not-large.txt").write_bytes(many)  # over 1 MiB git sends without telling a length
+    done(git(home, "-C", str(clone), "add", "-A"))
+    identity = ("-c", "user.name=alice", "-c", "user.email=alice@example.org")
+    done(git(home, "-C", str(clone), *identity, "commit", "-qm", "More"))
+    done(git(home, "-C", str(clone), "push", "origin", "HEAD"))
+    pushed = done(git(home, "-C", str(clone), "rev-parse", "HEAD")).strip()
+    assert done(git(home, "ls-remote", f"{hub.url}/{REPO}", "main")).split()[0] == pushed
+    stored = hub.folder.folder("models", REPO) / "objects" / hashlib.sha256(large).hexdigest()
+    assert stored.read_bytes() == large
+
+
 def test_a_gated_one_is_for_those_whom_the_hub_lets_in(hub: HubProcess, node: NodeProcess, tmp_path: Path) -> None:
     hub.folder.add_token("hf_alice", "alice")
     hub.folder.add_token("hf_mallory", "mallory")

@@ -15,7 +15,6 @@ from tests.hub.repos import LFS_SUFFIXES, Commit, Entry, Repo, pointer
 from tests.hub.state import State
 
 _IDENTITY = "acme <acme@users.noreply.huggingface.co> 1700000000 +0000"
-_SERVICES = ("info/refs", "git-upload-pack")
 
 
 class Git:
@@ -24,7 +23,7 @@ class Git:
         self._making = asyncio.Lock()
 
     async def handle(self, request: web.Request, repo_type: str, repo_id: str, service: str) -> web.StreamResponse:
-        """Smart HTTP: `info/refs` and `git-upload-pack`, with the token as the password of Basic."""
+        """Smart HTTP, with the token as the password of Basic."""
         repo = self._state.repo(repo_type, repo_id)
         if repo is not None and repo.moved_to:
             return web.Response(status=307, headers={"Location": request.raw_path.replace(repo_id, repo.moved_to, 1)})
@@ -32,9 +31,11 @@ class Git:
             if refusal.status == 401:
                 refusal.headers["WWW-Authenticate"] = 'Basic realm="Authentication required", charset="UTF-8"'
             return refusal
-        if service not in _SERVICES or request.query.get("service", "git-upload-pack") != "git-upload-pack":
-            return answers.error(403, "pushing is not what this stand-in is for")
         assert repo is not None
+        if "git-receive-pack" in (service, request.query.get("service")) and self._state.user(request) is None:
+            refusal = answers.error(401, "Invalid username or password.")
+            refusal.headers["WWW-Authenticate"] = 'Basic realm="Authentication required", charset="UTF-8"'
+            return refusal
         async with self._making:
             bare = await asyncio.to_thread(self._bare, repo)
         return await _backend(request, bare, service)
@@ -49,6 +50,7 @@ class Git:
             subprocess.run(["git", "init", "-q", "--bare", "-b", "main", str(new)], check=True)
             said = self._history(repo)
             subprocess.run(["git", "-C", str(new), "fast-import", "--quiet"], input=said, check=True)
+            subprocess.run(["git", "-C", str(new), "config", "http.receivepack", "true"], check=True)
             new.rename(bare)
         return bare
 
