@@ -199,14 +199,14 @@ class _Windows:
         self.close()
 
 
-def _read_cached(fd: int, start: int, stop: int) -> bytes | None:
+def _read_cached(fd: int, start: int, stop: int) -> bytearray | bytes | None:
     """The bytes when they are in the page cache, so that the loop never waits for a disk."""
     buffer = bytearray(stop - start)
     try:
         count = os.preadv(fd, [buffer], start, os.RWF_NOWAIT)
     except OSError:  # not in the cache, or a file system that cannot say
         return None
-    return bytes(buffer) if count == len(buffer) else None
+    return buffer if count == len(buffer) else None
 
 
 def _read(fd: int, start: int, stop: int) -> bytes:

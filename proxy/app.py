@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from fnmatch import fnmatch
+from functools import lru_cache
 
 from aiohttp import web
 
@@ -23,6 +25,7 @@ from proxy.resolve import Client
 log = logging.getLogger("proxy.access")
 
 _READS = ("GET", "HEAD")
+_RUN = uuid.uuid4().hex[:8]  # what the ids of this process's requests begin with
 
 
 class App:
@@ -33,6 +36,7 @@ class App:
         self._api = api
         self._passthrough = passthrough
         self._metrics = metrics
+        self._numbers = itertools.count(1)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Every path that is not ours, with any method."""
@@ -59,7 +63,7 @@ class App:
     ) -> web.StreamResponse:
         """Give each request an id, a line in the log and its place in the figures."""
         began = time.perf_counter()
-        request["id"] = request.headers.get("X-Request-Id", "")[:64] or uuid.uuid4().hex
+        request["id"] = request.headers.get("X-Request-Id", "")[:64] or f"{_RUN}-{next(self._numbers):x}"
         status = 500
         try:
             response = await handler(request)
@@ -110,6 +114,7 @@ def _host_name(field: str) -> str:
     return host.strip("[]").rstrip(".").lower()
 
 
+@lru_cache(256)
 def _is_local(name: str) -> bool:
     if name == "localhost" or name.endswith(".localhost"):
         return True

@@ -135,8 +135,9 @@ class Files:
                 is_whole=selection.status == 200 or selection.is_rest,
                 is_public=file.is_public,
             )
-            async with asyncio.timeout(_FIRST_BYTE_SECONDS):
-                await source.wait(selection.start)
+            if source.ready(selection.start) <= selection.start:
+                async with asyncio.timeout(_FIRST_BYTE_SECONDS):
+                    await source.wait(selection.start)
         except BaseException as error:
             if source is not None:
                 source.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import quote, unquote
 
@@ -117,6 +118,7 @@ def is_commit(revision: str) -> bool:
     return _COMMIT.match(revision) is not None
 
 
+@lru_cache(1024)
 def parse(target: str) -> Route:
     """Say what a raw request target (path and query) names.
 
