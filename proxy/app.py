@@ -16,9 +16,11 @@ from proxy.api import Api
 from proxy.files import Files
 from proxy.hub import errors
 from proxy.hub.errors import HubError, OriginUnavailable
-from proxy.hub.urls import ApiRoute, FileRoute, parse
+from proxy.hub.urls import ApiRoute, FileRoute, OtherRoute, parse
+from proxy.hub.xet import token_route
 from proxy.passthrough import Passthrough
 from proxy.resolve import Client
+from proxy.xet import Xet
 
 log = logging.getLogger("proxy.access")
 
@@ -28,7 +30,8 @@ _READS = ("GET", "HEAD")
 class App:
     """Routes the Hub's name space. `/-/` is the node's own and never reaches this."""
 
-    def __init__(self, *, files: Files, api: Api, passthrough: Passthrough, metrics: Metrics) -> None:
+    def __init__(self, *, files: Files, api: Api, passthrough: Passthrough, xet: Xet, metrics: Metrics) -> None:
+        self._xet = xet
         self._files = files
         self._api = api
         self._passthrough = passthrough
@@ -51,7 +54,12 @@ class App:
             return "resolve", self._files.handle(request, route, client)
         if isinstance(route, ApiRoute) and route.is_cacheable(request.method):
             return "api", self._api.handle(request, route, client)
+        if isinstance(route, OtherRoute) and token_route(route) is not None:
+            return "xet", self._token(request, route, client)
         return "other", self._passthrough.handle(request, route)
+
+    async def _token(self, request: web.Request, route: OtherRoute, client: Client) -> web.StreamResponse:
+        return await self._xet.token(request, route, client) or await self._passthrough.handle(request, route)
 
     @web.middleware
     async def observe(

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from proxy.hub.xet import XetUse
 from proxy.units import HostPort, parse_duration, parse_rate, parse_size
 
 Role = Literal["peer", "seed"]
-XetUse = Literal["auto", "always", "never"]
 LogFormat = Literal["text", "json"]
 
 
