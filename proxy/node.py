@@ -170,6 +170,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
         use=settings.xet,
         key=xet_key(data_dir),
         files=files,
+        blobs=blobs,
         resolver=resolver,
         api=api,
         catalog=catalog,

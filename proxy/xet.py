@@ -21,6 +21,7 @@ import msgspec
 from aiohttp import web
 
 from mesh.blob import Blob
+from mesh.blobs import Blobs
 from mesh.errors import MeshError
 from mesh.fill import Reader
 from mesh.stats import Stats
@@ -70,6 +71,7 @@ class Xet:
         use: XetUse,
         key: bytes,
         files: Files,
+        blobs: Blobs,
         resolver: Resolver,
         api: Api,
         catalog: Catalog,
@@ -78,6 +80,7 @@ class Xet:
         self._use = use
         self._key = key
         self._files = files
+        self._blobs = blobs
         self._resolver = resolver
         self._api = api
         self._catalog = catalog
@@ -120,8 +123,9 @@ class Xet:
         if not path:
             return None
         await self._resolver.file(FileRoute(repo, commit, path), client)  # may this client read at all?
-        until = int(time.time()) + _PASS_SECONDS
-        token = write_pass(self._key, Pass(self._hold(client), str(repo), commit, until))
+        now = int(time.time())
+        until = now + _PASS_SECONDS
+        token = write_pass(self._key, Pass(self._hold(client), str(repo), now, until))
         base = f"{visible_base(request)}{route.prefix}/-/xet"
         request["outcome"] = "hit"
         return web.Response(
@@ -209,6 +213,10 @@ class Xet:
             raise HubError(404, code="EntryNotFound", message=f"{name.path} is nothing for Xet")
         return file
 
+    def _is_void(self, granted: Pass, file: ResolvedFile) -> bool:
+        """Whether its client may have got wrong bytes before: no right ones must then complete the file."""
+        return file.digest is not None and granted.since <= self._blobs.disproved_at(file.digest)
+
     # --- what clients of a Xet server ask
 
     def _guarded(self, answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Handler:
@@ -229,10 +237,12 @@ class Xet:
         if granted is None or client is None or granted.file:
             raise HubError(401, message="no pass of this node, or one whose time is over")
         file = await self._file(granted, xet_hash, client)
+        if self._is_void(granted, file):
+            raise HubError(401, message=f"some bytes of {file.path} were wrong: begin again with a new token")
         selection = _select(request, file.size, xet_hash)
         if selection.status == 416:
             return web.Response(status=416, headers={"Content-Range": f"bytes */{file.size}"})
-        one = Pass(granted.holder, granted.repo, granted.commit, int(now) + _ADDRESS_SECONDS, xet_hash)
+        one = Pass(granted.holder, granted.repo, granted.since, int(now) + _ADDRESS_SECONDS, xet_hash)
         prefix = f"/{quote(request.match_info['prefix'])}" if "prefix" in request.match_info else ""
         signature = write_pass(self._key, one)
         url = f"{visible_base(request)}{prefix}/-/xet/xorbs/{xet_hash}/"
@@ -264,6 +274,8 @@ class Xet:
         spans = list(xorb.spans(selection.start, selection.stop))
         source = await self._files.open(file, client, spans[0].start, spans[-1].stop, is_whole=False)
         try:
+            if self._is_void(granted, file):  # what was wrong has ended before a new source could be opened
+                raise HubError(403, message=f"some bytes of {file.path} were wrong: begin again")
             request["outcome"] = "hit" if isinstance(source, Blob) else "miss"
             response = web.StreamResponse(status=selection.status, headers=headers)
             response.content_length = selection.stop - selection.start

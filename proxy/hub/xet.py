@@ -133,12 +133,12 @@ class Pass(msgspec.Struct, frozen=True, array_like=True):
     """What a client was let in for, until a time (seconds since the epoch).
 
     `holder` is the key of the token it came with, or empty; `file` the one Xet hash it is good for: an access token
-    has none and is good for what the repository has.
+    has none and is good for what the repository has. `since` is when the access token was given, for both.
     """
 
     holder: str
     repo: str
-    commit: str
+    since: int
     until: int
     file: str = ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -240,6 +242,43 @@ def test_a_reader_who_is_shut_out_is_shut_out_here(filled: HubProcess, tmp_path:
         kept.save(filled.folder.folder("models", repo))
         assert reconstruction(said, xet_hash).status in (401, 403, 404)
         assert ask(url, Range=wanted).status in (401, 403, 404)
+
+
+def test_nobody_completes_a_file_of_which_a_byte_was_wrong(filled: HubProcess, node: NodeProcess) -> None:
+    """Who has the wrong part already would only fetch again what the proof broke off."""
+    filled.turn(corrupt={"model.safetensors": 10}, corrupt_times=1)
+    xet_hash = filled.folder.load("models", REPO).commits[commit_of(filled)].files["model.safetensors"].xet
+    said = token_of(node, "main")
+    url, wanted = first_xorb(reconstruction(said, xet_hash, Range="bytes=0-99"))
+    assert ask(url, Range=wanted).body[8:28] != MODEL[:20], "the origin's word, as for any range"
+    first = ask(url, Range=f"bytes={MIB + 8 * 8}-").body
+    assert first[8:28] == MODEL[MIB : MIB + 20]
+    with pytest.raises(http.client.IncompleteRead):
+        ask(url.replace("/0?", "/1?"))
+    assert ask(url, Range=wanted).status == 403
+    assert reconstruction(said, xet_hash).status == 401
+    until = time.monotonic() + 10
+    while reconstruction(said := token_of(node, "main"), xet_hash).status != 200:  # it counts in seconds
+        assert time.monotonic() < until
+    assert read(said, xet_hash, len(MODEL)) == MODEL
+
+
+def test_nodes_with_a_key_cost_the_hub_one_copy_together(filled: HubProcess, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("k" * 32)
+    xet_hash = filled.folder.load("models", REPO).commits[commit_of(filled)].files["model.safetensors"].xet
+    flags = ("--mesh-key-file", str(key), "--xet", "always")
+    with (
+        NodeProcess(tmp_path / "a", filled.url, *flags) as one,
+        NodeProcess(tmp_path / "b", filled.url, *flags, "--seed", one.mesh) as other,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        until = time.monotonic() + 20
+        while min(len(node.status()["peers"]) for node in (one, other)) < 1:
+            assert time.monotonic() < until
+        for got in pool.map(lambda node: read(token_of(node, "main"), xet_hash, len(MODEL)), (one, other)):
+            assert got == MODEL
+    assert filled.stats()["total_bytes"] == len(MODEL)
 
 
 def test_passes_outlive_the_process_but_no_token_does(filled: HubProcess, node: NodeProcess) -> None:
