@@ -20,7 +20,7 @@ from proxy.hub.urls import ApiRoute, FileRoute, OtherRoute, parse
 from proxy.hub.xet import token_route
 from proxy.passthrough import Passthrough
 from proxy.resolve import Client
-from proxy.xet import Xet
+from proxy.xet_tokens import XetTokens
 
 log = logging.getLogger("proxy.access")
 
@@ -30,8 +30,10 @@ _READS = ("GET", "HEAD")
 class App:
     """Routes the Hub's name space. `/-/` is the node's own and never reaches this."""
 
-    def __init__(self, *, files: Files, api: Api, passthrough: Passthrough, xet: Xet, metrics: Metrics) -> None:
-        self._xet = xet
+    def __init__(
+        self, *, files: Files, api: Api, passthrough: Passthrough, xet_tokens: XetTokens, metrics: Metrics
+    ) -> None:
+        self._xet_tokens = xet_tokens
         self._files = files
         self._api = api
         self._passthrough = passthrough
@@ -59,7 +61,7 @@ class App:
         return "other", self._passthrough.handle(request, route)
 
     async def _token(self, request: web.Request, route: OtherRoute, client: Client) -> web.StreamResponse:
-        return await self._xet.token(request, route, client) or await self._passthrough.handle(request, route)
+        return await self._xet_tokens.answer(request, route, client) or await self._passthrough.handle(request, route)
 
     @web.middleware
     async def observe(

@@ -46,6 +46,8 @@ from proxy.holdings import Holdings
 from proxy.hub.access import Grants
 from proxy.hub.freshness import Freshness
 from proxy.origin import Origin
+from proxy.passes import Passes
+from proxy.passes import load_key as load_xet_key
 from proxy.passthrough import Passthrough
 from proxy.preheat import Preheater
 from proxy.relay import Relay
@@ -54,7 +56,7 @@ from proxy.settings import Settings
 from proxy.units import HostPort, format_size
 from proxy.version import VERSION
 from proxy.xet import Xet
-from proxy.xet import load_key as xet_key
+from proxy.xet_tokens import XetTokens
 
 log = logging.getLogger(__name__)
 
@@ -166,21 +168,13 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     outflow = Outflow(threads=_UPLOAD_THREADS, sent=lambda count: stats.add("client_sent", count))
     stack.callback(outflow.close)
     files = Files(resolver=resolver, blobs=blobs, outflow=outflow, xet=settings.xet)
-    xet = Xet(
-        use=settings.xet,
-        key=xet_key(data_dir),
-        files=files,
-        blobs=blobs,
-        resolver=resolver,
-        api=api,
-        catalog=catalog,
-        stats=stats,
-    )
+    passes = Passes(load_xet_key(data_dir))
+    xet = Xet(passes=passes, files=files, blobs=blobs, resolver=resolver, catalog=catalog, stats=stats)
     app = App(
         files=files,
         api=api,
         passthrough=Passthrough(origin=origin, catalog=catalog),
-        xet=xet,
+        xet_tokens=XetTokens(use=settings.xet, passes=passes, api=api, resolver=resolver, catalog=catalog),
         metrics=metrics,
     )
     preheater = Preheater(api=api, resolver=resolver, blobs=blobs, mesh=mesh, tasks=tasks)

@@ -10,12 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from urllib.parse import quote, unquote, urljoin, urlsplit
+from urllib.parse import quote
 
 import msgspec
 from aiohttp import web
@@ -25,37 +22,19 @@ from mesh.blobs import Blobs
 from mesh.errors import MeshError
 from mesh.fill import Reader
 from mesh.stats import Stats
-from proxy.api import Api, visible_base
-from proxy.catalog import Catalog, XetName
+from proxy.api import visible_base
+from proxy.catalog import Catalog
 from proxy.files import Files
-from proxy.hub import errors, rewrite
-from proxy.hub.access import is_card, token_key
+from proxy.hub import errors
 from proxy.hub.errors import HubError, OriginUnavailable
-from proxy.hub.urls import ApiRoute, FileRoute, OtherRoute, Repo, is_commit, parse
-from proxy.hub.xet import (
-    Pass,
-    Span,
-    XetUse,
-    Xorb,
-    is_hash,
-    is_pass,
-    read_pass,
-    reconstruction,
-    token_route,
-    write_pass,
-)
+from proxy.hub.urls import FileRoute, Repo
+from proxy.hub.xet import Pass, Span, Xorb, is_hash, is_pass, reconstruction
+from proxy.passes import Passes
 from proxy.ranges import Selection, select
 from proxy.resolve import Client, ResolvedFile, Resolver
 
 log = logging.getLogger(__name__)
 
-_PASS_SECONDS = 900
-# An address is used later than it was given out: clients fetch what they asked about as they find room for it.
-_ADDRESS_SECONDS = 3600
-_MAX_HOLDERS = 10_000
-_MAX_WALKS = 1000
-_MAX_PAGES = 100
-_WALK_SECONDS = 8.0
 _BATCH = 32  # chunks read and sent at once
 _STALL_SECONDS = 300.0  # clients may pause a download; a dead one is dropped after this long
 
@@ -63,35 +42,27 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Xet:
-    """Tokens, reconstructions and xorbs. `key` signs passes; `fallback` answers what is not for us."""
+    """Reconstructions and xorbs, for who has a pass."""
 
     def __init__(
         self,
         *,
-        use: XetUse,
-        key: bytes,
+        passes: Passes,
         files: Files,
         blobs: Blobs,
         resolver: Resolver,
-        api: Api,
         catalog: Catalog,
         stats: Stats,
     ) -> None:
-        self._use = use
-        self._key = key
+        self._passes = passes
         self._files = files
         self._blobs = blobs
         self._resolver = resolver
-        self._api = api
         self._catalog = catalog
         self._stats = stats
-        # The tokens that passes were given to: they are in no pass, and not on disk.
-        self._holders: OrderedDict[str, str] = OrderedDict()
-        # A file of each commit that was looked through, or "" where Xet knows none.
-        self._walked: OrderedDict[tuple[Repo, str], str] = OrderedDict()
 
     def add_routes(self, app: web.Application, fallback: Handler) -> None:
-        """Also below one leading segment, for clients whose HF_ENDPOINT has a path."""
+        """Also below one segment, for clients whose HF_ENDPOINT has a path; `fallback` answers what is not ours."""
         for base in ("/-/xet", "/{prefix}/-/xet"):
             app.router.add_get(f"{base}/v1/reconstructions/{{hash}}", self._guarded(self._reconstruction))
             app.router.add_get(f"{base}/xorbs/{{hash}}/{{number:\\d{{1,9}}}}", self._guarded(self._xorb))
@@ -105,103 +76,6 @@ class Xet:
             return web.Response(status=204)
 
         app.router.add_post("/v1/telemetry", report)
-
-    # --- tokens
-
-    async def token(self, request: web.Request, route: OtherRoute, client: Client) -> web.Response | None:
-        """A pass for a repository at a revision, with ourselves as the server.
-
-        None when the Hub is to answer: we do not speak Xet, or what the repository holds is not known in time. Raises
-        HubError for who may not read it, and OriginUnavailable.
-        """
-        asked = token_route(route)
-        if self._use == "never" or asked is None or request.method != "GET":
-            return None
-        repo, revision = asked
-        commit = await self._commit(repo, revision, client)
-        path = await self._some_file(repo, commit, client)
-        if not path:
-            return None
-        await self._resolver.file(FileRoute(repo, commit, path), client)  # may this client read at all?
-        now = int(time.time())
-        until = now + _PASS_SECONDS
-        token = write_pass(self._key, Pass(self._hold(client), str(repo), now, until))
-        base = f"{visible_base(request)}{route.prefix}/-/xet"
-        request["outcome"] = "hit"
-        return web.Response(
-            body=msgspec.json.encode({"accessToken": token, "exp": until, "casUrl": base}),
-            content_type="application/json",
-            headers={
-                "X-Xet-Cas-Url": base,
-                "X-Xet-Access-Token": token,
-                "X-Xet-Token-Expiration": str(until),
-                "Cache-Control": "no-store",
-            },
-        )
-
-    async def _commit(self, repo: Repo, revision: str, client: Client) -> str:
-        if is_commit(revision):
-            return revision
-        route = ApiRoute(repo, "revision", unquote(revision), f"{repo.api_prefix}/revision/{revision}", "")
-        answer, _ = await self._api.ask(route, client)
-        return answer.commit
-
-    async def _some_file(self, repo: Repo, commit: str, client: Client) -> str:
-        """Learn the Xet hashes of a commit: any may be asked for, a client can have them from another day.
-
-        The path of a file that has one; empty if there is none, or if it takes too long to see them all.
-        """
-        if (known := self._walked.get((repo, commit))) is not None:
-            return known
-        try:
-            async with asyncio.timeout(_WALK_SECONDS):
-                found = await self._walk(repo, commit, client)
-        except TimeoutError:
-            found = None
-        if found is None:
-            log.info("%s at %s has too many files to be served over Xet: the Hub does that", repo, commit)
-            return ""
-        self._walked[repo, commit] = found
-        if len(self._walked) > _MAX_WALKS:
-            self._walked.popitem(last=False)
-        return found
-
-    async def _walk(self, repo: Repo, commit: str, client: Client) -> str | None:
-        target, found = f"{repo.api_prefix}/tree/{commit}?recursive=true&expand=false", ""
-        for _ in range(_MAX_PAGES):
-            route = parse(target)
-            if not isinstance(route, ApiRoute) or route.kind != "tree" or route.repo != repo:
-                return None
-            answer, _ = await self._api.ask(route, client)
-            for xet_hash, path in rewrite.xet_names(msgspec.json.decode(answer.body)):
-                self._catalog.set_xet_name(str(repo), xet_hash, XetName(commit, path))
-                if not found or is_card(found):
-                    found = path
-            following = rewrite.next_page(answer.headers.get("Link", ""))
-            if following is None:
-                return found
-            parts = urlsplit(urljoin(target, following))
-            target = f"{parts.path}?{parts.query}"
-        return None
-
-    # --- who holds a pass
-
-    def _hold(self, client: Client) -> str:
-        if client.token is None:
-            return ""
-        holder = token_key(client.token)
-        self._holders[holder] = client.token
-        self._holders.move_to_end(holder)
-        if len(self._holders) > _MAX_HOLDERS:
-            self._holders.popitem(last=False)
-        return holder
-
-    def _client(self, request: web.Request, granted: Pass | None) -> Client | None:
-        """Whom a pass was given to; None for a bad pass, and for a token that we do not remember after a restart."""
-        if granted is None or (granted.holder and granted.holder not in self._holders):
-            return None
-        token = self._holders[granted.holder] if granted.holder else None
-        return Client(token, request.headers.get("User-Agent", ""))
 
     async def _file(self, granted: Pass, xet_hash: str, client: Client) -> ResolvedFile:
         """The file that a hash names, if the client may have it now. Raises HubError and OriginUnavailable."""
@@ -232,19 +106,18 @@ class Xet:
 
     async def _reconstruction(self, request: web.Request) -> web.StreamResponse:
         xet_hash, now = request.match_info["hash"].lower(), time.time()
-        granted = read_pass(self._key, Client.of(request.headers).token or "", now)
-        client = self._client(request, granted)
-        if granted is None or client is None or granted.file:
+        asker = Client.of(request.headers)
+        if (read := self._passes.read(asker.token or "", "", asker.user_agent, now)) is None:
             raise HubError(401, message="no pass of this node, or one whose time is over")
+        granted, client = read
         file = await self._file(granted, xet_hash, client)
         if self._is_void(granted, file):
             raise HubError(401, message=f"some bytes of {file.path} were wrong: begin again with a new token")
         selection = _select(request, file.size, xet_hash)
         if selection.status == 416:
             return web.Response(status=416, headers={"Content-Range": f"bytes */{file.size}"})
-        one = Pass(granted.holder, granted.repo, granted.since, int(now) + _ADDRESS_SECONDS, xet_hash)
         prefix = f"/{quote(request.match_info['prefix'])}" if "prefix" in request.match_info else ""
-        signature = write_pass(self._key, one)
+        signature = self._passes.narrow(granted, xet_hash, now)
         url = f"{visible_base(request)}{prefix}/-/xet/xorbs/{xet_hash}/"
         said = reconstruction(
             file.etag, file.size, selection.start, selection.stop, lambda xorb: f"{url}{xorb}?signature={signature}"
@@ -256,10 +129,11 @@ class Xet:
 
     async def _xorb(self, request: web.Request) -> web.StreamResponse:
         xet_hash, number = request.match_info["hash"], int(request.match_info["number"])
-        granted = read_pass(self._key, request.query.get("signature", ""), time.time())
-        client = self._client(request, granted)
-        if granted is None or client is None or granted.file != xet_hash:
+        text, user_agent = request.query.get("signature", ""), request.headers.get("User-Agent", "")
+        read = self._passes.read(text, xet_hash, user_agent, time.time()) if is_hash(xet_hash) else None
+        if read is None:
             raise HubError(403, message="no address of this node, or one whose time is over")  # clients ask anew
+        granted, client = read
         file = await self._file(granted, xet_hash, client)
         try:
             xorb = Xorb(file.size, number)
@@ -305,23 +179,6 @@ class Xet:
             async with asyncio.timeout(_STALL_SECONDS):
                 await response.write(body)
             self._stats.add("client_sent", len(body))
-
-
-def load_key(data_dir: Path) -> bytes:
-    """The secret that signs passes, made at the first start: who downloads does not notice a restart."""
-    file = data_dir / "xet-key"
-    try:
-        if len(key := file.read_bytes()) == 32:
-            return key
-    except FileNotFoundError:
-        pass
-    key = secrets.token_bytes(32)
-    temporary = file.with_suffix(".new")
-    temporary.unlink(missing_ok=True)
-    temporary.touch(0o600, exist_ok=False)
-    temporary.write_bytes(key)
-    temporary.replace(file)
-    return key
 
 
 async def _nothing(request: web.Request) -> web.StreamResponse:
