@@ -25,12 +25,12 @@ class Passes:
 
     def __init__(self, key: bytes) -> None:
         self._key = key
-        self._holders: OrderedDict[str, str] = OrderedDict()
+        self._holders: OrderedDict[str, tuple[str, float]] = OrderedDict()  # tokens, and until when they are needed
 
     def grant(self, client: Client, repo: Repo, now: float) -> tuple[str, int]:
         """An access token for a repository, and when it ends."""
         until = int(now) + PASS_SECONDS
-        return write_pass(self._key, Pass(self._hold(client), str(repo), int(now), until)), until
+        return write_pass(self._key, Pass(self._hold(client, now), str(repo), int(now), until)), until
 
     def narrow(self, granted: Pass, xet_hash: str, now: float) -> str:
         """What an access token is good for, for one file alone: to be put into an address."""
@@ -43,19 +43,22 @@ class Passes:
         granted = read_pass(self._key, text, now)
         if granted is None or granted.file != xet_hash:
             return None
-        token = self._holders.get(granted.holder)
+        token, _ = self._holders.get(granted.holder, (None, 0.0))
         if granted.holder and token is None:
             return None
         return granted, Client(token, user_agent)
 
-    def _hold(self, client: Client) -> str:
+    def _hold(self, client: Client, now: float) -> str:
+        while self._holders:
+            oldest, (_, until) = next(iter(self._holders.items()))
+            if until > now and len(self._holders) < _MAX_HOLDERS:
+                break
+            del self._holders[oldest]
         if client.token is None:
             return ""
         holder = token_key(client.token)
-        self._holders[holder] = client.token
+        self._holders[holder] = client.token, now + PASS_SECONDS + _ADDRESS_SECONDS
         self._holders.move_to_end(holder)
-        if len(self._holders) > _MAX_HOLDERS:
-            self._holders.popitem(last=False)
         return holder
 
 
