@@ -172,7 +172,8 @@ class World:
             self._check(who, answer, files=True, is_kept=False)
 
     def list(self, who: str, tail: str, revision: int | None, body: bytes) -> None:
-        self._check(who, self._list(who, tail, revision, body), files="auth-check" in tail, is_kept=_is_kept(tail))
+        files = "auth-check" in tail or "xet" in tail
+        self._check(who, self._list(who, tail, revision, body), files=files, is_kept=_is_kept(tail))
 
     def together(self, first: str, second: str, tail: str) -> None:
         """Two ask the same at the same time."""
