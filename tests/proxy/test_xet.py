@@ -143,11 +143,12 @@ path = hub.hf_hub_download({REPO!r}, "model.safetensors")
 print(hashlib.sha256(open(path, "rb").read()).hexdigest())
 """
     with NodeProcess(tmp_path / "node", filled.url, "--xet", "always") as node:
-        for home in ("cold", "warm"):
+        for home in ("cold", "warm", "with the Hub away"):
+            filled.turn(dark="close" if "away" in home else "")
             assert download(code, node, tmp_path / home) == hashlib.sha256(MODEL).hexdigest()
             assert filled.stats()["total_bytes"] == len(MODEL)
         assert "GET /-/xet/xorbs/" in node.log()
-        assert node.metric("hubmesh_client_sent_bytes_total") >= 2 * len(MODEL)
+        assert node.metric("hubmesh_client_sent_bytes_total") >= 3 * len(MODEL)
         assert node.stop() == 0
         assert "signature" not in node.log()
         assert "hubmesh_xet_" not in node.log()
