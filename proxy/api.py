@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 import msgspec
 from aiohttp import web
 
-from proxy.catalog import ApiAnswer, Catalog, Ref
+from proxy.catalog import ApiAnswer, Catalog, Ref, XetName
 from proxy.hearsay import Hearsay, Lookup
 from proxy.hub import rewrite
 from proxy.hub.access import EVERYBODY, OPEN_SECONDS, Grants, token_key
@@ -20,6 +20,7 @@ from proxy.hub.client import Client
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.freshness import Freshness, is_immutable
 from proxy.hub.urls import ApiRoute, is_commit
+from proxy.hub.xet import XetUse
 from proxy.origin import Answer, Origin
 
 log = logging.getLogger(__name__)
@@ -36,8 +37,11 @@ Outcome = Literal["hit", "miss", "stale"]
 class Api:
     """One view of a repository: what a branch means is the same for files, trees and info at any moment."""
 
-    def __init__(self, *, origin: Origin, catalog: Catalog, freshness: Freshness, grants: Grants) -> None:
+    def __init__(
+        self, *, origin: Origin, catalog: Catalog, freshness: Freshness, grants: Grants, xet: XetUse = "auto"
+    ) -> None:
         self._origin = origin
+        self._xet = xet
         self._catalog = catalog
         self._freshness = freshness
         self._grants = grants
@@ -58,7 +62,13 @@ class Api:
             "miss": "hubmesh; fwd=uri-miss; stored",
             "stale": "hubmesh; fwd=stale; detail=origin-unavailable",
         }[outcome]
-        return web.Response(status=answer.status, headers=headers, body=answer.body)
+        return web.Response(status=answer.status, headers=headers, body=self._shown(answer.body))
+
+    def _shown(self, body: bytes) -> bytes:
+        """With the Xet hashes of those files alone that clients are to take over Xet."""
+        if b'"xetHash"' not in body or self._xet == "always":
+            return body
+        return msgspec.json.encode(rewrite.strip_xet(msgspec.json.decode(body), self._xet))
 
     async def ask(
         self, route: ApiRoute, client: Client, body: bytes = b"", content_type: str = _FORM
@@ -228,11 +238,13 @@ class Api:
     ) -> ApiAnswer:
         """Keep an answer for those who may see it, and what it says of the revision."""
         repo, scope, body, commit = str(route.repo), token_key(token) if token else EVERYBODY, answer.body, ""
-        if b'"xetHash"' in body:
-            body = msgspec.json.encode(rewrite.strip_xet(document))
         if route.kind in ("info", "revision") and isinstance(document, dict):
             sha = document.get("sha")
             commit = sha if isinstance(sha, str) and is_commit(sha) else ""
+        at = commit or (route.revision if is_commit(route.revision or "") else None)
+        if at and b'"xetHash"' in body:
+            for xet_hash, path in rewrite.xet_names(document):
+                self._catalog.set_xet_name(repo, xet_hash, XetName(at, path))
         headers = {name: answer.headers[name] for name in _KEPT_HEADERS if name in answer.headers}
         kept = ApiAnswer(answer.status, headers, body, said_at, commit)
         if route.kind == "info" and not (isinstance(document, dict) and "id" in document):

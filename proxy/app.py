@@ -18,9 +18,11 @@ from proxy.api import Api
 from proxy.files import Files
 from proxy.hub import errors
 from proxy.hub.errors import HubError, OriginUnavailable
-from proxy.hub.urls import ApiRoute, FileRoute, parse
+from proxy.hub.urls import ApiRoute, FileRoute, OtherRoute, parse
+from proxy.hub.xet import token_route
 from proxy.passthrough import Passthrough
 from proxy.resolve import Client
+from proxy.xet_tokens import XetTokens
 
 log = logging.getLogger("proxy.access")
 
@@ -31,7 +33,10 @@ _RUN = uuid.uuid4().hex[:8]  # what the ids of this process's requests begin wit
 class App:
     """Routes the Hub's name space. `/-/` is the node's own and never reaches this."""
 
-    def __init__(self, *, files: Files, api: Api, passthrough: Passthrough, metrics: Metrics) -> None:
+    def __init__(
+        self, *, files: Files, api: Api, passthrough: Passthrough, xet_tokens: XetTokens, metrics: Metrics
+    ) -> None:
+        self._xet_tokens = xet_tokens
         self._files = files
         self._api = api
         self._passthrough = passthrough
@@ -55,7 +60,12 @@ class App:
             return "resolve", self._files.handle(request, route, client)
         if isinstance(route, ApiRoute) and route.is_cacheable(request.method):
             return "api", self._api.handle(request, route, client)
+        if isinstance(route, OtherRoute) and token_route(route) is not None:
+            return "xet", self._token(request, route, client)
         return "other", self._passthrough.handle(request, route)
+
+    async def _token(self, request: web.Request, route: OtherRoute, client: Client) -> web.StreamResponse:
+        return await self._xet_tokens.answer(request, route, client) or await self._passthrough.handle(request, route)
 
     @web.middleware
     async def observe(

@@ -11,14 +11,15 @@ from aiohttp import web
 
 from mesh.blob import Blob
 from mesh.blobs import Blobs
-from mesh.content import Digest
 from mesh.errors import LocationRefused, MeshError, SourceFailed, StoreFull
 from mesh.fill import Reader
 from mesh.outflow import Outflow
 from mesh.transfer import Location
+from proxy.api import visible_base
 from proxy.hub import errors
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.urls import FileRoute
+from proxy.hub.xet import PLAIN_HTTP_LIMIT, XetUse, is_hash, is_spoken
 from proxy.ranges import Selection, select
 from proxy.resolve import Client, ResolvedFile, Resolver
 
@@ -26,8 +27,6 @@ log = logging.getLogger(__name__)
 
 # Clients give up after 10 s without a byte: we say so before they do.
 _FIRST_BYTE_SECONDS = 8.5
-# Clients refuse plain HTTP above this many bytes when they are told the size before the download.
-_PLAIN_HTTP_LIMIT = 50 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,8 @@ class HubAccess:
 class Files:
     """Answers HEAD and GET for files of repositories."""
 
-    def __init__(self, *, resolver: Resolver, blobs: Blobs, outflow: Outflow) -> None:
+    def __init__(self, *, resolver: Resolver, blobs: Blobs, outflow: Outflow, xet: XetUse = "auto") -> None:
+        self._xet = xet
         self._resolver = resolver
         self._blobs = blobs
         self._outflow = outflow
@@ -82,7 +82,7 @@ class Files:
             if_match=request.headers.get("If-Match"),
             if_none_match=request.headers.get("If-None-Match"),
         )
-        headers = _headers(file)
+        headers = _headers(file) | self._xet_headers(request, file, route.prefix)
         if content_range := selection.content_range(file.size):
             headers["Content-Range"] = content_range
         if request.method == "HEAD":
@@ -100,18 +100,29 @@ class Files:
         headers["Cache-Status"] = _cache_status(file, file.outcome)
         if selection.status != 200:
             return web.Response(status=selection.status, headers=headers)
-        if file.size > _PLAIN_HTTP_LIMIT and client.accepts_unknown_size:
+        if file.size > PLAIN_HTTP_LIMIT and client.accepts_unknown_size and "X-Xet-Hash" not in headers:
             headers.pop("X-Linked-Size", None)
         else:
             headers["Content-Length"] = str(file.size)
         return web.Response(headers=headers)
 
+    def _xet_headers(self, request: web.Request, file: ResolvedFile, prefix: str) -> dict[str, str]:
+        """What leads a client to the Xet server that this node is (proxy/xet.py); nothing for most files."""
+        xet_hash = file.metadata.xet_hash
+        if not is_spoken(self._xet, file.size) or not file.size or not is_hash(xet_hash):
+            return {}
+        base = visible_base(request) + prefix
+        return {
+            "X-Xet-Hash": xet_hash,
+            "Link": f'<{base}{file.repo.api_prefix}/xet-read-token/{file.commit}>; rel="xet-auth", '
+            f'<{base}/-/xet/v1/reconstructions/{xet_hash}>; rel="xet-reconstruction-info"',
+        }
+
     async def _body(
         self, request: web.Request, file: ResolvedFile, client: Client, selection: Selection, headers: dict[str, str]
     ) -> web.StreamResponse:
-        if file.digest is None:
-            raise HubError(502, message=f"the ETag of {file.path} is no digest: its bytes could not be proven")
-        source = await self._open(file, file.digest, client, selection)
+        is_whole = selection.status == 200 or selection.is_rest
+        source = await self.open(file, client, selection.start, selection.stop, is_whole=is_whole)
         try:
             outcome = "hit" if isinstance(source, Blob) else "miss"
             request["outcome"] = "stale" if file.outcome == "stale" else outcome
@@ -122,22 +133,27 @@ class Files:
         finally:
             source.close()
 
-    async def _open(self, file: ResolvedFile, digest: Digest, client: Client, selection: Selection) -> Blob | Reader:
-        """A source whose first byte is there. Raises HubError or OriginUnavailable."""
+    async def open(self, file: ResolvedFile, client: Client, start: int, stop: int, *, is_whole: bool) -> Blob | Reader:
+        """A source for the bytes from `start` up to `stop`, the first of which is there; close it when done.
+
+        Raises HubError or OriginUnavailable.
+        """
+        if file.digest is None:
+            raise HubError(502, message=f"the ETag of {file.path} is no digest: its bytes could not be proven")
         source: Blob | Reader | None = None
         try:
             source = await self._blobs.read(
-                digest,
+                file.digest,
                 file.size,
-                selection.start,
-                selection.stop,
+                start,
+                stop,
                 HubAccess(self._resolver, file, client) if self._resolver.may_ask else None,
-                is_whole=selection.status == 200 or selection.is_rest,
+                is_whole=is_whole,
                 is_public=file.is_public,
             )
-            if source.ready(selection.start) <= selection.start:
+            if source.ready(start) <= start:
                 async with asyncio.timeout(_FIRST_BYTE_SECONDS):
-                    await source.wait(selection.start)
+                    await source.wait(start)
         except BaseException as error:
             if source is not None:
                 source.close()

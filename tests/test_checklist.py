@@ -97,23 +97,38 @@ def test_row_04_buckets_keep_their_xet_metadata(node: NodeProcess) -> None:
     assert "xet-auth" in (head["Link"] or "")
 
 
-def test_row_05_xet_tokens_pass_with_the_clients_own(hub: HubProcess, node: NodeProcess) -> None:
-    answer = ask(f"{node.url}/api/models/{REPO}/xet-read-token/{commit_of(hub)}", token="hf_alice")
+def test_row_05_a_token_for_xet_leads_here_and_is_refused_as_the_hub_would(hub: HubProcess, node: NodeProcess) -> None:
+    route = f"{node.url}/api/models/{REPO}/xet-read-token/{commit_of(hub)}"
+    answer = ask(route, token="hf_alice")
     assert answer.status == 200
-    assert answer["X-Xet-Cas-Url"] == json.loads(answer.body)["casUrl"]
+    said = json.loads(answer.body)
+    assert answer["X-Xet-Cas-Url"] == said["casUrl"] == f"{node.url}/-/xet"
+    assert (answer["X-Xet-Access-Token"], answer["X-Xet-Token-Expiration"]) == (said["accessToken"], str(said["exp"]))
+    writing = ask(route.replace("xet-read", "xet-write"), token="hf_alice")
+    assert writing["X-Xet-Cas-Url"] == json.loads(writing.body)["casUrl"] != said["casUrl"]
     assert hub.stats()["seen"]["api"][-1]["authorization"] == "Bearer hf_alice"
+    hub.folder.create("acme/secret", private=True, readers=["alice"])
+    hub.folder.commit("acme/secret", {"a.bin": b"a"})
+    assert ask(f"{node.url}/api/models/acme/secret/xet-read-token/main", token="hf_alice").status == 200
+    refused = ask(f"{node.url}/api/models/acme/secret/xet-read-token/main", token="hf_bob")
+    assert (refused.status, refused["X-Error-Code"]) == (404, "RepoNotFound")
 
 
-def test_row_06_the_size_of_huge_files_is_hidden_from_clients_that_would_refuse(
+def test_row_06_huge_files_go_over_xet_or_hide_their_size_from_clients_that_would_refuse(
     hub: HubProcess, node: NodeProcess
 ) -> None:
     repo = hub.folder.load("models", REPO)
     commit = repo.commits[repo.refs["heads/main"]]
     commit.files["huge.bin"] = Entry("0" * 40, 60 * 10**9, "1" * 64, "2" * 64, "none")
+    commit.files["plain.bin"] = Entry("0" * 40, 60 * 10**9, "3" * 64, "", "none")
     repo.save(hub.folder.folder("models", REPO))
-    new = ask(resolve(node, "huge.bin"), "HEAD", User_Agent=NEW)
-    assert (new.status, new["X-Linked-Size"], new["Content-Length"]) == (200, None, None)
-    old = ask(resolve(node, "huge.bin"), "HEAD", User_Agent=OLD)
+    for agent in (NEW, OLD):
+        head = ask(resolve(node, "huge.bin"), "HEAD", User_Agent=agent)
+        assert (head.status, head["X-Xet-Hash"]) == (200, "2" * 64)
+        assert head["X-Linked-Size"] == head["Content-Length"] == str(60 * 10**9)
+    new = ask(resolve(node, "plain.bin"), "HEAD", User_Agent=NEW)
+    assert (new.status, new["X-Xet-Hash"], new["X-Linked-Size"], new["Content-Length"]) == (200, None, None, None)
+    old = ask(resolve(node, "plain.bin"), "HEAD", User_Agent=OLD)
     assert old["X-Linked-Size"] == old["Content-Length"] == str(60 * 10**9)
 
 

@@ -86,6 +86,20 @@ def test_a_snapshot_arrives_right_and_costs_the_hub_one_copy(
     assert not any("xet-read-token" in request for request in stats["requests"])
 
 
+@pytest.mark.parametrize("client", ["0.36+xet", "newest+xet"])
+def test_a_snapshot_arrives_over_xet_from_the_node(hub: HubProcess, tmp_path: Path, client: str) -> None:
+    files = {"config.json": b"{}", "model.safetensors": BIG}
+    hub.folder.commit(REPO, files)
+    python = environment(*CLIENTS[client]) / "python"
+    with NodeProcess(tmp_path / "node", hub.url, "--xet", "always") as node:
+        said = json.loads(run(python, _DOWNLOAD, node, tmp_path / "home"))
+        assert said["sums"] == {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
+        assert "GET /-/xet/xorbs/" in node.log()
+    stats = hub.stats()
+    assert stats["total_bytes"] == sum(map(len, files.values()))
+    assert not any("xet" in request for request in stats["requests"])
+
+
 def test_transformers_computes_the_same_embedding_bit_for_bit(
     hub: HubProcess, node: NodeProcess, tmp_path: Path
 ) -> None:
