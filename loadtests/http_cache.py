@@ -1,6 +1,6 @@
 """The public http-cache-tests suite through a node's generic route, beside squid and nginx.
 
-    python -m loadtests.http_cache
+    python -m loadtests.http_cache [CACHE...]
 
 Takes the suite from npm into `.build/http-cache-tests`, runs its server as the origin, and its client through each of
 the caches in turn. Prints how many of what a cache must, should and may do each does, and writes
@@ -168,7 +168,7 @@ def main() -> int:
         return 1
     package = suite(OUTPUT.absolute() / "http-cache-tests")
     tests = definitions(package)
-    names = ["hubmesh", *(name for name in ("squid", "nginx") if shutil.which(name) is not None)]
+    names = sys.argv[1:] or ["hubmesh", *(name for name in ("squid", "nginx") if shutil.which(name) is not None)]
     verdicts: dict[str, dict[str, str]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder, port = Path(temporary), free_port()
@@ -189,7 +189,7 @@ def main() -> int:
             count = Counter(v for test_id, v in verdict.items() if tests[test_id].get("kind", "required") == kind)
             cells.append(f"{count['pass']} / {count['fail']} / {count['does not apply']}")
         print(f"{name:10}" + "".join(f"{cell:>18}" for cell in cells))
-    for test_id, what in verdicts["hubmesh"].items():
+    for test_id, what in verdicts.get("hubmesh", {}).items():
         if what == "fail" and tests[test_id].get("kind", "required") == "required":
             print(f"hubmesh fails {test_id}: {tests[test_id]['name']}")
     OUTPUT.mkdir(exist_ok=True)
