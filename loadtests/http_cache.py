@@ -170,6 +170,7 @@ def main() -> int:
     tests = definitions(package)
     names = sys.argv[1:] or ["hubmesh", *(name for name in ("squid", "nginx") if shutil.which(name) is not None)]
     verdicts: dict[str, dict[str, str]] = {}
+    results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder, port = Path(temporary), free_port()
         folder.chmod(0o755)
@@ -179,7 +180,8 @@ def main() -> int:
             urllib.request.install_opener(urllib.request.build_opener(urllib.request.ProxyHandler({})))
             for name in names:
                 with cache(name, port, folder / name) as base:
-                    verdicts[name] = judge(tests, run_client(package, base))
+                    results[name] = run_client(package, base)
+                    verdicts[name] = judge(tests, results[name])
     kinds = {"required": "must", "optimal": "should", "check": "may"}
     print(f"http-cache-tests {VERSION}: {len(tests)} tests for shared caches; passed / failed / does not apply\n")
     print(f"{'':10}" + "".join(f"{title:>18}" for title in kinds.values()))
@@ -191,9 +193,9 @@ def main() -> int:
         print(f"{name:10}" + "".join(f"{cell:>18}" for cell in cells))
     for test_id, what in verdicts.get("hubmesh", {}).items():
         if what == "fail" and tests[test_id].get("kind", "required") == "required":
-            print(f"hubmesh fails {test_id}: {tests[test_id]['name']}")
+            print(f"hubmesh fails {test_id}: {results['hubmesh'][test_id]}")
     OUTPUT.mkdir(exist_ok=True)
-    (OUTPUT / "http_cache.json").write_text(json.dumps(verdicts, indent=1))
+    (OUTPUT / "http_cache.json").write_text(json.dumps({"verdicts": verdicts, "said": results}, indent=1))
     return 0
 
 

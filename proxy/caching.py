@@ -18,7 +18,7 @@ Fields = tuple[tuple[str, str], ...]
 STALE_SECONDS = 86_400.0
 _MAX_SECONDS = float(1 << 31)  # section 1.2.2
 _DIRECTIVE = re.compile(
-    r'([^\s,;="]+)(?:=("(?:[^"\\]|\\.)*"|[^\s,"]*))?\s*(?:,|\Z)|(?:"(?:[^"\\]|\\.)*"|[^,"])+(?:,|\Z)|,'
+    r'\s*([^\s,;="]+)(?:=("(?:[^"\\]|\\.)*"|[^\s,"]*))?\s*(?:,|\Z)|(?:"(?:[^"\\]|\\.)*"|[^,"])+(?:,|\Z)|,'
 )
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _DATES = (  # RFC 9110, section 5.6.7

@@ -171,7 +171,8 @@ class Passthrough:
         headers.popall("Content-Length", None)
         if caching.is_not_modified(stored, request.headers):
             return web.Response(status=304, headers=headers)
-        status, reason, body = stored.status, stored.reason, stored.body
+        status, body = stored.status, stored.body
+        reason: str | None = stored.reason
         if status == 200 and request.method == "GET" and "Range" in request.headers:
             etag, wanted = headers.get("ETag", ""), request.headers.get("If-Range")
             if wanted is None or not etag.startswith("W/"):

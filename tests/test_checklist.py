@@ -257,6 +257,15 @@ def test_row_17_a_head_is_answered_in_time_from_a_slow_origin(hub: HubProcess, n
     assert time.monotonic() - began < 2
 
 
+def test_row_17_a_head_is_answered_in_time_whatever_the_origin_does(hub: HubProcess, tmp_path: Path) -> None:
+    hub.folder.commit(REPO, {"config.json": CONFIG})
+    hub.turn(latency={"resolve": 6.0})  # and once more for where a small file's answer leads
+    with NodeProcess(tmp_path / "node", hub.url) as node:
+        began = time.monotonic()
+        assert ask(resolve(node, "config.json"), "HEAD", User_Agent=NEW).status == 504
+        assert time.monotonic() - began < 9.9, "clients have given up by then"
+
+
 def test_row_18_bytes_flow_steadily_from_a_slow_origin(hub: HubProcess, node: NodeProcess) -> None:
     hub.turn(bandwidth=MIB)
     connection = http.client.HTTPConnection(node.url.removeprefix("http://"), timeout=5)
