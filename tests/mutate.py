@@ -3,8 +3,8 @@
     python -m tests.mutate [ROW...]
 
 For every row (or those named), the code is copied to a temporary folder, the behaviour broken there, and the row's
-tests run: they must fail. Prints what was not noticed, and then ends with 1. Takes some minutes. docs/conformance.md has
-the same rows in words.
+tests run: they must fail. Prints what was not noticed, and then ends with 1. Takes some minutes. The same rows in words
+are in docs/conformance.md.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def edit(row: int, file: str, old: str, new: str, test: str = "") -> Mutation:
 
 FILES, API, RESOLVE, PASS = "proxy/files.py", "proxy/api.py", "proxy/resolve.py", "proxy/passthrough.py"
 REWRITE, URLS, ERRORS, ORIGIN = "proxy/hub/rewrite.py", "proxy/hub/urls.py", "proxy/hub/errors.py", "proxy/origin.py"
+ONWARD = "proxy/onward.py"
 
 MUTATIONS = [
     edit(1, FILES, '"X-Repo-Commit": file.commit,', ""),
@@ -56,8 +57,14 @@ MUTATIONS = [
     edit(2, FILES, '"Accept-Ranges": "bytes",', '"Accept-Ranges": "bytes", "X-Xet-Hash": file.metadata.xet_hash,'),
     edit(3, API, "if b'\"xetHash\"' in body:", "if not body:"),
     edit(4, REWRITE, 'path.startswith(("/buckets/", "/api/buckets/"))', "not path"),
-    edit(5, PASS, '{"host", "expect"}', '{"host", "expect", "authorization"}'),
-    edit(5, REWRITE, 're.search(r"/xet-(read|write)-token/", path) is not None', "False"),
+    edit(5, ONWARD, '{"host", "expect"}', '{"host", "expect", "authorization"}'),
+    Mutation(
+        5,
+        (
+            (REWRITE, 're.search(r"/xet-(read|write)-token/", path) is not None', "False"),
+            (REWRITE, "name.title() in _XET_HEADERS", 'name.title().startswith("X-Xet-")'),
+        ),
+    ),
     edit(6, FILES, "file.size > _PLAIN_HTTP_LIMIT and client.accepts_unknown_size", "file.size < 0"),
     edit(6, FILES, "file.size > _PLAIN_HTTP_LIMIT and client.accepts_unknown_size", "file.size > _PLAIN_HTTP_LIMIT"),
     edit(7, API, 'headers["Link"] = rewritten', 'headers["Link"] = link'),
@@ -111,11 +118,16 @@ MUTATIONS = [
         "return self.is_complete and self._hasher.hexdigest() == self._digest.hex",
         "return self.is_complete",
     ),
-    edit(
+    Mutation(
         23,
-        "mesh/fill.py",
-        "limit = min(limit, self.proof.hashed + _AHEAD, partial.size - TAIL)",
-        "limit = min(limit, self.proof.hashed + _AHEAD)",
+        (
+            (
+                "mesh/fill.py",
+                "limit = min(limit, self.proof.hashed + _AHEAD, partial.size - TAIL)",
+                "limit = min(limit, self.proof.hashed + _AHEAD)",
+            ),
+            ("mesh/fill.py", "if piece != self._completed_by:", "if piece >= 0:"),
+        ),
     ),
     edit(24, "mesh/swarm.py", "        if is_whole:\n            self._is_wanted = True\n", ""),
     edit(25, FILES, "is_whole=selection.status == 200 or selection.is_rest,", "is_whole=True,"),
@@ -127,12 +139,7 @@ MUTATIONS = [
         'location = Location(url, {"Authorization": f"Bearer {token}"}, expires_at=',
     ),
     edit(28, PASS, "self._catalog.changed(str(repo))", "pass"),
-    edit(
-        28,
-        PASS,
-        "body = request.content.iter_any()\n            if",
-        "body = await request.read() + b' '\n            if",
-    ),
+    edit(28, PASS, "body = request.content.iter_any()\n", "body = (await request.read())[::-1]\n"),
     Mutation(
         29,
         (
@@ -145,12 +152,14 @@ MUTATIONS = [
             ("proxy/caching.py", "    if left > 0:\n", "    if True:\n"),
         ),
     ),
-    edit(30, RESOLVE, 'stale = self._known(route, self._last_commit(route), client, "stale")', "stale = None"),
     edit(
         30,
-        API,
-        "stale = self._stale(route, question, client)\n        if stale is None and",
-        "stale = None\n        if",
+        RESOLVE,
+        'stale = self._known(route, self._last_commit(route), client, "stale")\n        if stale',
+        "return None\n        if stale",
+    ),
+    edit(
+        30, API, "stale = self._stale(route, question, client)\n        if stale is None and", "return None\n        if"
     ),
     edit(31, URLS, 'return replace(inner, prefix=f"/{first}")', "return route"),
     edit(31, URLS, 'path = "/" + path.lstrip("/")\n    route', "route"),

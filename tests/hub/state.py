@@ -40,6 +40,7 @@ class Knobs:
     url_life: float = 3600.0
     page_size: int = 1000
     as_https: bool = False  # what clients infer from a 401 over https only is said
+    absolute: bool = False  # redirects within the Hub name it
     dark: str = ""  # "close" every connection, or "hang"
 
 
@@ -94,6 +95,10 @@ class State:
 
     def object_path(self, repo: Repo, entry: Entry) -> Path:
         return self.folder.folder(repo.type, repo.id) / "objects" / entry.object  # absolute ones stay what they are
+
+    def here(self, target: str) -> str:
+        """A redirect's target on this Hub."""
+        return self.hub_url + target if self.knobs.absolute else target
 
     # --- signed addresses
 
