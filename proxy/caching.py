@@ -132,6 +132,27 @@ def is_usable(stored: Stored, request: Fields, now: float) -> bool:
     return not asked["max-stale"] or -left <= (_seconds(asked["max-stale"]) or 0.0)
 
 
+def has_ended(stored: Stored, now: float) -> bool:
+    """Whether the origin said itself how long its answer holds, and that is over. No when it said nothing of it."""
+    said = directives(stored.headers)
+    if "no-cache" in said:
+        return True
+    is_explicit = {"max-age", "s-maxage"} & said.keys() or field(stored.headers, "expires") is not None
+    return bool(is_explicit) and age(stored, now) >= lifetime(stored)
+
+
+def must_be_fresh(stored: Stored) -> bool:
+    """Whether the origin forbids to use it again unasked once it has ended, whatever happens."""
+    return _must_be_fresh(directives(stored.headers))
+
+
+def wants_news(request: Fields) -> bool:
+    """Whether a client asks for more than what is kept: a reload."""
+    asked = directives(request)
+    pragma = not asked and field(request, "pragma") == "no-cache"
+    return "no-cache" in asked or asked.get("max-age") == "0" or pragma
+
+
 def may_be_stale(stored: Stored, request: Fields, now: float) -> bool:
     """Whether it may answer when the origin fails (section 4.2.4, and RFC 5861's stale-if-error)."""
     said = directives(stored.headers)

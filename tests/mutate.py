@@ -91,8 +91,8 @@ MUTATIONS = [
     edit(
         16,
         API,
-        "repo, scope, body, commit = str(route.repo), token_key(token) if token else EVERYBODY,",
-        "repo, scope, body, commit = str(route.repo), EVERYBODY,",
+        "repo, scope = str(route.repo), token_key(token) if token else EVERYBODY\n        self._catalog",
+        "repo, scope = str(route.repo), EVERYBODY\n        self._catalog",
     ),
     edit(17, RESOLVE, "if is_fresh and (known := ", "if False and (known := "),
     edit(
