@@ -103,7 +103,8 @@ class Api:
         if self._origin.is_failing and (stale := await self._told(route, question, client)) is not None:
             return stale, "stale"
         try:
-            return await self._fetch(route, question, client, body, content_type), "stale" if is_stale else "miss"
+            answer = await self._fetch(route, question, client, body, content_type, is_reload=is_reload)
+            return answer, "stale" if is_stale else "miss"
         except OriginUnavailable:
             if (stale := await self._told(route, question, client)) is not None:
                 return stale, "stale"
@@ -193,15 +194,21 @@ class Api:
 
     # --- asking the Hub
 
-    async def _fetch(self, route: ApiRoute, question: str, client: Client, body: bytes, content_type: str) -> ApiAnswer:
+    async def _fetch(
+        self, route: ApiRoute, question: str, client: Client, body: bytes, content_type: str, *, is_reload: bool
+    ) -> ApiAnswer:
         """Ask as nobody first; only what nobody may know is asked for with the token."""
         repo = str(route.repo)
         publicness = self._catalog.publicness(repo)
 
         async def ask_as(token: str | None) -> ApiAnswer:
-            key = ("api", repo, token_key(token) if token else EVERYBODY, question, publicness.changed_at)
+            headers = {"Content-Type": content_type} if body else {}
+            if is_reload:
+                headers["Cache-Control"] = "no-cache"
+            scope = token_key(token) if token else EVERYBODY
+            key = ("api", repo, scope, question, publicness.changed_at, is_reload)
             return await self._origin.flights.join(
-                key, lambda: self._ask_hub(route, question, token, client.user_agent, body, content_type)
+                key, lambda: self._ask_hub(route, question, token, client.user_agent, body, headers)
             )
 
         if client.token is None or not publicness.is_hidden(time.time()):
@@ -216,10 +223,15 @@ class Api:
         return await ask_as(client.token)
 
     async def _ask_hub(
-        self, route: ApiRoute, question: str, token: str | None, user_agent: str, body: bytes, content_type: str
+        self,
+        route: ApiRoute,
+        question: str,
+        token: str | None,
+        user_agent: str,
+        body: bytes,
+        headers: dict[str, str],
     ) -> ApiAnswer:
         said_at, target = time.time(), route.target
-        headers = {"Content-Type": content_type} if body else {}
         known = self._catalog.answer(str(route.repo), token_key(token) if token else EVERYBODY, question)
         if known is not None and not body and "ETag" in known.headers:
             headers["If-None-Match"] = known.headers["ETag"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from urllib.parse import urljoin
 
 import aiohttp
@@ -23,23 +23,40 @@ _FAULTS = (500, 502, 503, 504)
 _OF_ONE_ANSWER = {"age", "ratelimit", "ratelimit-policy"}
 
 
+@dataclass(eq=False)
+class Reading:
+    """A question on its way; void when a write has overtaken it."""
+
+    key: str
+    repo: str
+    is_void: bool = False
+
+
 class Reuse:
     """Answers questions: from what is kept where HTTP allows it, else from the Hub."""
 
     def __init__(self, onward: Onward) -> None:
         self._onward = onward
         self._shelf = Shelf()
-        self._writes = 0  # through this node: what was asked before one may be told wrong after it
+        self._readings: set[Reading] = set()
 
     def drop(self, repo: Repo) -> None:
         """Somebody wrote to a repository."""
-        self._writes += 1
+        for reading in self._readings:
+            reading.is_void |= reading.repo == str(repo)
         self._shelf.drop_repo(str(repo))
 
     async def answer(self, request: web.Request, route: Route) -> web.StreamResponse:
         """Raises OriginUnavailable when the Hub cannot be asked and nothing is kept that may be told instead."""
-        asked, key, asked_at = tuple(request.headers.items()), _key(request, route), time.time()
-        writes = self._writes
+        reading = Reading(_key(request, route), str(route.repo or ""))
+        self._readings.add(reading)
+        try:
+            return await self._answer(request, route, reading)
+        finally:
+            self._readings.discard(reading)
+
+    async def _answer(self, request: web.Request, route: Route, reading: Reading) -> web.StreamResponse:
+        asked, key, asked_at = tuple(request.headers.items()), reading.key, time.time()
         is_shared = caching.may_share(asked)
         stored = self._shelf.find(key, asked) if is_shared else None
         if stored is not None and caching.is_usable(stored, asked, asked_at):
@@ -58,12 +75,11 @@ class Reuse:
             async with self._onward.open(request, route, headers) as answer:
                 if answer.status == 304 and validators and stored is not None:
                     stored = caching.freshened(stored, end_to_end(answer.headers.items()), asked_at, time.time())
-                    if writes == self._writes:
-                        self._put(key, route, asked, stored)
+                    self._put(reading, asked, stored)
                     return self._from_shelf(request, route, stored, "fwd=stale; fwd-status=304")
                 if answer.status not in _FAULTS or stored is None or not may_be_stale:
                     why = why if is_shared else "fwd=bypass"
-                    return await self._pass_on(request, route, answer, why, asked_at, writes)
+                    return await self._pass_on(request, route, answer, why, asked_at, reading)
         except OriginUnavailable:
             if stored is None or not may_be_stale:
                 raise
@@ -78,9 +94,9 @@ class Reuse:
         answer: aiohttp.ClientResponse,
         why: str,
         asked_at: float,
-        writes: int,
+        reading: Reading,
     ) -> web.StreamResponse:
-        """The Hub's answer, kept on its way when it may be; `writes` as it was when the Hub was asked."""
+        """The Hub's answer, kept on its way when it may be."""
         asked, headers, now = tuple(request.headers.items()), end_to_end(answer.headers.items()), time.time()
         head = Stored(answer.status, answer.reason or "", headers, b"", asked_at, now)
         kept = caching.keep(asked, head) if request.method == "GET" else None
@@ -88,16 +104,16 @@ class Reuse:
             return await self._onward.relay(request, route, answer, why)
         intake = Intake(MAX_BODY)
         response = await self._onward.relay(request, route, answer, f"{why}; stored", intake)
-        if intake.is_whole and intake.body is not None and writes == self._writes:
-            self._put(_key(request, route), route, asked, replace(kept, body=bytes(intake.body)))
+        if intake.is_whole and intake.body is not None:
+            self._put(reading, asked, replace(kept, body=bytes(intake.body)))
         return response
 
-    def _put(self, key: str, route: Route, asked: Fields, stored: Stored) -> None:
+    def _put(self, reading: Reading, asked: Fields, stored: Stored) -> None:
         kept = caching.keep(asked, stored)
         if kept is None:
-            self._shelf.drop(key)
-        else:
-            self._shelf.add(key, str(route.repo or ""), kept)
+            self._shelf.drop(reading.key)
+        elif not reading.is_void:
+            self._shelf.add(reading.key, reading.repo, kept)
 
     def _from_shelf(self, request: web.Request, route: Route, stored: Stored, how: str) -> web.Response:
         """What is kept, or the part of it that is asked for."""
@@ -123,13 +139,17 @@ class Reuse:
 
     def void(self, request: web.Request, route: Route, answer: aiohttp.ClientResponse) -> None:
         """What was kept of the addresses that a write concerned (RFC 9111, section 4.4)."""
-        self._writes += 1
-        self._shelf.drop(_key(request, route))
+        self._drop(_key(request, route))
         for name in ("Location", "Content-Location"):
             if where := answer.headers.get(name):
                 target = urljoin(self._onward.origin.url + route.target, where)
                 if target.startswith(f"{self._onward.origin.url}/"):
-                    self._shelf.drop(target.removeprefix(self._onward.origin.url))
+                    self._drop(target.removeprefix(self._onward.origin.url))
+
+    def _drop(self, key: str) -> None:
+        for reading in self._readings:
+            reading.is_void |= reading.key == key
+        self._shelf.drop(key)
 
 
 def _key(request: web.Request, route: Route) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,7 +25,7 @@ def start(hub: HubProcess, tmp_path: Path) -> Iterator[Start]:
     hub.folder.commit(REPO, {"config.json": b"{}", "w.safetensors": b"weights"})
     hub.folder.add_token("hf_alice", "alice")
     with ExitStack() as stack:
-        yield lambda *flags: stack.enter_context(NodeProcess(tmp_path / "node", hub.url, *flags))
+        yield lambda *flags, name="node": stack.enter_context(NodeProcess(tmp_path / name, hub.url, *flags))
 
 
 def about(node: NodeProcess, tail: str = "") -> str:
@@ -61,6 +62,29 @@ def test_what_has_not_changed_is_not_sent_again(hub: HubProcess, start: Start, t
     assert now.body != first.body
     if tail in ("", "/revision/main"):
         assert json.loads(now.body)["sha"] == changed
+
+
+def test_what_one_node_has_already_is_whole_for_the_others(hub: HubProcess, start: Start, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("k" * 64)
+    flags = ("--mesh-key-file", str(tmp_path / "key"), "--freshness", "1s")
+    first = start(*flags)
+    second = start(*flags, "--seed", first.mesh, name="second")
+    until = time.monotonic() + 20
+    while first.metric("hubmesh_peers") + second.metric("hubmesh_peers") < 2:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    for tail in ("", "/refs", "?blobs=true", "?securityStatus=true"):  # each has an owner of its own
+        body = ask(about(first, tail)).body
+        until = time.monotonic() + 10
+        while ask(about(first, tail))["Cache-Status"] == "hubmesh; hit":
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        answer = ask(about(second, tail))
+        assert (answer.status, answer.body) == (200, body), tail
+        assert "stale" not in (answer["Cache-Status"] or ""), "it was told only what had changed for the first"
+    changed = hub.folder.commit(REPO, {"new.txt": b"new"})
+    for node in (first, second):
+        assert json.loads(ask(about(node), Cache_Control="no-cache").body)["sha"] == changed
 
 
 def test_a_client_may_want_the_newest_or_only_what_is_here(hub: HubProcess, start: Start) -> None:
