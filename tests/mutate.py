@@ -138,6 +138,13 @@ MUTATIONS = [
         "location = Location(url, expires_at=",
         'location = Location(url, {"Authorization": f"Bearer {token}"}, expires_at=',
     ),
+    edit(
+        27,
+        "proxy/logs.py",
+        "text = secret.sub(instead, text)",
+        "pass",
+        "tests/proxy/test_logs.py::test_secrets_are_hidden",
+    ),
     edit(28, PASS, "self._catalog.changed(str(repo))", "pass"),
     edit(28, PASS, "body = request.content.iter_any()\n", "body = (await request.read())[::-1]\n"),
     Mutation(
@@ -188,7 +195,7 @@ MUTATIONS = [
     ),
     edit(
         35,
-        PASS,
+        ONWARD,
         "response = web.StreamResponse(status=answer.status, reason=answer.reason)",
         "response = web.StreamResponse(status=200)",
     ),
