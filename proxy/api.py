@@ -71,6 +71,8 @@ class Api:
             "miss": "hubmesh; fwd=uri-miss; stored",
             "stale": "hubmesh; fwd=stale; detail=origin-unavailable",
         }[outcome]
+        if outcome == "miss" and not _may_keep(answer, client.token):
+            headers["Cache-Status"] = "hubmesh; fwd=uri-miss"
         if outcome != "miss":
             headers["Age"] = str(int(max(0.0, time.time() - answer.said_at)))
         if "ETag" in headers:  # weak: what it names was perhaps changed here
@@ -286,10 +288,7 @@ class Api:
         kept = ApiAnswer(answer.status, headers, body, said_at, commit)
         if route.kind == "info" and not (isinstance(document, dict) and "id" in document):
             return kept  # not about one repository, whatever its path looks like
-        said = caching.directives(answer.headers.items())
-        if "no-store" in said or ("private" in said and token is None):
-            return kept
-        return self._remember(route, question, kept, token)
+        return self._remember(route, question, kept, token) if _may_keep(kept, token) else kept
 
     def _remember(self, route: ApiRoute, question: str, kept: ApiAnswer, token: str | None) -> ApiAnswer:
         repo, scope = str(route.repo), token_key(token) if token else EVERYBODY
@@ -299,6 +298,12 @@ class Api:
             if not is_commit(route.revision or ""):
                 self._catalog.set_ref(repo, route.revision or "main", Ref(kept.commit, kept.said_at))
         return kept
+
+
+def _may_keep(answer: ApiAnswer, token: str | None) -> bool:
+    """Whether the origin lets us: what it calls private may be kept for one token."""
+    said = caching.directives(answer.headers.items())
+    return "no-store" not in said and ("private" not in said or token is not None)
 
 
 def _as_stored(answer: ApiAnswer) -> Stored:

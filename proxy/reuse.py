@@ -85,7 +85,7 @@ class Reuse:
                 raise
         except aiohttp.ClientError as error:
             raise OriginUnavailable(f"{self._onward.origin.host} broke off: {error}") from error
-        return self._from_shelf(request, route, stored, "hit; fwd=stale; detail=origin-unavailable")
+        return self._from_shelf(request, route, stored, "fwd=stale; detail=origin-unavailable")
 
     async def _pass_on(
         self,
