@@ -1,9 +1,11 @@
-"""Everything that is not kept here: sent on as it is, streamed both ways, with the client's own token."""
+"""Whatever we know nothing special of: sent on as it is, streamed both ways, with the client's own token.
+
+What says itself that it may be kept, and is asked as nobody in particular, is kept as RFC 9111 has it.
+"""
 
 from __future__ import annotations
 
 import json
-import logging
 import re
 from typing import Any
 
@@ -13,34 +15,18 @@ from multidict import CIMultiDict
 
 from proxy.api import visible_base
 from proxy.catalog import Catalog
-from proxy.hub import rewrite
-from proxy.hub.errors import HubError, OriginUnavailable, needs_code
+from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.urls import Repo, Route
+from proxy.onward import ADDRESSES, Onward
 from proxy.origin import Origin
+from proxy.reuse import Reuse
 
-log = logging.getLogger(__name__)
-
-# RFC 9110, section 7.6.1: these are about one connection, not about the message.
-_HOP_BY_HOP = {
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-}
 _READS = ("GET", "HEAD", "OPTIONS")
 # What is sent with POST and changes nothing in a repository: git's and LFS's questions, and previews.
 _QUESTIONS = re.compile(r"/git-upload-pack\b|/info/lfs/objects/(batch|verify)\b|/preupload/|/paths-info/")
 _REPOS = re.compile(r"/api/repos/(create|delete|move)\b")
 _MAX_ORDER = 1 << 20
-# JSON that is full of addresses at the Hub: parquet files of a dataset.
-_ADDRESSES = re.compile(r"/api/datasets/[^/]+/[^/]+/parquet\b")
 _MAX_ADDRESSES = 16 << 20
-_VIEWER = "datasets-server."
 
 
 class Passthrough:
@@ -49,6 +35,8 @@ class Passthrough:
     def __init__(self, *, origin: Origin, catalog: Catalog) -> None:
         self._origin = origin
         self._catalog = catalog
+        self._onward = Onward(origin)
+        self._reuse = Reuse(self._onward)
 
     async def handle(self, request: web.Request, route: Route) -> web.StreamResponse:
         """Raises OriginUnavailable when the Hub cannot be reached."""
@@ -59,19 +47,18 @@ class Passthrough:
             if _REPOS.match(route.target):
                 body = await _read(request)
                 repos = _named_repos(body)
+        if request.method in ("GET", "HEAD") and body is None and not ADDRESSES.match(route.target):
+            return await self._reuse.answer(request, route)
         is_write = request.method not in _READS and _QUESTIONS.search(route.target) is None
         try:
-            async with self._origin.open(
-                request.method,
-                route.target,
-                kind="other",
-                headers=self._sent_headers(request, route),
-                body=body,
-                viewer=request.host.startswith(_VIEWER),
-            ) as answer:
+            async with self._onward.open(request, route, self._onward.sent_headers(request, route), body) as answer:
                 if is_write:  # before the client knows, so that its next question brings what is new
                     self._forget(repos)
-                return await self._relay(request, route, answer)
+                if request.method not in _READS and answer.status < 400:
+                    self._reuse.void(request, route, answer)
+                if request.method == "GET" and answer.status == 200 and ADDRESSES.match(route.target):
+                    return await self._addresses(request, route, answer)
+                return await self._onward.relay(request, route, answer, "fwd=method")
         except aiohttp.ClientError as error:
             raise OriginUnavailable(f"{self._origin.host} broke off: {error}") from error
         finally:
@@ -81,38 +68,7 @@ class Passthrough:
     def _forget(self, repos: list[Repo]) -> None:
         for repo in repos:
             self._catalog.changed(str(repo))
-
-    def _sent_headers(self, request: web.Request, route: Route) -> CIMultiDict[str]:
-        dropped = _HOP_BY_HOP | _listed(request.headers.get("Connection", "")) | {"host", "expect"}
-        headers = CIMultiDict((name, value) for name, value in request.headers.items() if name.lower() not in dropped)
-        if "Accept-Encoding" not in headers or _ADDRESSES.match(route.target):
-            headers["Accept-Encoding"] = "identity"
-        return headers
-
-    async def _relay(self, request: web.Request, route: Route, answer: aiohttp.ClientResponse) -> web.StreamResponse:
-        if request.method == "GET" and answer.status == 200 and _ADDRESSES.match(route.target):
-            return await self._addresses(request, route, answer)
-        response = web.StreamResponse(status=answer.status, reason=answer.reason)
-        response.headers.extend(self._answer_headers(request, route, answer))
-        await response.prepare(request)
-        if request.method != "HEAD" and answer.status not in (204, 304):
-            parts = answer.content.iter_any()
-            while True:
-                try:
-                    part = await anext(parts, b"")
-                except (aiohttp.ClientError, TimeoutError) as error:
-                    log.warning("%s broke off %s: %s", self._origin.host, request.rel_url.raw_path, error)
-                    if request.transport is not None:
-                        request.transport.close()  # the client must not take this for the end
-                    return response
-                if not part:
-                    break
-                try:
-                    await response.write(part)
-                except ConnectionError:
-                    return response  # the client has gone
-        await response.write_eof()
-        return response
+            self._reuse.drop(repo)
 
     async def _addresses(self, request: web.Request, route: Route, answer: aiohttp.ClientResponse) -> web.Response:
         """JSON with the addresses at the Hub as clients are to see them."""
@@ -124,36 +80,9 @@ class Passthrough:
         visible = visible_base(request) + route.prefix
         for hub in {self._origin.url, "https://huggingface.co"}:
             body = body.replace(f'"{hub}/'.encode(), f'"{visible}/'.encode())
-        headers = CIMultiDict(self._answer_headers(request, route, answer))
+        headers = CIMultiDict(self._onward.answer_headers(request, route, answer.status, answer.headers.items()))
         headers.popall("Content-Length", None)
         return web.Response(headers=headers, body=bytes(body))
-
-    def _answer_headers(
-        self, request: web.Request, route: Route, answer: aiohttp.ClientResponse
-    ) -> list[tuple[str, str]]:
-        dropped = _HOP_BY_HOP | _listed(answer.headers.get("Connection", ""))
-        keeps_xet = rewrite.keeps_xet(route.target)
-        headers = []
-        for name, value in answer.headers.items():
-            lower = name.lower()
-            if lower in dropped or (not keeps_xet and rewrite.is_xet_header(name)):
-                continue
-            if lower == "location":
-                value = rewrite.location(value, self._origin.url, route.prefix)
-            elif lower == "link":
-                visible = visible_base(request) + route.prefix
-                rewritten = rewrite.link(value, self._origin.url, visible, without_xet=not keeps_xet)
-                if rewritten is None:
-                    continue
-                value = rewritten
-            headers.append((name, value))
-        if route.repo is not None and needs_code(answer.status, answer.headers):
-            headers.append(("X-Error-Code", "RepoNotFound"))
-        return headers
-
-
-def _listed(connection: str) -> set[str]:
-    return {name.strip().lower() for name in connection.split(",") if name.strip()}
 
 
 def _named_repos(body: bytes) -> list[Repo]:

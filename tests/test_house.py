@@ -26,6 +26,7 @@ PURE = [
     "mesh.messages",
     "mesh.placement",
     "mesh.policy",
+    "proxy.caching",
     "proxy.hub.access",
     "proxy.hub.freshness",
     "proxy.hub.metadata",

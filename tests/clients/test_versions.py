@@ -131,6 +131,8 @@ print(hashlib.sha256(output.numpy().tobytes()).hexdigest())
     assert through == direct
     hub.turn(dark="close")
     assert run(binaries / "python", f"NAME = 'acme/minilm'\n{code}", node, tmp_path / "dark") == direct
+    with NodeProcess(tmp_path / "other", hub.url, "--seed", node.mesh) as other:  # which never saw it
+        assert run(binaries / "python", f"NAME = 'acme/minilm'\n{code}", other, tmp_path / "elsewhere") == direct
 
 
 def test_datasets_loads_and_streams_a_parquet_set(hub: HubProcess, node: NodeProcess, tmp_path: Path) -> None:
@@ -149,3 +151,15 @@ def test_datasets_loads_and_streams_a_parquet_set(hub: HubProcess, node: NodePro
             "print(sum(row['x'] for row in rows))"
         )
         assert run(python, code, node, tmp_path / str(streaming)) == str(sum(range(1000)))
+    hub.turn(dark="close")
+    hub.reset()
+    with NodeProcess(tmp_path / "other", hub.url, "--seed", node.mesh) as other:  # which never saw it
+        for streaming in (False, True):
+            code = (
+                "from datasets import load_dataset\n"
+                f"rows = load_dataset('acme/rows', split='train', streaming={streaming})\n"
+                "print(sum(row['x'] for row in rows))"
+            )
+            for which, name in ((node, "dark"), (other, "elsewhere")):
+                assert run(python, code, which, tmp_path / f"{name}-{streaming}") == str(sum(range(1000)))
+    assert hub.stats()["total_bytes"] == 0
