@@ -1,6 +1,6 @@
 """The public http-cache-tests suite through a node's generic route, beside squid and nginx.
 
-    python -m loadtests.http_cache
+    python -m loadtests.http_cache [CACHE...]
 
 Takes the suite from npm into `.build/http-cache-tests`, runs its server as the origin, and its client through each of
 the caches in turn. Prints how many of what a cache must, should and may do each does, and writes
@@ -168,8 +168,9 @@ def main() -> int:
         return 1
     package = suite(OUTPUT.absolute() / "http-cache-tests")
     tests = definitions(package)
-    names = ["hubmesh", *(name for name in ("squid", "nginx") if shutil.which(name) is not None)]
+    names = sys.argv[1:] or ["hubmesh", *(name for name in ("squid", "nginx") if shutil.which(name) is not None)]
     verdicts: dict[str, dict[str, str]] = {}
+    results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder, port = Path(temporary), free_port()
         folder.chmod(0o755)
@@ -179,7 +180,8 @@ def main() -> int:
             urllib.request.install_opener(urllib.request.build_opener(urllib.request.ProxyHandler({})))
             for name in names:
                 with cache(name, port, folder / name) as base:
-                    verdicts[name] = judge(tests, run_client(package, base))
+                    results[name] = run_client(package, base)
+                    verdicts[name] = judge(tests, results[name])
     kinds = {"required": "must", "optimal": "should", "check": "may"}
     print(f"http-cache-tests {VERSION}: {len(tests)} tests for shared caches; passed / failed / does not apply\n")
     print(f"{'':10}" + "".join(f"{title:>18}" for title in kinds.values()))
@@ -189,11 +191,11 @@ def main() -> int:
             count = Counter(v for test_id, v in verdict.items() if tests[test_id].get("kind", "required") == kind)
             cells.append(f"{count['pass']} / {count['fail']} / {count['does not apply']}")
         print(f"{name:10}" + "".join(f"{cell:>18}" for cell in cells))
-    for test_id, what in verdicts["hubmesh"].items():
+    for test_id, what in verdicts.get("hubmesh", {}).items():
         if what == "fail" and tests[test_id].get("kind", "required") == "required":
-            print(f"hubmesh fails {test_id}: {tests[test_id]['name']}")
+            print(f"hubmesh fails {test_id}: {results['hubmesh'][test_id]}")
     OUTPUT.mkdir(exist_ok=True)
-    (OUTPUT / "http_cache.json").write_text(json.dumps(verdicts, indent=1))
+    (OUTPUT / "http_cache.json").write_text(json.dumps({"verdicts": verdicts, "said": results}, indent=1))
     return 0
 
 

@@ -21,6 +21,8 @@ async def ask(
     (ConnectionRefusedError: nobody listens there), NotAuthentic (which is logged once for each peer) or Unavailable
     when the answer is of no use.
     """
+    if session.closed:
+        raise Unavailable("this node is stopping")
     headers = {"Content-Type": _TYPE, **auth.sign("POST", target, body, to)}
     url = URL(f"http://{address}{target}", encoded=True)
     try:

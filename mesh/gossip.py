@@ -163,7 +163,9 @@ class Gossip:
     def _pause(self, now: float) -> float:
         crowd = min(3.0, max(1.0, len(self.members.alive()) / _CROWD))
         is_news = now - self._news_at < _NEWS_ROUNDS * self._interval
-        return self._interval * crowd * (_HASTE if is_news else 0.9)
+        # On a machine that has more to do than it can, rounds only add to that.
+        strain = 1.0 + self._strain / 2
+        return self._interval * crowd * strain * (_HASTE if is_news else 0.9)
 
     def _chosen(self) -> list[Member]:
         """Whom to ask in this round: the next in turn (two while there are few), whom we accuse, one that is gone."""

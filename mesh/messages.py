@@ -144,6 +144,8 @@ class Plan:
     resync: bool = False
     # Report again after this many seconds at the latest: silence for much longer counts as death.
     retry_after: float = 5.0
+    # Let as many seconds pass between two reports: the tracker has much to do.
+    pause: float = 0.0
 
     def __bool__(self) -> bool:
         return bool(self.tasks or self.resync)

@@ -8,22 +8,22 @@ socket that would block after a short while, and the loop waits for it instead: 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import mmap
 import os
 import select
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from collections.abc import Mapping as Fields
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from aiohttp import web
 
 from mesh.limiter import Limiter
+from mesh.mapping import Mapping, Mappings
 from mesh.shared import Stamp
 
 SMALL = 256 << 10  # sent by the loop itself: a thread would cost more than it saves
-_WINDOW = 4 << 20  # bytes for one send; also the alignment of mappings
+_WINDOW = 4 << 20  # bytes for one send
 _QUANTUM = 32 << 20  # bytes until a thread lets others have a turn
 _LINGER_MS = 20  # a reader about as fast as we are is waited for in the thread
 _STALL_SECONDS = 300.0  # clients may pause a download; a dead one is dropped after this long
@@ -77,6 +77,7 @@ class Outflow:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="outflow")
         self._limiter = limiter
         self._sent = sent
+        self._mappings = Mappings()
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -85,7 +86,7 @@ class Outflow:
         self,
         request: web.Request,
         status: int,
-        headers: Mapping[str, str],
+        headers: Fields[str, str],
         source: Source,
         start: int,
         stop: int,
@@ -125,7 +126,7 @@ class Outflow:
         # A descriptor of our own: the transport may close its one while a thread still uses it.
         with (
             socket.socket(fileno=os.dup(transport_socket.fileno())) as sock,
-            _Windows(source.fd, source.stamp) as windows,
+            _Windows(self._mappings, source.fd, source.stamp) as windows,
         ):
             position = start
             while position < stop:
@@ -169,12 +170,11 @@ class Outflow:
 class _Windows:
     """One window of a file at a time, mapped for reading; copied, where somebody might write to it."""
 
-    def __init__(self, fd: int, stamp: Stamp | None) -> None:
+    def __init__(self, mappings: Mappings, fd: int, stamp: Stamp | None) -> None:
+        self._mappings = mappings
         self._fd = fd
         self._stamp = stamp
-        self._size = os.fstat(fd).st_size
-        self._map: mmap.mmap | None = None
-        self._start = 0
+        self._mapping: Mapping | None = None
 
     def view(self, position: int, end: int) -> memoryview:
         """Some bytes from `position` on, at most up to `end`. Release it before the next call."""
@@ -182,36 +182,31 @@ class _Windows:
             copied = _read(self._fd, position, min(end, position + _WINDOW))
             self._stamp.check(self._fd)
             return memoryview(copied)
-        if self._map is None or not self._start <= position < self._start + len(self._map):
+        if self._mapping is None or position not in self._mapping:
             self.close()
-            self._start = position // _QUANTUM * _QUANTUM
-            length = min(2 * _QUANTUM, self._size - self._start)
-            self._map = mmap.mmap(self._fd, length, access=mmap.ACCESS_READ, offset=self._start)
-        offset = position - self._start
-        return memoryview(self._map)[offset : min(offset + _WINDOW, end - self._start)]
+            self._mapping = self._mappings.take(self._fd, position)
+        return self._mapping.view(position, min(end, position + _WINDOW))
 
     def close(self) -> None:
-        if self._map is not None:
-            self._map.close()
-            self._map = None
+        if self._mapping is not None:
+            self._mappings.give_back(self._mapping)
+            self._mapping = None
 
     def __enter__(self) -> _Windows:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # A view can still be alive in a thread when we are cancelled; the mapping then goes with it.
-        with contextlib.suppress(BufferError):
-            self.close()
+        self.close()
 
 
-def _read_cached(fd: int, start: int, stop: int) -> bytes | None:
+def _read_cached(fd: int, start: int, stop: int) -> bytearray | bytes | None:
     """The bytes when they are in the page cache, so that the loop never waits for a disk."""
     buffer = bytearray(stop - start)
     try:
         count = os.preadv(fd, [buffer], start, os.RWF_NOWAIT)
     except OSError:  # not in the cache, or a file system that cannot say
         return None
-    return bytes(buffer) if count == len(buffer) else None
+    return buffer if count == len(buffer) else None
 
 
 def _read(fd: int, start: int, stop: int) -> bytes:

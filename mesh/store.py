@@ -59,6 +59,7 @@ class Store:
 
     def __init__(self, root: Path, max_size: int, *, is_pinned: Callable[[Digest], bool] = lambda _: False) -> None:
         self._blobs = root / "blobs"
+        self._folder = str(self._blobs)  # opening a blob is on every answer's way, and Path is slow
         self._partials = root / "partial"
         self.max_size = max_size
         self.evicted_bytes = 0
@@ -109,7 +110,7 @@ class Store:
         if entry is None:
             return None
         try:
-            fd = os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(f"{self._folder}/{digest.algorithm}/{digest.hex[:2]}/{digest.hex}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             log.warning("blob %s is gone from disk: %s", digest, error)
             self._forget(digest)

@@ -43,6 +43,7 @@ _MIN_TASKS = 8
 _UNHURRIED = 1.0  # seconds that small news wait for more
 _LATE_SECONDS = 1.0  # that a reader's next piece may be in the queue behind others
 _MANY = 8  # pieces that are worth a report
+_FEW = 2  # pieces that are told without a pause
 _PATIENCE = 5.0  # seconds without a piece until a fill with no origin gives up on its peers
 _LINGER = 5.0  # seconds that a fill which nobody reads any more stays open
 _PROOF_STEP = 64 << 20
@@ -69,6 +70,8 @@ class Swarm:
         self._must_sync = True
         self._has_moved = False
         self._next_talk = 0.0
+        self._pause = 0.0  # that the tracker asks for between two reports
+        self._told_gains = 0
         self._last_talk = 0.0
         self._idle_since: float | None = None
         self._help_until = 0.0
@@ -146,7 +149,10 @@ class Swarm:
                 await self._news.wait()
         if len(self._talks) > 1:  # there may be something to say, but it has to wait for an answer
             await asyncio.wait(self._talks, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
-        pause = self._last_talk + self._house.exchange.interval(self.digest) - time.monotonic()
+        interval = self._house.exchange.interval(self.digest)
+        if self._told_gains >= _FEW:  # the first pieces are what a new swarm grows from: no pause for them
+            interval = max(interval, self._pause)
+        pause = self._last_talk + interval - time.monotonic()
         await asyncio.sleep(max(0.0, pause))  # at the least, let others have their turn
 
     def _is_idle(self) -> bool:
@@ -262,6 +268,7 @@ class Swarm:
             self._notice()
             return
         self._next_talk = min(self._next_talk, time.monotonic() + plan.retry_after)
+        self._pause = plan.pause
         self._apply(plan)
 
     def _apply(self, plan: Plan) -> None:
@@ -276,6 +283,7 @@ class Swarm:
         fetcher, partial = self.fetcher, self._partial
         gained, fetcher.gained = fetcher.gained[:MAX_GAINED], fetcher.gained[MAX_GAINED:]
         failed, fetcher.failed = fetcher.failed[:MAX_FAILED], fetcher.failed[MAX_FAILED:]
+        self._told_gains += len(gained)
         have: bytes | None = None
         active: tuple[tuple[int, str], ...] = ()
         moved = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from mesh.content import Digest
 from mesh.ledger import Ledger
 from mesh.messages import Plan, Report
+from mesh.pacing import PROBE, Pacing
 
 _HOLD_SECONDS = 2.0  # how long an answer may wait until there is something to say
 _WOKEN = 4  # nodes told about new pieces at once: as many as their holder can serve
@@ -35,6 +37,8 @@ class Tracker:
     def __init__(self, holders: Callable[[Digest], list[str]] = lambda _: []) -> None:
         self._holders = holders
         self._tracked: dict[Digest, _Tracked] = {}
+        self._pacing = Pacing()
+        self._is_probing = False
 
     def __contains__(self, digest: Digest) -> bool:
         return digest in self._tracked
@@ -56,7 +60,8 @@ class Tracker:
         tracked.touched_at = now
         ledger.is_alone = is_alone
         before = ledger.held
-        plan = ledger.report(report, now)
+        self._probe()
+        plan = self._paced(ledger.report(report, now))
         gained = (ledger.held & ~before) | sum(1 << gain.piece for gain in report.gained)
         if gained or report.have is not None:
             self._wake(tracked, gained or ledger.held, report.node)
@@ -85,7 +90,7 @@ class Tracker:
             if tracked.waiting.get(report.node) is woken:
                 del tracked.waiting[report.node]
         # A newer report that has taken its place answered this one empty: that one gets the tasks.
-        return woken.result() if woken.done() else tracked.ledger.plan(report.node, time.monotonic())
+        return woken.result() if woken.done() else self._paced(tracked.ledger.plan(report.node, time.monotonic()))
 
     def expect_seed(self, digest: Digest, size: int) -> None:
         """This node is a seed and about to take part."""
@@ -141,6 +146,20 @@ class Tracker:
         for node in self._holders(digest):
             tracked.ledger.hold(node, now)
 
+    def _paced(self, plan: Plan) -> Plan:
+        return dataclasses.replace(plan, pause=self._pacing.pause) if self._pacing.pause else plan
+
+    def _probe(self) -> None:
+        """See how late the event loop is, as long as there are reports."""
+        if not self._is_probing:
+            self._is_probing = True
+            loop = asyncio.get_running_loop()
+            loop.call_later(PROBE, self._probed, time.monotonic() + PROBE)
+
+    def _probed(self, due: float) -> None:
+        self._is_probing = False
+        self._pacing.observe(time.monotonic() - due)
+
     def _wake(self, tracked: _Tracked, gained: int, by: str) -> None:
         """Answer a few of the nodes that wait, if there is something for them now; else they wait on."""
         woken = 0
@@ -148,7 +167,7 @@ class Tracker:
             waiting = tracked.waiting.get(node)
             if node != by and waiting is not None and not waiting.done():
                 if plan := tracked.ledger.plan(node, time.monotonic()):
-                    waiting.set_result(plan)
+                    waiting.set_result(self._paced(plan))
                 woken += 1
                 if woken == _WOKEN:
                     break

@@ -12,7 +12,9 @@ from urllib.parse import parse_qsl, quote, urlencode
 import msgspec
 from aiohttp import web
 
-from proxy.catalog import ApiAnswer, Catalog, Ref
+from proxy import caching
+from proxy.caching import Stored
+from proxy.catalog import ApiAnswer, Catalog, Ref, XetName
 from proxy.hearsay import Hearsay, Lookup
 from proxy.hub import rewrite
 from proxy.hub.access import EVERYBODY, OPEN_SECONDS, Grants, token_key
@@ -20,11 +22,15 @@ from proxy.hub.client import Client
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.freshness import Freshness, is_immutable
 from proxy.hub.urls import ApiRoute, is_commit
+from proxy.hub.xet import XetUse
 from proxy.origin import Answer, Origin
 
 log = logging.getLogger(__name__)
 
-_KEPT_HEADERS = ("Content-Type", "Link", "X-Repo-Commit", "X-Error-Code", "X-Error-Message", "X-Total-Count")
+_KEPT_HEADERS = (
+    *("Content-Type", "Link", "X-Repo-Commit", "X-Error-Code", "X-Error-Message", "X-Total-Count"),
+    *("ETag", "Cache-Control", "Expires"),
+)
 _FORM = "application/x-www-form-urlencoded"
 _MAX_QUESTION = 4 << 20  # bytes of a paths-info body: some ten thousand paths
 _MAX_HOPS = 3
@@ -36,8 +42,11 @@ Outcome = Literal["hit", "miss", "stale"]
 class Api:
     """One view of a repository: what a branch means is the same for files, trees and info at any moment."""
 
-    def __init__(self, *, origin: Origin, catalog: Catalog, freshness: Freshness, grants: Grants) -> None:
+    def __init__(
+        self, *, origin: Origin, catalog: Catalog, freshness: Freshness, grants: Grants, xet: XetUse = "auto"
+    ) -> None:
         self._origin = origin
+        self._xet = xet
         self._catalog = catalog
         self._freshness = freshness
         self._grants = grants
@@ -46,7 +55,15 @@ class Api:
     async def handle(self, request: web.Request, route: ApiRoute, client: Client) -> web.StreamResponse:
         """Raises HubError and OriginUnavailable."""
         body = await _read(request) if request.method == "POST" else b""
-        answer, outcome = await self.ask(route, client, body, request.headers.get("Content-Type", _FORM))
+        asked = tuple(request.headers.items())
+        answer, outcome = await self.ask(
+            route,
+            client,
+            body,
+            request.headers.get("Content-Type", _FORM),
+            is_reload=caching.wants_news(asked),
+            is_kept_only="only-if-cached" in caching.directives(asked),
+        )
         request["outcome"] = outcome
         headers = {name: value for name, value in answer.headers.items() if name != "Link"}
         if link := answer.headers.get("Link"):
@@ -58,23 +75,48 @@ class Api:
             "miss": "hubmesh; fwd=uri-miss; stored",
             "stale": "hubmesh; fwd=stale; detail=origin-unavailable",
         }[outcome]
-        return web.Response(status=answer.status, headers=headers, body=answer.body)
+        if outcome == "miss" and not _may_keep(answer, client.token):
+            headers["Cache-Status"] = "hubmesh; fwd=uri-miss"
+        if outcome != "miss":
+            headers["Age"] = str(int(max(0.0, time.time() - answer.said_at)))
+        if "ETag" in headers:  # weak: what it names was perhaps changed here
+            headers["ETag"] = "W/" + headers["ETag"].removeprefix("W/")
+            if caching.is_not_modified(_as_stored(answer), {"If-None-Match": request.headers.get("If-None-Match", "")}):
+                headers.pop("Content-Type", None)
+                return web.Response(status=304, headers=headers)
+        return web.Response(status=answer.status, headers=headers, body=self._shown(answer.body))
+
+    def _shown(self, body: bytes) -> bytes:
+        """With the Xet hashes of those files alone that clients are to take over Xet."""
+        if b'"xetHash"' not in body or self._xet == "always":
+            return body
+        return msgspec.json.encode(rewrite.strip_xet(msgspec.json.decode(body), self._xet))
 
     async def ask(
-        self, route: ApiRoute, client: Client, body: bytes = b"", content_type: str = _FORM
+        self,
+        route: ApiRoute,
+        client: Client,
+        body: bytes = b"",
+        content_type: str = _FORM,
+        *,
+        is_reload: bool = False,
+        is_kept_only: bool = False,
     ) -> tuple[ApiAnswer, Outcome]:
-        """The answer to a question, from here or from the Hub."""
+        """The answer to a question: from here or, always if `is_reload`, from the Hub; never if `is_kept_only`."""
         is_stale = False
         if route.kind in ("tree", "paths-info") and route.revision is not None and not is_commit(route.revision):
-            commit, is_stale = await self._commit(route, client)
+            commit, is_stale = await self._commit(route, client, is_reload=is_reload)
             route = route.at(commit)
         question = _question(route, body, content_type)
-        if (known := self._known(route, question, client)) is not None:
+        if not is_reload and (known := self._known(route, question, client)) is not None:
             return known, "stale" if is_stale else "hit"
+        if is_kept_only:
+            raise HubError(504, message="this is not kept here, and the client wants only what is")
         if self._origin.is_failing and (stale := await self._told(route, question, client)) is not None:
             return stale, "stale"
         try:
-            return await self._fetch(route, question, client, body, content_type), "stale" if is_stale else "miss"
+            answer = await self._fetch(route, question, client, body, content_type, is_reload=is_reload)
+            return answer, "stale" if is_stale else "miss"
         except OriginUnavailable:
             if (stale := await self._told(route, question, client)) is not None:
                 return stale, "stale"
@@ -90,15 +132,16 @@ class Api:
             stale = self._stale(route, question, client)
         return stale
 
-    async def _commit(self, route: ApiRoute, client: Client) -> tuple[str, bool]:
+    async def _commit(self, route: ApiRoute, client: Client, *, is_reload: bool) -> tuple[str, bool]:
         """What a named revision means now, for this question as for all others; and whether that is stale."""
         assert route.revision is not None
         ref = self._catalog.ref(str(route.repo), route.revision)
-        if ref is not None and self._freshness.is_fresh(ref.said_at, time.time()):
+        if ref is not None and not is_reload and self._freshness.is_fresh(ref.said_at, time.time()):
             return ref.commit, False
         target = f"{route.repo.api_prefix}/revision/{quote(route.revision, safe='')}"
         try:
-            answer, outcome = await self.ask(ApiRoute(route.repo, "revision", route.revision, target, ""), client)
+            info = ApiRoute(route.repo, "revision", route.revision, target, "")
+            answer, outcome = await self.ask(info, client, is_reload=is_reload)
         except OriginUnavailable:
             ref = self._catalog.ref(str(route.repo), route.revision)  # others may have told us meanwhile
             if ref is None:
@@ -118,13 +161,14 @@ class Api:
             is_fresh = self._freshness.is_fresh(answer.said_at, now)
             if immutable:  # but it may have been made private; what is kept for one token was looked at already
                 is_fresh = is_own or self._origin.is_offline or 0 <= now - answer.said_at < OPEN_SECONDS
-            if is_fresh and self._is_coherent(route, answer):
+            if is_fresh and not caching.has_ended(_as_stored(answer), now) and self._is_coherent(route, answer):
                 return answer
         return None
 
     def _stale(self, route: ApiRoute, question: str, client: Client) -> ApiAnswer | None:
         """The best of what was said before: if possible, of the commit that files come from."""
-        answers = [answer for answer, _ in self._kept(route, question, client)]
+        kept = (answer for answer, _ in self._kept(route, question, client))
+        answers = [answer for answer in kept if not caching.must_be_fresh(_as_stored(answer))]
         return next((answer for answer in answers if self._is_coherent(route, answer)), answers[0] if answers else None)
 
     def _kept(self, route: ApiRoute, question: str, client: Client) -> Iterator[tuple[ApiAnswer, bool]]:
@@ -162,15 +206,21 @@ class Api:
 
     # --- asking the Hub
 
-    async def _fetch(self, route: ApiRoute, question: str, client: Client, body: bytes, content_type: str) -> ApiAnswer:
+    async def _fetch(
+        self, route: ApiRoute, question: str, client: Client, body: bytes, content_type: str, *, is_reload: bool
+    ) -> ApiAnswer:
         """Ask as nobody first; only what nobody may know is asked for with the token."""
         repo = str(route.repo)
         publicness = self._catalog.publicness(repo)
 
         async def ask_as(token: str | None) -> ApiAnswer:
-            key = ("api", repo, token_key(token) if token else EVERYBODY, question, publicness.changed_at)
+            headers = {"Content-Type": content_type} if body else {}
+            if is_reload:
+                headers["Cache-Control"] = "no-cache"
+            scope = token_key(token) if token else EVERYBODY
+            key = ("api", repo, scope, question, publicness.changed_at, is_reload)
             return await self._origin.flights.join(
-                key, lambda: self._ask_hub(route, question, token, client.user_agent, body, content_type)
+                key, lambda: self._ask_hub(route, question, token, client.user_agent, body, headers)
             )
 
         if client.token is None or not publicness.is_hidden(time.time()):
@@ -185,9 +235,18 @@ class Api:
         return await ask_as(client.token)
 
     async def _ask_hub(
-        self, route: ApiRoute, question: str, token: str | None, user_agent: str, body: bytes, content_type: str
+        self,
+        route: ApiRoute,
+        question: str,
+        token: str | None,
+        user_agent: str,
+        body: bytes,
+        headers: dict[str, str],
     ) -> ApiAnswer:
         said_at, target = time.time(), route.target
+        known = self._catalog.answer(str(route.repo), token_key(token) if token else EVERYBODY, question)
+        if known is not None and not body and "ETag" in known.headers:
+            headers["If-None-Match"] = known.headers["ETag"]
         for _ in range(_MAX_HOPS):
             answer = await self._origin.ask(
                 "POST" if route.kind == "paths-info" else "GET",
@@ -195,7 +254,7 @@ class Api:
                 kind="api",
                 token=token,
                 user_agent=user_agent,
-                headers={"Content-Type": content_type} if body else None,
+                headers=headers,
                 body=body or None,
             )
             if answer.status not in _REDIRECTS:
@@ -203,6 +262,8 @@ class Api:
             target = self._origin.follow(target, answer.headers.get("Location", ""))  # renamed
         else:
             raise OriginUnavailable(f"{self._origin.host} sends us in circles for {route.repo}")
+        if answer.status == 304 and known is not None:
+            return self._remember(route, question, msgspec.structs.replace(known, said_at=said_at), token)
         if answer.status >= 400:
             error = HubError.of(answer.status, answer.headers, answer.body)
             if error.is_missing_entry and is_immutable(route):
@@ -227,22 +288,40 @@ class Api:
         self, route: ApiRoute, question: str, answer: Answer, document: Any, token: str | None, said_at: float
     ) -> ApiAnswer:
         """Keep an answer for those who may see it, and what it says of the revision."""
-        repo, scope, body, commit = str(route.repo), token_key(token) if token else EVERYBODY, answer.body, ""
-        if b'"xetHash"' in body:
-            body = msgspec.json.encode(rewrite.strip_xet(document))
+        body, commit = answer.body, ""
         if route.kind in ("info", "revision") and isinstance(document, dict):
             sha = document.get("sha")
             commit = sha if isinstance(sha, str) and is_commit(sha) else ""
+        at = commit or (route.revision if is_commit(route.revision or "") else None)
+        if at and b'"xetHash"' in body:
+            for xet_hash, path in rewrite.xet_names(document):
+                self._catalog.set_xet_name(str(route.repo), xet_hash, XetName(at, path))
         headers = {name: answer.headers[name] for name in _KEPT_HEADERS if name in answer.headers}
         kept = ApiAnswer(answer.status, headers, body, said_at, commit)
         if route.kind == "info" and not (isinstance(document, dict) and "id" in document):
             return kept  # not about one repository, whatever its path looks like
+        return self._remember(route, question, kept, token) if _may_keep(kept, token) else kept
+
+    def _remember(self, route: ApiRoute, question: str, kept: ApiAnswer, token: str | None) -> ApiAnswer:
+        repo, scope = str(route.repo), token_key(token) if token else EVERYBODY
         self._catalog.set_answer(repo, scope, question, kept)
-        if commit:
-            self._catalog.set_answer(repo, scope, _question_at(route, commit), kept)
+        if kept.commit:
+            self._catalog.set_answer(repo, scope, _question_at(route, kept.commit), kept)
             if not is_commit(route.revision or ""):
-                self._catalog.set_ref(repo, route.revision or "main", Ref(commit, said_at))
+                self._catalog.set_ref(repo, route.revision or "main", Ref(kept.commit, kept.said_at))
         return kept
+
+
+def _may_keep(answer: ApiAnswer, token: str | None) -> bool:
+    """Whether the origin lets us: what it calls private may be kept for one token."""
+    said = caching.directives(answer.headers.items())
+    return "no-store" not in said and ("private" not in said or token is not None)
+
+
+def _as_stored(answer: ApiAnswer) -> Stored:
+    """The same in the terms of HTTP."""
+    headers = tuple(answer.headers.items())
+    return Stored(answer.status, "", headers, answer.body, answer.said_at, answer.said_at)
 
 
 def visible_base(request: web.Request) -> str:

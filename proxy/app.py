@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from fnmatch import fnmatch
+from functools import lru_cache
 
 from aiohttp import web
 
@@ -18,24 +20,38 @@ from proxy.hub import errors, lfs
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.lfs import BatchRoute, ObjectRoute
 from proxy.hub.urls import ApiRoute, FileRoute, OtherRoute, parse
+from proxy.hub.xet import token_route
 from proxy.lfs import Lfs
 from proxy.passthrough import Passthrough
 from proxy.resolve import Client
+from proxy.xet_tokens import XetTokens
 
 log = logging.getLogger("proxy.access")
 
 _READS = ("GET", "HEAD")
+_RUN = uuid.uuid4().hex[:8]  # what the ids of this process's requests begin with
 
 
 class App:
     """Routes the Hub's name space. `/-/` is the node's own and never reaches this."""
 
-    def __init__(self, *, files: Files, api: Api, lfs: Lfs, passthrough: Passthrough, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        *,
+        files: Files,
+        api: Api,
+        lfs: Lfs,
+        passthrough: Passthrough,
+        xet_tokens: XetTokens,
+        metrics: Metrics,
+    ) -> None:
+        self._xet_tokens = xet_tokens
         self._files = files
         self._api = api
         self._lfs = lfs
         self._passthrough = passthrough
         self._metrics = metrics
+        self._numbers = itertools.count(1)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Every path that is not ours, with any method."""
@@ -55,6 +71,8 @@ class App:
         is_plain = "Content-Encoding" not in request.headers
         if isinstance(route, ApiRoute) and route.is_cacheable(request.method) and is_plain:
             return "api", self._api.handle(request, route, client)
+        if isinstance(route, OtherRoute) and token_route(route) is not None:
+            return "xet", self._token(request, route, client)
         about = lfs.parse(route) if isinstance(route, OtherRoute) else None
         if isinstance(about, BatchRoute) and isinstance(route, OtherRoute) and request.method == "POST":
             return "lfs", self._lfs.batch(request, route, about)
@@ -62,13 +80,16 @@ class App:
             return "lfs", self._lfs.object(request, about)
         return "other", self._passthrough.handle(request, route)
 
+    async def _token(self, request: web.Request, route: OtherRoute, client: Client) -> web.StreamResponse:
+        return await self._xet_tokens.answer(request, route, client) or await self._passthrough.handle(request, route)
+
     @web.middleware
     async def observe(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         """Give each request an id, a line in the log and its place in the figures."""
         began = time.perf_counter()
-        request["id"] = request.headers.get("X-Request-Id", "")[:64] or uuid.uuid4().hex
+        request["id"] = request.headers.get("X-Request-Id", "")[:64] or f"{_RUN}-{next(self._numbers):x}"
         status = 500
         try:
             response = await handler(request)
@@ -119,6 +140,7 @@ def _host_name(field: str) -> str:
     return host.strip("[]").rstrip(".").lower()
 
 
+@lru_cache(256)
 def _is_local(name: str) -> bool:
     if name == "localhost" or name.endswith(".localhost"):
         return True

@@ -68,6 +68,13 @@ class BlobName(msgspec.Struct, frozen=True):
     path: str
 
 
+class XetName(msgspec.Struct, frozen=True):
+    """A file that a Xet hash was said to name."""
+
+    commit: str
+    path: str
+
+
 class Catalog:
     """Typed entries by key. Belongs to the event loop's thread.
 
@@ -114,6 +121,17 @@ class Catalog:
         self._set(_key("file", repo, commit, path), file)
         if file.metadata is not None and (digest := file.metadata.digest) is not None:
             self._set(_key("blob", str(digest)), BlobName(repo, path))
+            if file.metadata.xet_hash:
+                self.set_xet_name(repo, file.metadata.xet_hash, XetName(commit, path))
+
+    def xet_name(self, repo: str, xet_hash: str) -> XetName | None:
+        """A file of a repository by its Xet hash."""
+        return self._get(_key("xet", repo, xet_hash), XetName)
+
+    def set_xet_name(self, repo: str, xet_hash: str, name: XetName) -> None:
+        key = _key("xet", repo, xet_hash)
+        if key not in self._memory or self._memory[key][0] is None:  # any name is as good as another
+            self._set(key, name)
 
     def publicness(self, repo: str) -> Publicness:
         return self._get(_key("public", repo), Publicness) or Publicness()

@@ -17,9 +17,11 @@ from mesh.errors import LocationRefused, MeshError, SourceFailed, StoreFull
 from mesh.fill import Reader
 from mesh.outflow import Outflow
 from mesh.transfer import Location
+from proxy.api import visible_base
 from proxy.hub import errors
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.urls import FileRoute
+from proxy.hub.xet import PLAIN_HTTP_LIMIT, XetUse, is_hash, is_spoken
 from proxy.ranges import Selection, select
 from proxy.resolve import Client, ResolvedFile, Resolver
 
@@ -27,8 +29,6 @@ log = logging.getLogger(__name__)
 
 # Clients give up after 10 s without a byte: we say so before they do.
 _FIRST_BYTE_SECONDS = 8.5
-# Clients refuse plain HTTP above this many bytes when they are told the size before the download.
-_PLAIN_HTTP_LIMIT = 50 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,8 @@ class HubAccess:
 class Files:
     """Answers HEAD and GET for files of repositories."""
 
-    def __init__(self, *, resolver: Resolver, blobs: Blobs, outflow: Outflow) -> None:
+    def __init__(self, *, resolver: Resolver, blobs: Blobs, outflow: Outflow, xet: XetUse = "auto") -> None:
+        self._xet = xet
         self._resolver = resolver
         self._blobs = blobs
         self._outflow = outflow
@@ -83,7 +84,7 @@ class Files:
             if_match=request.headers.get("If-Match"),
             if_none_match=request.headers.get("If-None-Match"),
         )
-        headers = _headers(file)
+        headers = _headers(file) | self._xet_headers(request, file, route.prefix)
         if content_range := selection.content_range(file.size):
             headers["Content-Range"] = content_range
         if request.method == "HEAD":
@@ -101,20 +102,29 @@ class Files:
         headers["Cache-Status"] = _cache_status(file, file.outcome)
         if selection.status != 200:
             return web.Response(status=selection.status, headers=headers)
-        if file.size > _PLAIN_HTTP_LIMIT and client.accepts_unknown_size:
+        if file.size > PLAIN_HTTP_LIMIT and client.accepts_unknown_size and "X-Xet-Hash" not in headers:
             headers.pop("X-Linked-Size", None)
         else:
             headers["Content-Length"] = str(file.size)
         return web.Response(headers=headers)
 
+    def _xet_headers(self, request: web.Request, file: ResolvedFile, prefix: str) -> dict[str, str]:
+        """What leads a client to the Xet server that this node is (proxy/xet.py); nothing for most files."""
+        xet_hash = file.metadata.xet_hash
+        if not is_spoken(self._xet, file.size) or not file.size or not is_hash(xet_hash):
+            return {}
+        base = visible_base(request) + prefix
+        return {
+            "X-Xet-Hash": xet_hash,
+            "Link": f'<{base}{file.repo.api_prefix}/xet-read-token/{file.commit}>; rel="xet-auth", '
+            f'<{base}/-/xet/v1/reconstructions/{xet_hash}>; rel="xet-reconstruction-info"',
+        }
+
     async def _body(
         self, request: web.Request, file: ResolvedFile, client: Client, selection: Selection, headers: dict[str, str]
     ) -> web.StreamResponse:
-        if file.digest is None:
-            raise HubError(502, message=f"the ETag of {file.path} is no digest: its bytes could not be proven")
-        access = HubAccess(self._resolver, file, client) if self._resolver.may_ask else None
-        wanted = Wanted(file.digest, file.size, file.path, is_public=file.is_public)
-        source = await open_blob(self._blobs, wanted, selection, access, client)
+        is_whole = selection.status == 200 or selection.is_rest
+        source = await self.open(file, client, selection.start, selection.stop, is_whole=is_whole)
         try:
             outcome = "hit" if isinstance(source, Blob) else "miss"
             request["outcome"] = "stale" if file.outcome == "stale" else outcome
@@ -124,6 +134,17 @@ class Files:
             )
         finally:
             source.close()
+
+    async def open(self, file: ResolvedFile, client: Client, start: int, stop: int, *, is_whole: bool) -> Blob | Reader:
+        """A source for the bytes from `start` up to `stop`, the first of which is there; close it when done.
+
+        Raises HubError or OriginUnavailable.
+        """
+        if file.digest is None:
+            raise HubError(502, message=f"the ETag of {file.path} is no digest: its bytes could not be proven")
+        access = HubAccess(self._resolver, file, client) if self._resolver.may_ask else None
+        wanted = Wanted(file.digest, file.size, file.path, is_public=file.is_public)
+        return await open_blob(self._blobs, wanted, start, stop, access, client, is_whole=is_whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,22 +158,27 @@ class Wanted:
 
 
 async def open_blob(
-    blobs: Blobs, wanted: Wanted, selection: Selection, access: OriginAccess | None, client: Client
+    blobs: Blobs,
+    wanted: Wanted,
+    start: int,
+    stop: int,
+    access: OriginAccess | None,
+    client: Client,
+    *,
+    is_whole: bool,
 ) -> Blob | Reader:
-    """A source whose first byte is there. Raises HubError or OriginUnavailable."""
+    """A source for the bytes from `start` up to `stop`, the first of which is there; close it when done.
+
+    Raises HubError or OriginUnavailable.
+    """
     source: Blob | Reader | None = None
     try:
         source = await blobs.read(
-            wanted.digest,
-            wanted.size,
-            selection.start,
-            selection.stop,
-            access,
-            is_whole=selection.status == 200 or selection.is_rest,
-            is_public=wanted.is_public,
+            wanted.digest, wanted.size, start, stop, access, is_whole=is_whole, is_public=wanted.is_public
         )
-        async with asyncio.timeout(_FIRST_BYTE_SECONDS):
-            await source.wait(selection.start)
+        if source.ready(start) <= start:
+            async with asyncio.timeout(_FIRST_BYTE_SECONDS):
+                await source.wait(start)
     except BaseException as error:
         if source is not None:
             source.close()

@@ -137,7 +137,10 @@ class Lfs:
             return web.Response(status=selection.status, headers=headers)
         wanted = Wanted(found.digest, found.size, found.digest.hex, is_public=self._is_public(route, client))
         access = None if self._origin.is_offline else LfsAccess(self, route, client)
-        source = await open_blob(self._blobs, wanted, selection, access, client)
+        is_whole = selection.status == 200 or selection.is_rest
+        source = await open_blob(
+            self._blobs, wanted, selection.start, selection.stop, access, client, is_whole=is_whole
+        )
         try:
             request["outcome"] = outcome = "hit" if isinstance(source, Blob) else "miss"
             headers["Cache-Status"] = "hubmesh; hit" if outcome == "hit" else "hubmesh; fwd=uri-miss; stored"

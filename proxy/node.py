@@ -47,6 +47,8 @@ from proxy.hub.access import Grants
 from proxy.hub.freshness import Freshness
 from proxy.lfs import Lfs
 from proxy.origin import Origin
+from proxy.passes import Passes
+from proxy.passes import load_key as load_xet_key
 from proxy.passthrough import Passthrough
 from proxy.preheat import Preheater
 from proxy.relay import Relay
@@ -54,6 +56,8 @@ from proxy.resolve import Resolver
 from proxy.settings import Settings
 from proxy.units import HostPort, format_size
 from proxy.version import VERSION
+from proxy.xet import Xet
+from proxy.xet_tokens import XetTokens
 
 log = logging.getLogger(__name__)
 
@@ -95,8 +99,6 @@ class Node:
 
 async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     """Make the parts from the ground up; the stack takes them down in the reverse order."""
-    if settings.xet == "always":
-        log.warning("--xet always does nothing in this version")
     data_dir = settings.data_dir
     data_dir.mkdir(parents=True, exist_ok=True)
     auth = Auth(_node_id(data_dir), load_key(settings.mesh_key_file) if settings.mesh_key_file else None)
@@ -162,13 +164,16 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     freshness, grants = Freshness(settings.freshness), Grants(settings.grant_life)
     Relay(mesh.questions, origin, catalog, freshness)
     resolver = Resolver(origin=origin, catalog=catalog, freshness=freshness, grants=grants)
-    api = Api(origin=origin, catalog=catalog, freshness=freshness, grants=grants)
+    api = Api(origin=origin, catalog=catalog, freshness=freshness, grants=grants, xet=settings.xet)
     resolver.hearsay = api.hearsay = hearsay = Hearsay(mesh, origin, catalog, tasks)
     outflow = Outflow(threads=_UPLOAD_THREADS, sent=lambda count: stats.add("client_sent", count))
     stack.callback(outflow.close)
     passthrough = Passthrough(origin=origin, catalog=catalog)
+    files = Files(resolver=resolver, blobs=blobs, outflow=outflow, xet=settings.xet)
+    passes = Passes(load_xet_key(data_dir))
+    xet = Xet(passes=passes, files=files, blobs=blobs, resolver=resolver, catalog=catalog, stats=stats)
     app = App(
-        files=Files(resolver=resolver, blobs=blobs, outflow=outflow),
+        files=files,
         api=api,
         lfs=Lfs(
             origin=origin,
@@ -179,6 +184,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
             outflow=outflow,
         ),
         passthrough=passthrough,
+        xet_tokens=XetTokens(use=settings.xet, passes=passes, api=api, resolver=resolver, catalog=catalog),
         metrics=metrics,
     )
     preheater = Preheater(api=api, resolver=resolver, blobs=blobs, mesh=mesh, tasks=tasks)
@@ -212,7 +218,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
         access=access,
     )
     await _listen(_mesh_app(mesh, server, preheater, hearsay), mesh_listener, stack, drain=1.0)
-    await _listen(_client_app(settings, app, holdings, metrics), listener, stack, drain=settings.drain_timeout)
+    await _listen(_client_app(settings, app, xet, holdings, metrics), listener, stack, drain=settings.drain_timeout)
     _start_discovery(settings, mesh, mesh_listen, tasks, stack)
     if settings.hf_cache is not None:
         cache = HfCache(settings.hf_cache, data_dir, store=store, blobs=blobs, resolver=resolver)
@@ -223,10 +229,11 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     return Node(listen, mesh_listen)
 
 
-def _client_app(settings: Settings, app: App, holdings: Holdings, metrics: Metrics) -> web.Application:
+def _client_app(settings: Settings, app: App, xet: Xet, holdings: Holdings, metrics: Metrics) -> web.Application:
     # Uploads are streamed; what is read whole is bounded where it is read.
     client_app = web.Application(client_max_size=1 << 62, middlewares=[app.observe, guard_host(settings.allow_hosts)])
     add_routes(client_app, holdings, metrics)
+    xet.add_routes(client_app, app.handle)
     client_app.router.add_route("*", "/{target:.*}", app.handle)
     return client_app
 

@@ -1,9 +1,11 @@
-"""Everything that is not kept here: sent on as it is, streamed both ways, with the client's own token."""
+"""Whatever we know nothing special of: sent on as it is, streamed both ways, with the client's own token.
+
+What says itself that it may be kept, and is asked as nobody in particular, is kept as RFC 9111 has it.
+"""
 
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Callable
 from functools import partial
@@ -15,34 +17,18 @@ from multidict import CIMultiDict
 
 from proxy.api import visible_base
 from proxy.catalog import Catalog
-from proxy.hub import rewrite
-from proxy.hub.errors import HubError, OriginUnavailable, needs_code
+from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.urls import Repo, Route
+from proxy.onward import ADDRESSES, Onward
 from proxy.origin import Origin
+from proxy.reuse import Reuse
 
-log = logging.getLogger(__name__)
-
-# RFC 9110, section 7.6.1: these are about one connection, not about the message.
-_HOP_BY_HOP = {
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-}
 _READS = ("GET", "HEAD", "OPTIONS")
 # What is sent with POST and changes nothing in a repository: git's and LFS's questions, and previews.
 _QUESTIONS = re.compile(r"/git-upload-pack\b|/info/lfs/objects/(batch|verify)\b|/preupload/|/paths-info/")
 _REPOS = re.compile(r"/api/repos/(create|delete|move)\b")
 _MAX_ORDER = 1 << 20
-# JSON that is full of addresses at the Hub: parquet files of a dataset.
-_ADDRESSES = re.compile(r"/api/datasets/[^/]+/[^/]+/parquet\b")
 _MAX_CHANGED = 16 << 20
-_VIEWER = "datasets-server."
 
 Change = Callable[[bytes], bytes]  # a whole body of the Hub's, as the client is to get it
 
@@ -53,6 +39,8 @@ class Passthrough:
     def __init__(self, *, origin: Origin, catalog: Catalog) -> None:
         self._origin = origin
         self._catalog = catalog
+        self._onward = Onward(origin)
+        self._reuse = Reuse(self._onward)
 
     async def handle(
         self, request: web.Request, route: Route, *, body: Any = None, change: Change | None = None
@@ -62,9 +50,9 @@ class Passthrough:
         Raises OriginUnavailable when the Hub cannot be reached.
         """
         repos = [route.repo] if route.repo is not None else []
-        if request.method == "GET" and _ADDRESSES.match(route.target):
+        if request.method == "GET" and ADDRESSES.match(route.target):
             change = partial(self._visible_addresses, request, route)
-        headers = self._sent_headers(request, route)
+        headers = self._onward.sent_headers(request, route)
         if change is not None:
             headers["Accept-Encoding"] = "identity"
         if body is not None:
@@ -74,21 +62,18 @@ class Passthrough:
             if _REPOS.match(route.target):
                 body = await _read(request)
                 repos = _named_repos(body)
+        if request.method in ("GET", "HEAD") and body is None and not ADDRESSES.match(route.target):
+            return await self._reuse.answer(request, route)
         is_write = request.method not in _READS and _QUESTIONS.search(route.target) is None
         try:
-            async with self._origin.open(
-                request.method,
-                route.target,
-                kind="other",
-                headers=headers,
-                body=body,
-                viewer=request.host.startswith(_VIEWER),
-            ) as answer:
+            async with self._onward.open(request, route, headers, body) as answer:
                 if is_write:  # before the client knows, so that its next question brings what is new
                     self._forget(repos)
+                if request.method not in _READS and answer.status < 400:
+                    self._reuse.void(request, route, answer)
                 if change is not None and answer.status == 200:
                     return await self._changed(request, route, answer, change)
-                return await self._relay(request, route, answer)
+                return await self._onward.relay(request, route, answer, "fwd=method")
         except aiohttp.ClientError as error:
             raise OriginUnavailable(f"{self._origin.host} broke off: {error}") from error
         finally:
@@ -98,36 +83,7 @@ class Passthrough:
     def _forget(self, repos: list[Repo]) -> None:
         for repo in repos:
             self._catalog.changed(str(repo))
-
-    def _sent_headers(self, request: web.Request, route: Route) -> CIMultiDict[str]:
-        dropped = _HOP_BY_HOP | _listed(request.headers.get("Connection", "")) | {"host", "expect"}
-        headers = CIMultiDict((name, value) for name, value in request.headers.items() if name.lower() not in dropped)
-        if "Accept-Encoding" not in headers:
-            headers["Accept-Encoding"] = "identity"
-        return headers
-
-    async def _relay(self, request: web.Request, route: Route, answer: aiohttp.ClientResponse) -> web.StreamResponse:
-        response = web.StreamResponse(status=answer.status, reason=answer.reason)
-        response.headers.extend(self._answer_headers(request, route, answer))
-        await response.prepare(request)
-        if request.method != "HEAD" and answer.status not in (204, 304):
-            parts = answer.content.iter_any()
-            while True:
-                try:
-                    part = await anext(parts, b"")
-                except (aiohttp.ClientError, TimeoutError) as error:
-                    log.warning("%s broke off %s: %s", self._origin.host, request.rel_url.raw_path, error)
-                    if request.transport is not None:
-                        request.transport.close()  # the client must not take this for the end
-                    return response
-                if not part:
-                    break
-                try:
-                    await response.write(part)
-                except ConnectionError:
-                    return response  # the client has gone
-        await response.write_eof()
-        return response
+            self._reuse.drop(repo)
 
     async def _changed(
         self, request: web.Request, route: Route, answer: aiohttp.ClientResponse, change: Change
@@ -137,7 +93,7 @@ class Passthrough:
             body += part
             if len(body) > _MAX_CHANGED:
                 raise OriginUnavailable(f"{self._origin.host} answered with more than {_MAX_CHANGED} bytes")
-        headers = CIMultiDict(self._answer_headers(request, route, answer))
+        headers = CIMultiDict(self._onward.answer_headers(request, route, answer.status, answer.headers.items()))
         headers.popall("Content-Length", None)
         return web.Response(headers=headers, body=change(bytes(body)))
 
@@ -147,33 +103,6 @@ class Passthrough:
         for hub in {self._origin.url, "https://huggingface.co"}:
             body = body.replace(f'"{hub}/'.encode(), f'"{visible}/'.encode())
         return body
-
-    def _answer_headers(
-        self, request: web.Request, route: Route, answer: aiohttp.ClientResponse
-    ) -> list[tuple[str, str]]:
-        dropped = _HOP_BY_HOP | _listed(answer.headers.get("Connection", ""))
-        keeps_xet = rewrite.keeps_xet(route.target)
-        headers = []
-        for name, value in answer.headers.items():
-            lower = name.lower()
-            if lower in dropped or (not keeps_xet and rewrite.is_xet_header(name)):
-                continue
-            if lower == "location":
-                value = rewrite.location(value, self._origin.url, route.prefix)
-            elif lower == "link":
-                visible = visible_base(request) + route.prefix
-                rewritten = rewrite.link(value, self._origin.url, visible, without_xet=not keeps_xet)
-                if rewritten is None:
-                    continue
-                value = rewritten
-            headers.append((name, value))
-        if route.repo is not None and needs_code(answer.status, answer.headers):
-            headers.append(("X-Error-Code", "RepoNotFound"))
-        return headers
-
-
-def _listed(connection: str) -> set[str]:
-    return {name.strip().lower() for name in connection.split(",") if name.strip()}
 
 
 def _named_repos(body: bytes) -> list[Repo]:

@@ -59,6 +59,9 @@ class Relay:
         """
         if self._questions.is_alone or not _is_fit(question) or self._was_written(question, _WRITTEN_SECONDS):
             return None
+        if "Cache-Control" in question.headers:  # a reload: not what the owner heard a moment ago
+            return None
+        question = _whole(question)
         encoded = await self._questions.ask(_key(question), msgspec.msgpack.encode(question))
         try:
             reply = await self._own(question) if encoded is None else _REPLY.decode(encoded)
@@ -77,6 +80,7 @@ class Relay:
             return None
         if not _is_fit(question):
             return None
+        question = _whole(question)
         return msgspec.msgpack.encode(await self._own(question))
 
     async def _own(self, question: Question) -> Reply:
@@ -124,6 +128,12 @@ def _is_fit(question: Question) -> bool:
     if isinstance(route, FileRoute):
         return question.method in ("GET", "HEAD")
     return isinstance(route, ApiRoute) and route.is_cacheable(question.method)
+
+
+def _whole(question: Question) -> Question:
+    """Without what the asker has already: the answer is for all who ask."""
+    headers = {name: value for name, value in question.headers.items() if name.lower() != "if-none-match"}
+    return msgspec.structs.replace(question, headers=headers)
 
 
 def _key(question: Question) -> str:

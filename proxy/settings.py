@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from proxy.hub.xet import XetUse
 from proxy.units import HostPort, parse_duration, parse_rate, parse_size
 
 Role = Literal["peer", "seed"]
-XetUse = Literal["auto", "always", "never"]
 LogFormat = Literal["text", "json"]
 
 
@@ -120,7 +120,7 @@ class Settings:
     offline: bool = _setting(False, "Never go to the origin: serve what is here or with peers.")
     xet: XetUse = _setting(
         "auto",
-        "Speak Xet to clients: for files above their plain HTTP limit of 50 GB (auto), for all, or for none.",
+        "Speak Xet to clients: for files above their plain HTTP limit of 50 GB (auto), for all large ones, or none.",
         choices=("auto", "always", "never"),
     )
 

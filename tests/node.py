@@ -34,13 +34,17 @@ class NodeProcess:
         prefix: tuple[str, ...] = (),
         call: Callable[[Callable[[], bytes]], bytes] = lambda work: work(),
         environment: dict[str, str] | None = None,
+        module: str = "proxy.cli",
     ) -> None:
-        """`prefix` is put before the command, to run it elsewhere (`ip netns exec …`); `call` asks it from there."""
+        """`prefix` is put before the command, to run it elsewhere (`ip netns exec …`); `call` asks it from there.
+
+        `module` is what is run: the command line itself, or a load test's wrapper around it.
+        """
         self.data_dir = data_dir
         self.log_file = data_dir.with_name(data_dir.name + ".log")
         self._command = [
             *prefix,
-            *(sys.executable, "-m", "proxy.cli", "serve"),
+            *(sys.executable, "-m", module, "serve"),
             *(
                 "--listen",
                 f"{host}:0",

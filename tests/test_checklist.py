@@ -97,23 +97,38 @@ def test_row_04_buckets_keep_their_xet_metadata(node: NodeProcess) -> None:
     assert "xet-auth" in (head["Link"] or "")
 
 
-def test_row_05_xet_tokens_pass_with_the_clients_own(hub: HubProcess, node: NodeProcess) -> None:
-    answer = ask(f"{node.url}/api/models/{REPO}/xet-read-token/{commit_of(hub)}", token="hf_alice")
+def test_row_05_a_token_for_xet_leads_here_and_is_refused_as_the_hub_would(hub: HubProcess, node: NodeProcess) -> None:
+    route = f"{node.url}/api/models/{REPO}/xet-read-token/{commit_of(hub)}"
+    answer = ask(route, token="hf_alice")
     assert answer.status == 200
-    assert answer["X-Xet-Cas-Url"] == json.loads(answer.body)["casUrl"]
+    said = json.loads(answer.body)
+    assert answer["X-Xet-Cas-Url"] == said["casUrl"] == f"{node.url}/-/xet"
+    assert (answer["X-Xet-Access-Token"], answer["X-Xet-Token-Expiration"]) == (said["accessToken"], str(said["exp"]))
+    writing = ask(route.replace("xet-read", "xet-write"), token="hf_alice")
+    assert writing["X-Xet-Cas-Url"] == json.loads(writing.body)["casUrl"] != said["casUrl"]
     assert hub.stats()["seen"]["api"][-1]["authorization"] == "Bearer hf_alice"
+    hub.folder.create("acme/secret", private=True, readers=["alice"])
+    hub.folder.commit("acme/secret", {"a.bin": b"a"})
+    assert ask(f"{node.url}/api/models/acme/secret/xet-read-token/main", token="hf_alice").status == 200
+    refused = ask(f"{node.url}/api/models/acme/secret/xet-read-token/main", token="hf_bob")
+    assert (refused.status, refused["X-Error-Code"]) == (404, "RepoNotFound")
 
 
-def test_row_06_the_size_of_huge_files_is_hidden_from_clients_that_would_refuse(
+def test_row_06_huge_files_go_over_xet_or_hide_their_size_from_clients_that_would_refuse(
     hub: HubProcess, node: NodeProcess
 ) -> None:
     repo = hub.folder.load("models", REPO)
     commit = repo.commits[repo.refs["heads/main"]]
     commit.files["huge.bin"] = Entry("0" * 40, 60 * 10**9, "1" * 64, "2" * 64, "none")
+    commit.files["plain.bin"] = Entry("0" * 40, 60 * 10**9, "3" * 64, "", "none")
     repo.save(hub.folder.folder("models", REPO))
-    new = ask(resolve(node, "huge.bin"), "HEAD", User_Agent=NEW)
-    assert (new.status, new["X-Linked-Size"], new["Content-Length"]) == (200, None, None)
-    old = ask(resolve(node, "huge.bin"), "HEAD", User_Agent=OLD)
+    for agent in (NEW, OLD):
+        head = ask(resolve(node, "huge.bin"), "HEAD", User_Agent=agent)
+        assert (head.status, head["X-Xet-Hash"]) == (200, "2" * 64)
+        assert head["X-Linked-Size"] == head["Content-Length"] == str(60 * 10**9)
+    new = ask(resolve(node, "plain.bin"), "HEAD", User_Agent=NEW)
+    assert (new.status, new["X-Xet-Hash"], new["X-Linked-Size"], new["Content-Length"]) == (200, None, None, None)
+    old = ask(resolve(node, "plain.bin"), "HEAD", User_Agent=OLD)
     assert old["X-Linked-Size"] == old["Content-Length"] == str(60 * 10**9)
 
 
@@ -132,8 +147,12 @@ def test_row_07_every_page_of_a_tree_comes_through_the_node(hub: HubProcess, nod
     assert (forwarded["Link"] or "").startswith("<https://hub.lan/api/")
 
 
-def test_row_08_a_renamed_repository_never_leads_past_the_node(hub: HubProcess, node: NodeProcess) -> None:
+@pytest.mark.parametrize("absolute", [False, True])
+def test_row_08_a_renamed_repository_never_leads_past_the_node(
+    hub: HubProcess, node: NodeProcess, absolute: bool
+) -> None:
     hub.folder.create("acme/old", moved_to=REPO)
+    hub.turn(absolute=absolute)
     head = ask(resolve(node, "model.safetensors", repo="acme/old"), "HEAD")
     assert (head.status, head["ETag"]) == (200, f'"{BIG_SHA}"')
     assert ask(resolve(node, "model.safetensors", repo="acme/old")).body == BIG
@@ -150,6 +169,9 @@ def test_row_09_slashes_in_revisions_and_folders_stay_encoded(hub: HubProcess, n
     assert (head.status, head["X-Repo-Commit"]) == (200, sha)
     tree = json.loads(ask(f"{node.url}/api/models/{REPO}/tree/refs%2Fpr%2F1/data%2Fen").body)
     assert [entry["path"] for entry in tree] == ["data/en/a.txt"]
+    branch = hub.folder.commit(REPO, {"config.json": b"[]"}, ref="heads/feature/x")
+    head = ask(resolve(node, "config.json", "feature%2Fx"), "HEAD")
+    assert (head.status, head["X-Repo-Commit"]) == (200, branch)
 
 
 def test_row_10_a_commit_is_echoed_exactly(hub: HubProcess, node: NodeProcess) -> None:
@@ -169,6 +191,13 @@ def test_row_11_a_branch_means_one_commit_everywhere_at_a_time(hub: HubProcess, 
     paths = {entry["path"] for entry in json.loads(ask(f"{node.url}/api/models/{REPO}/tree/main").body)}
     assert ("new.txt" in paths) == (main == after)
     assert ask(resolve(node, "config.json"), "HEAD")["X-Repo-Commit"] == main
+    # A question that was never asked brings the new commit: all that was kept has to follow.
+    assert json.loads(ask(f"{node.url}/api/models/{REPO}?blobs=true").body)["sha"] == after
+    for tail in ("", "/revision/main"):
+        assert json.loads(ask(f"{node.url}/api/models/{REPO}{tail}").body)["sha"] == after
+    paths = {entry["path"] for entry in json.loads(ask(f"{node.url}/api/models/{REPO}/tree/main").body)}
+    assert "new.txt" in paths
+    assert ask(resolve(node, "config.json"), "HEAD")["X-Repo-Commit"] == after
 
 
 def test_row_12_a_missing_file_is_remembered_for_its_commit(hub: HubProcess, node: NodeProcess) -> None:
@@ -257,6 +286,15 @@ def test_row_17_a_head_is_answered_in_time_from_a_slow_origin(hub: HubProcess, n
     assert time.monotonic() - began < 2
 
 
+def test_row_17_a_head_is_answered_in_time_whatever_the_origin_does(hub: HubProcess, tmp_path: Path) -> None:
+    hub.folder.commit(REPO, {"config.json": CONFIG})
+    hub.turn(latency={"resolve": 6.0})  # and once more for where a small file's answer leads
+    with NodeProcess(tmp_path / "node", hub.url) as node:
+        began = time.monotonic()
+        assert ask(resolve(node, "config.json"), "HEAD", User_Agent=NEW).status == 504
+        assert time.monotonic() - began < 9.9, "clients have given up by then"
+
+
 def test_row_18_bytes_flow_steadily_from_a_slow_origin(hub: HubProcess, node: NodeProcess) -> None:
     hub.turn(bandwidth=MIB)
     connection = http.client.HTTPConnection(node.url.removeprefix("http://"), timeout=5)
@@ -343,6 +381,21 @@ def test_row_24_clients_share_one_fetch_that_outlives_them(hub: HubProcess, node
     assert hub.stats()["total_bytes"] == len(BIG)
 
 
+def test_row_24_a_fetch_outlives_its_reader(hub: HubProcess, node: NodeProcess) -> None:
+    hub.turn(bandwidth=700_000)  # longer than what nobody wants is kept open
+    connection = http.client.HTTPConnection(node.url.removeprefix("http://"))
+    connection.request("GET", f"/{REPO}/resolve/main/model.safetensors")
+    connection.getresponse().read(10)
+    connection.close()
+    until = time.monotonic() + 30
+    while node.metric("hubmesh_blob_bytes") < len(BIG) or node.status()["downloads"]:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    hub.turn(dark="close")
+    assert ask(resolve(node, "model.safetensors")).body == BIG
+    assert hub.stats()["total_bytes"] == len(BIG)
+
+
 def test_row_25_a_range_of_what_is_not_here_costs_its_pieces_only(hub: HubProcess, node: NodeProcess) -> None:
     assert ask(resolve(node, "model.safetensors"), Range="bytes=-100").body == BIG[-100:]
     assert hub.stats()["total_bytes"] <= 2 * MIB
@@ -392,6 +445,15 @@ def test_row_28_uploads_pass_untouched_and_are_seen_at_once(hub: HubProcess, nod
         json.loads(ask(f"{node.url}/api/models/alice/mine", token="hf_alice").body)["sha"]
         == json.loads(done.body)["commitOid"]
     )
+
+
+def test_row_28_a_body_arrives_byte_for_byte(node: NodeProcess) -> None:
+    for path in ("/api/models/alice/mine/preupload/main", "/alice/mine.git/info/lfs/objects/batch"):
+        heard = ask(node.url + path, "POST", token="hf_alice", body=BIG[:300_000], X_Echo="1", Content_Type="x/y")
+        document = json.loads(heard.body)
+        assert document["sha256"] == hashlib.sha256(BIG[:300_000]).hexdigest()
+        assert document["headers"]["Content-Type"] == "x/y"
+        assert document["headers"]["Authorization"] == "Bearer hf_alice"
 
 
 def test_row_29_who_am_i_is_asked_every_time(node: NodeProcess) -> None:

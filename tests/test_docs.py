@@ -179,3 +179,24 @@ def test_all_texts_are_reached_from_the_readme() -> None:
     ours = {text for text in TEXTS if text.startswith("docs/")}
     unlinked = ours - linked - {"docs/benchmarks.md", "docs/assignment-policy.md"}
     assert not unlinked
+
+
+def test_every_row_of_the_checklist_has_a_test_and_a_way_to_break_it() -> None:
+    from tests.mutate import MUTATIONS
+
+    rows: dict[int, list[str]] = {}
+    table = re.findall(r"^\| (\d+) \|.*\| ([^|]*) \|$", (ROOT / "docs/conformance.md").read_text(), re.MULTILINE)
+    for row, tests in table:
+        named = re.findall(r"`(test_\w+)`(?: in `(tests/[\w/.]+)`)?", tests)
+        rows[int(row)] = [test for test, _ in named]
+        assert named, row
+        for test, file in named:
+            assert f"def {test}(" in (ROOT / (file or "tests/test_checklist.py")).read_text(), test
+    assert list(rows) == list(range(1, 36))
+    assert {mutation.row for mutation in MUTATIONS} == set(rows)
+    told = {test for tests in rows.values() for test in tests}
+    assert set(re.findall(r"def (test_row_\w+)\(", (ROOT / "tests/test_checklist.py").read_text())) <= told
+    for mutation in MUTATIONS:
+        assert not mutation.test or mutation.test.rpartition("::")[2] in rows[mutation.row]
+        for name, old, _ in mutation.edits:
+            assert (ROOT / name).read_text().count(old) == 1, f"row {mutation.row}: {old!r} in {name}"

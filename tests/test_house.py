@@ -26,6 +26,7 @@ PURE = [
     "mesh.messages",
     "mesh.placement",
     "mesh.policy",
+    "proxy.caching",
     "proxy.hub.access",
     "proxy.hub.client",
     "proxy.hub.freshness",
@@ -33,21 +34,12 @@ PURE = [
     "proxy.hub.metadata",
     "proxy.hub.rewrite",
     "proxy.hub.urls",
+    "proxy.hub.xet",
     "proxy.ranges",
 ]
 PURE_IMPORTS = {
-    *(
-        "__future__",
-        "base64",
-        "bisect",
-        "calendar",
-        "collections",
-        "dataclasses",
-        "enum",
-        "functools",
-        "hashlib",
-        "heapq",
-    ),
+    *("__future__", "base64", "bisect", "calendar", "collections", "dataclasses", "enum", "functools", "hashlib"),
+    *("heapq", "hmac"),
     *("itertools", "json", "math", "msgspec", "random", "re", "struct", "typing", "urllib.parse", "zlib"),
     "time",  # to read dates in text; the clock itself is looked for below
 }

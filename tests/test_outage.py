@@ -6,8 +6,10 @@ import json
 import os
 import random
 import secrets
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -83,6 +85,20 @@ def questions(node: NodeProcess, repo: str = REPO) -> dict[str, Callable[[], Ans
     return asked
 
 
+def download(node: NodeProcess, home: Path) -> dict[str, bytes]:
+    """What the newest client brings in, with an empty cache and no settings of its own."""
+    done = subprocess.run(
+        [HF, "download", REPO, "--local-dir", str(home / "got")],
+        env={"PATH": os.environ["PATH"], "HOME": str(home), "HF_ENDPOINT": node.url, "NO_PROXY": "*"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return {path: (home / "got" / path).read_bytes() for path in FILES}
+
+
 @pytest.mark.parametrize("how", ["close", "hang", "500", "503", "429"])
 def test_what_is_known_is_said_again_and_called_stale(hub: HubProcess, start: Start, how: str) -> None:
     node = start("--freshness", "0")
@@ -112,6 +128,47 @@ def test_what_is_not_known_is_never_told_as_refused_or_missing(hub: HubProcess, 
             assert "r=0;t=" in (asked.result()["RateLimit"] or "")
 
 
+@pytest.mark.parametrize("how", ["close", "503", "429"])
+def test_a_fault_that_another_node_met_is_no_refusal_either(hub: HubProcess, start: Start, how: str) -> None:
+    nodes = [start(keyed=True) for _ in range(2)]  # each owns about half of the questions
+    fail(hub, how)
+    for node in nodes:
+        for name, question in questions(node).items():
+            answer = question()
+            assert answer.status == (429 if how == "429" else 502), name
+            assert answer["X-Error-Code"] is None
+
+
+NO_HUB = {
+    "noise": b"\x16\x03\x01 this is not HTTP\r\n\r\n",
+    "a captive portal": b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 15\r\n\r\n<h1>Log in</h1>",
+    "a way to one": b"HTTP/1.1 302 Found\r\nLocation: http://login.example/\r\nContent-Length: 0\r\n\r\n",
+    "a broken proxy": b"HTTP/1.1 502 Bad Gateway\r\nX-Error-Code: RepoNotFound\r\nContent-Length: 0\r\n\r\n",
+    "half an answer": b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 900\r\n\r\n{"id": "acme',
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("said", NO_HUB)
+def test_whatever_stands_where_the_hub_should_is_never_told_as_its_answer(tmp_path: Path, said: str) -> None:
+    class Stranger(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while self.rfile.readline().strip():
+                pass
+            self.wfile.write(NO_HUB[said])
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Stranger) as stranger:
+        threading.Thread(target=stranger.serve_forever, daemon=True).start()
+        try:
+            with NodeProcess(tmp_path / "node", f"http://127.0.0.1:{stranger.server_address[1]}") as node:
+                for name, question in questions(node).items():
+                    answer = question()
+                    assert answer.status in (502, 504), name
+                    assert answer["X-Error-Code"] is None, name
+        finally:
+            stranger.shutdown()
+
+
 @pytest.mark.parametrize("how", ["close", pytest.param("hang", marks=pytest.mark.slow), "429", "offline"])
 def test_a_node_that_never_saw_a_repository_serves_what_a_trusted_peer_knows(
     hub: HubProcess, start: Start, how: str, tmp_path: Path
@@ -126,16 +183,7 @@ def test_a_node_that_never_saw_a_repository_serves_what_a_trusted_peer_knows(
         assert (answer.status, answer.body) == (before[name].status, before[name].body), name
         assert "nope" in name or "fwd=stale" in (answer["Cache-Status"] or ""), name
     assert hub.stats()["total_bytes"] == 0
-    done = subprocess.run(
-        [HF, "download", REPO, "--local-dir", str(tmp_path / "got")],
-        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_ENDPOINT": other.url, "NO_PROXY": "*"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert {path: (tmp_path / "got" / path).read_bytes() for path in FILES} == FILES
+    assert download(other, tmp_path / "home") == FILES
     unknown = ask(f"{other.url}/acme/never/resolve/main/config.json", User_Agent=NEW)
     assert unknown.status in (429, 502, 504)
 
@@ -195,6 +243,20 @@ def test_one_nodes_pause_is_everyones(hub: HubProcess, start: Start) -> None:
     # Another window of the Hub's, and another token's quota, are not concerned.
     assert ask(f"{nodes[1].url}/api/models/{REPO}").status == 200
     assert ask(f"{nodes[1].url}/{REPO}/resolve/main/sub/x.txt", "HEAD", token="hf_bob").status == 200
+
+
+def test_a_client_waits_as_long_as_the_hub_asked_and_then_has_it(hub: HubProcess, start: Start, tmp_path: Path) -> None:
+    nodes = [start(keyed=True) for _ in range(2)]
+    hub.turn(fail={"resolve": [429] * 500}, retry_after=4)  # clients do not wait for info, here as at the Hub
+    began = time.monotonic()
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(download, node, tmp_path / node.data_dir.name) for node in nodes]
+        wait(lambda: "resolve" in hub.stats()["by_kind"])
+        hub.turn(fail={})
+        for client, node in zip(running, nodes, strict=True):
+            assert client.result() == FILES, node.log()
+    assert time.monotonic() - began >= 4
+    assert hub.stats()["total_bytes"] == sum(map(len, FILES.values()))
 
 
 def test_a_node_that_is_offline_asks_nobody_and_tells_what_it_has(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+from proxy.hub import xet
 from proxy.hub.urls import OtherRoute, parse
+from proxy.hub.xet import XetUse
 
 _XET_HEADERS = ("X-Xet-Hash", "X-Xet-Refresh-Route")
 # The Hub's own addresses, whichever mirror of it we ask.
@@ -43,19 +45,42 @@ def link(value: str, origin: str, visible: str, *, without_xet: bool) -> str | N
     return ", ".join(kept) or None
 
 
+def next_page(value: str) -> str | None:
+    """Where a `Link` field says that a listing goes on."""
+    for target, parameters in _LINK.findall(value):
+        relation = _RELATION.search(parameters)
+        if relation is not None and "next" in relation[1].lower().split():
+            return str(target)
+    return None
+
+
 def is_xet_header(name: str) -> bool:
     return name.title() in _XET_HEADERS
 
 
-def strip_xet(document: Any) -> Any:
-    """Take `xetHash` out of the entries of a tree, paths-info or info answer, in place."""
-    entries: Iterable[Any] = document if isinstance(document, list) else ()
-    if isinstance(document, dict) and isinstance(document.get("siblings"), list):
-        entries = document["siblings"]
-    for entry in entries:
-        if isinstance(entry, dict):
+def strip_xet(document: Any, use: XetUse) -> Any:
+    """Take `xetHash` out of the entries of a tree, paths-info or info answer, in place, but where Xet is spoken."""
+    for entry in _entries(document):
+        size = entry.get("size")
+        if not xet.is_spoken(use, size if isinstance(size, int) else 0):
             entry.pop("xetHash", None)
     return document
+
+
+def xet_names(document: Any) -> Iterator[tuple[str, str]]:
+    """(Xet hash, path) of the large files that a tree, paths-info or info answer speaks of."""
+    for entry in _entries(document):
+        xet_hash, path = entry.get("xetHash"), entry.get("path", entry.get("rfilename"))
+        if isinstance(xet_hash, str) and xet.is_hash(xet_hash) and isinstance(path, str):
+            yield xet_hash, path
+
+
+def _entries(document: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(document, dict):
+        document = document.get("siblings")
+    for entry in document if isinstance(document, list) else ():
+        if isinstance(entry, dict):
+            yield entry
 
 
 def keeps_xet(target: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import quote, unquote
 
@@ -120,6 +121,7 @@ def is_commit(revision: str) -> bool:
     return _COMMIT.match(revision) is not None
 
 
+@lru_cache(1024)
 def parse(target: str) -> Route:
     """Say what a raw request target (path and query) names.
 
@@ -158,7 +160,8 @@ def _parse(path: str, query: str) -> Route:
             revision, _, file = _split_revision("/".join(segments[length + 1 :]))
             if _is_file(revision, file):
                 return FileRoute(repo, unquote(revision), unquote(file))
-    names = [segment.removesuffix(".git") for segment in segments[: 1 if segments[0].endswith(".git") else 2]]
+    length = 1 if segments and segments[0].endswith(".git") else 2
+    names = [segment.removesuffix(".git") for segment in segments[:length]]
     return OtherRoute(target, _repo(repo_type, names) if len(segments) > 2 else None)
 
 

@@ -98,6 +98,20 @@ def test_a_snapshot_arrives_right_and_costs_the_hub_one_copy(
     assert not any("xet-read-token" in request for request in stats["requests"])
 
 
+@pytest.mark.parametrize("client", ["0.36+xet", "newest+xet"])
+def test_a_snapshot_arrives_over_xet_from_the_node(hub: HubProcess, tmp_path: Path, client: str) -> None:
+    files = {"config.json": b"{}", "model.safetensors": BIG}
+    hub.folder.commit(REPO, files)
+    python = environment(*CLIENTS[client]) / "python"
+    with NodeProcess(tmp_path / "node", hub.url, "--xet", "always") as node:
+        said = json.loads(run(python, _DOWNLOAD, node, tmp_path / "home"))
+        assert said["sums"] == {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
+        assert "GET /-/xet/xorbs/" in node.log()
+    stats = hub.stats()
+    assert stats["total_bytes"] == sum(map(len, files.values()))
+    assert not any("xet" in request for request in stats["requests"])
+
+
 def test_transformers_computes_the_same_embedding_bit_for_bit(
     hub: HubProcess, node: NodeProcess, tmp_path: Path
 ) -> None:
@@ -120,6 +134,8 @@ print(hashlib.sha256(output.numpy().tobytes()).hexdigest())
     assert through == direct
     hub.turn(dark="close")
     assert run(binaries / "python", f"NAME = 'acme/minilm'\n{code}", node, tmp_path / "dark") == direct
+    with NodeProcess(tmp_path / "other", hub.url, "--seed", node.mesh) as other:  # which never saw it
+        assert run(binaries / "python", f"NAME = 'acme/minilm'\n{code}", other, tmp_path / "elsewhere") == direct
 
 
 def test_sentence_transformers_computes_the_same_sentence_bit_for_bit(
@@ -160,3 +176,15 @@ def test_datasets_loads_and_streams_a_parquet_set(hub: HubProcess, node: NodePro
             "print(sum(row['x'] for row in rows))"
         )
         assert run(python, code, node, tmp_path / str(streaming)) == str(sum(range(1000)))
+    hub.turn(dark="close")
+    hub.reset()
+    with NodeProcess(tmp_path / "other", hub.url, "--seed", node.mesh) as other:  # which never saw it
+        for streaming in (False, True):
+            code = (
+                "from datasets import load_dataset\n"
+                f"rows = load_dataset('acme/rows', split='train', streaming={streaming})\n"
+                "print(sum(row['x'] for row in rows))"
+            )
+            for which, name in ((node, "dark"), (other, "elsewhere")):
+                assert run(python, code, which, tmp_path / f"{name}-{streaming}") == str(sum(range(1000)))
+    assert hub.stats()["total_bytes"] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
 import os
 import re
@@ -123,7 +124,16 @@ class Hub:
             wait = str(knobs.retry_after)
             limits = {"RateLimit": f'"resolvers";r=0;t={wait}', "Retry-After": wait} if status == 429 else {}
             return web.Response(status=status, headers=limits, text="no")
-        return await handler(request)
+        answer = await handler(request)
+        if kind == "api" and request.method in _READS and answer.status == 200 and isinstance(answer, web.Response):
+            if isinstance(answer.body, bytes) and "X-Echo" not in request.headers:
+                answer.headers.setdefault("ETag", f'W/"{hashlib.sha1(answer.body).hexdigest()}"')
+                if answer.headers["ETag"] == request.headers.get("If-None-Match"):
+                    state.not_modified += 1
+                    return web.Response(status=304, headers={"ETag": answer.headers["ETag"]})
+            if knobs.cache_control:
+                answer.headers["Cache-Control"] = knobs.cache_control
+        return answer
 
     async def _add_common(self, request: web.Request, response: web.StreamResponse) -> None:
         for name, value in answers.common(_kind(request)).items():

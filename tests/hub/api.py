@@ -29,7 +29,7 @@ class Api:
         repo = state.repo(repo_type, repo_id)
         if repo is not None and repo.moved_to:
             target = request.raw_path.replace(repo.id, repo.moved_to, 1)
-            return web.Response(status=307, headers={"Location": target})
+            return web.Response(status=307, headers={"Location": state.here(target)})
         if verb == "auth-check":
             refusal = answers.refuse(state, request, repo, files=True)
             return refusal or web.Response(text="OK", content_type="text/plain")

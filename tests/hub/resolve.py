@@ -23,7 +23,9 @@ class Resolve:
         repo = state.repo(repo_type, repo_id)
         if repo is not None and repo.moved_to:
             raw = request.raw_path.replace(quote(repo.id), quote(repo.moved_to), 1)
-            return web.Response(status=307, headers={"Location": raw}, text=f"Temporary Redirect. Redirecting to {raw}")
+            return web.Response(
+                status=307, headers={"Location": state.here(raw)}, text=f"Temporary Redirect. Redirecting to {raw}"
+            )
         if (refusal := answers.refuse(state, request, repo, files=True)) is not None:
             return refusal
         assert repo is not None

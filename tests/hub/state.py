@@ -43,6 +43,8 @@ class Knobs:
     url_life: float = 3600.0
     page_size: int = 1000
     as_https: bool = False  # what clients infer from a 401 over https only is said
+    cache_control: str = ""  # of the API's answers
+    absolute: bool = False  # redirects within the Hub name it
     dark: str = ""  # "close" every connection, or "hang"
 
 
@@ -56,6 +58,7 @@ class State:
         self.requests: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self.seen: dict[str, list[dict[str, str]]] = {}
+        self.not_modified = 0  # answers without a body
         self.hub_url = ""
         self.cdn_url = ""
         self.uploads: dict[str, str] = {}  # sha256 → repository folder it was announced for
@@ -99,6 +102,10 @@ class State:
 
     def object_path(self, repo: Repo, entry: Entry) -> Path:
         return self.folder.folder(repo.type, repo.id) / "objects" / entry.object  # absolute ones stay what they are
+
+    def here(self, target: str) -> str:
+        """A redirect's target on this Hub."""
+        return self.hub_url + target if self.knobs.absolute else target
 
     # --- signed addresses
 
@@ -148,12 +155,14 @@ class State:
             "bytes": dict(self.bytes),
             "total_bytes": sum(self.bytes.values()),
             "seen": self.seen,
+            "not_modified": self.not_modified,
         }
 
     def reset(self) -> None:
         self.requests.clear()
         self.bytes.clear()
         self.seen.clear()
+        self.not_modified = 0
 
     async def pace(self, count: int, began: float, sent: int) -> None:
         """Wait as the bandwidth knobs ask before `count` more bytes go out on a connection that has had `sent`."""

@@ -152,8 +152,28 @@ class World:
             assert who in self.files[answer["X-Repo-Commit"] or ""], (who, what, answer)
         self._check(who, answer, files=True)
 
+    def over_xet(self, who: str, revision: int | None) -> None:
+        """The same file, by its Xet hash."""
+        sha = list(self.marks)[(revision or 0) % len(self.marks)]
+        of = sha if revision else "main"
+        said = ask(f"{self.node}/api/models/{self.repo}/xet-read-token/{of}", token=TOKENS[who])
+        self._check(who, said, files=True, is_kept=False)
+        if said.status != 200 or not (said["X-Xet-Cas-Url"] or "").startswith(self.node):
+            return
+        xet_hash = self.hub.folder.load("models", self.repo).commits[sha].files["w.bin"].xet
+        url = f"{said['X-Xet-Cas-Url']}/v1/reconstructions/{xet_hash}"
+        answer = ask(url, token=said["X-Xet-Access-Token"] or "")
+        self._check(who, answer, files=True, is_kept=False)
+        if answer.status == 200:
+            assert who in self.files[sha]
+            [[where]] = json.loads(answer.body)["fetch_info"].values()
+            answer = ask(where["url"])
+            assert (answer.status == 200) == any(mark.encode() in answer.body for mark in self.marks.values()), answer
+            self._check(who, answer, files=True, is_kept=False)
+
     def list(self, who: str, tail: str, revision: int | None, body: bytes) -> None:
-        self._check(who, self._list(who, tail, revision, body), files="auth-check" in tail, is_kept=_is_kept(tail))
+        files = "auth-check" in tail or "xet" in tail
+        self._check(who, self._list(who, tail, revision, body), files=files, is_kept=_is_kept(tail))
 
     def together(self, first: str, second: str, tail: str) -> None:
         """Two ask the same at the same time."""
@@ -215,6 +235,7 @@ _list = st.tuples(
 _paths = st.tuples(
     st.just("list"), _who, st.just("/paths-info/{sha}"), _revision, st.just(b"paths=config.json&paths=w.bin")
 )
+_over_xet = st.tuples(st.just("over_xet"), _who, _revision)
 _together = st.tuples(
     st.just("together"), _who, _who, st.sampled_from(["", "/refs", "/revision/{sha}", "/tree/{sha}?recursive=true"])
 )
@@ -226,7 +247,20 @@ _rule = st.tuples(
 _weather = st.tuples(st.just("weather"), st.sampled_from(["", "", "", "close", "close", "503", "429"]))
 _write = st.tuples(st.just("write"), st.sampled_from(["alice", "bob"]))
 STEPS: st.SearchStrategy[tuple[Any, ...]] = st.one_of(
-    *(_read, _read, _read, _list, _list, _paths, _together, _rule, _weather, _write, st.tuples(st.just("commit")))
+    *(
+        _read,
+        _read,
+        _read,
+        _over_xet,
+        _list,
+        _list,
+        _paths,
+        _together,
+        _rule,
+        _weather,
+        _write,
+        st.tuples(st.just("commit")),
+    )
 )
 
 
@@ -237,6 +271,7 @@ _ASKED = [
         for what in ("w.bin", "config.json", "nowhere.txt")
         for method in ("GET", "HEAD")
     ),
+    ("over_xet", None),
     *(("list", tail, None, b"") for tail in ("", "/revision/{sha}", "/tree/{sha}?recursive=true", "/refs")),
 ]
 _FIRST_HER = [

@@ -45,10 +45,13 @@ def test_the_next_page_is_ours_and_xet_is_gone():
 
 def test_xet_hashes_leave_trees_and_infos_and_nothing_else_does():
     entry = {"type": "file", "oid": "1", "size": 5, "path": "a", "lfs": {"oid": "2"}}
-    assert rewrite.strip_xet([entry | {"xetHash": "3"}, "odd", None]) == [entry, "odd", None]
-    assert rewrite.strip_xet({"siblings": [entry | {"xetHash": "3"}]}) == {"siblings": [entry]}
-    assert rewrite.strip_xet({"error": "x"}) == {"error": "x"}
-    assert rewrite.strip_xet(None) is None
+    assert rewrite.strip_xet([entry | {"xetHash": "3"}, "odd", None], "auto") == [entry, "odd", None]
+    assert rewrite.strip_xet({"siblings": [entry | {"xetHash": "3"}]}, "auto") == {"siblings": [entry]}
+    assert rewrite.strip_xet({"error": "x"}, "auto") == {"error": "x"}
+    assert rewrite.strip_xet(None, "auto") is None
+    huge = entry | {"xetHash": "3", "size": 50 * 10**9 + 1}
+    assert rewrite.strip_xet([dict(huge)], "auto") == rewrite.strip_xet([dict(huge)], "always") == [huge]
+    assert "xetHash" not in rewrite.strip_xet([dict(huge)], "never")[0]
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ def test_questions(target, kind, repo, revision, prefix):
         ("/v2/acme/tiny/manifests/latest", "/v2/acme/tiny/manifests/latest", None),
         ("/hf/v2/acme/tiny/manifests/latest", "/v2/acme/tiny/manifests/latest", None),
         ("/hf/acme/tiny/git-upload-pack", "/acme/tiny/git-upload-pack", TINY),
+        ("/datasets", "/datasets", None),
         ("/gpt2.git/info/refs", "/gpt2.git/info/refs", Repo("models", "gpt2")),
     ],
 )

@@ -1,0 +1,105 @@
+"""What all jobs share: a stand-in Hub, contents, nodes started and stopped, and how a load becomes a sample."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from loadtests import client
+from loadtests.client import Load, Report
+from loadtests.measure import Sample
+from loadtests.rivals import Rival, cpu_seconds
+from tests.hub.process import HubProcess
+from tests.node import NodeProcess
+
+REPO = "acme/bench"
+GIB = 1 << 30
+
+
+class Bench:
+    """A place to measure in; everything it started ends with `stack`. `size` is that of the large file, in bytes."""
+
+    def __init__(self, stack: ExitStack, folder: Path, rounds: int, size: int) -> None:
+        self.stack, self.folder, self.rounds, self.size = stack, folder, rounds, size
+        self.files = folder / "files"
+        self.files.mkdir(parents=True)
+        self.hub = stack.enter_context(HubProcess(folder / "hub"))
+        self._numbers = iter(range(1_000_000))
+        self.sizes = {"large.bin": size, "middle.bin": size // 4, "small.bin": size // 32}
+        for name, count in self.sizes.items():
+            make_file(self.files / name, count)
+        self.hub.folder.commit(REPO, {name: self.files / name for name in self.sizes})
+
+    def scratch(self, name: str) -> Path:
+        """A new folder's path."""
+        return self.folder / f"{name}-{next(self._numbers)}"
+
+    @contextmanager
+    def node(self, *flags: str, module: str = "proxy.cli", **environment: str) -> Iterator[NodeProcess]:
+        """One that starts empty, and whose data goes when it ends."""
+        data = self.scratch("node")
+        with NodeProcess(
+            data, self.hub.url, "--log-level", "warning", *flags, module=module, environment=environment
+        ) as node:
+            yield node
+        shutil.rmtree(data, ignore_errors=True)
+
+    def keep(self, rival: Rival | None) -> Rival | None:
+        """Start one that lives as long as the bench."""
+        return self.stack.enter_context(rival) if rival else None
+
+    def url(self, server: str, name: str = "large.bin") -> str:
+        return f"{server}/{REPO}/resolve/main/{name}"
+
+    def signed(self, name: str = "large.bin") -> str:
+        """Where the origin's CDN has a file, for those that know nothing of the Hub."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay())
+        with opener.open(urllib.request.Request(self.url(self.hub.url, name), method="HEAD"), timeout=60) as answer:
+            location: str = answer.headers["Location"]
+        return location
+
+
+def make_file(path: Path, size: int) -> None:
+    """Bytes that do not compress, the same for the same size."""
+    source = random.Random(size)
+    with path.open("wb") as file:
+        left = size
+        while left:
+            file.write(source.randbytes(min(left, 1 << 20)))
+            left -= min(left, 1 << 20)
+
+
+def measure(load: Load, pid: int, value: str = "rate") -> Sample:
+    """Run a load against the server with this process id. Raises RuntimeError if anything but success came."""
+    before = cpu_seconds(pid)
+    report = client.run(load)
+    used = cpu_seconds(pid) - before
+    if report.errors:
+        raise RuntimeError(f"{load.urls[0]}: {'; '.join(report.errors)}")
+    return Sample(_value(report, value), used, report.cpu, report.first_byte)
+
+
+def _value(report: Report, value: str) -> float:
+    return report.rate / 1e9 if value == "rate" else report.request_rate
+
+
+def curl(url: str, pid: int) -> Sample:
+    """Seconds that curl needs for a whole file, following redirects as a Hub client does."""
+    before = cpu_seconds(pid)
+    command = ["curl", "-sSfL", "--noproxy", "*", "-o", "/dev/null", "-w", "%{time_total} %{time_starttransfer}", url]
+    began = time.process_time()
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    return Sample(float(said[0]), cpu_seconds(pid) - before, time.process_time() - began, float(said[1]))
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Redirects are answers."""
+
+    def http_error_302(self, req, fp, code, msg, headers):  # type: ignore[no-untyped-def]
+        return fp

@@ -1,0 +1,150 @@
+"""Messages on their way through: what of a request goes on to the Hub, and what of its answer to the client."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict
+
+from proxy import caching
+from proxy.api import visible_base
+from proxy.caching import Fields
+from proxy.hub import rewrite
+from proxy.hub.errors import needs_code
+from proxy.hub.urls import Route
+from proxy.origin import Origin
+
+log = logging.getLogger(__name__)
+
+# RFC 9110, section 7.6.1: these are about one connection, not about the message.
+_HOP_BY_HOP = {
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authentication-info",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+}
+# JSON that is full of addresses at the Hub: parquet files of a dataset.
+ADDRESSES = re.compile(r"/api/datasets/[^/]+/[^/]+/parquet\b")
+_VIEWER = "datasets-server."
+
+
+@dataclass
+class Intake:
+    """What is read of an answer while it is passed on; `body` is None when it is longer than `limit`."""
+
+    limit: int
+    body: bytearray | None = field(default_factory=bytearray)
+    is_whole: bool = False
+
+    def add(self, part: bytes) -> None:
+        if self.body is not None:
+            self.body += part
+            if len(self.body) > self.limit:
+                self.body = None
+
+
+class Onward:
+    """Sends a client's request on to the Hub, and streams the answer back."""
+
+    def __init__(self, origin: Origin) -> None:
+        self.origin = origin
+
+    def open(
+        self, request: web.Request, route: Route, headers: CIMultiDict[str], body: Any = None
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        viewer = is_for_viewer(request)
+        return self.origin.open(request.method, route.target, kind="other", headers=headers, body=body, viewer=viewer)
+
+    def sent_headers(self, request: web.Request, route: Route) -> CIMultiDict[str]:
+        dropped = _HOP_BY_HOP | _listed(request.headers.get("Connection", "")) | {"host", "expect"}
+        headers = CIMultiDict((name, value) for name, value in request.headers.items() if name.lower() not in dropped)
+        if "Accept-Encoding" not in headers or ADDRESSES.match(route.target):
+            headers["Accept-Encoding"] = "identity"
+        return headers
+
+    async def relay(
+        self,
+        request: web.Request,
+        route: Route,
+        answer: aiohttp.ClientResponse,
+        how: str,
+        intake: Intake | None = None,
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(status=answer.status, reason=answer.reason)
+        response.headers.extend(self.answer_headers(request, route, answer.status, answer.headers.items()))
+        response.headers.add("Cache-Status", f"hubmesh; {how}")
+        await response.prepare(request)
+        if request.method != "HEAD" and answer.status not in (204, 304):
+            parts = answer.content.iter_any()
+            while True:
+                try:
+                    part = await anext(parts, b"")
+                except (aiohttp.ClientError, TimeoutError) as error:
+                    log.warning("%s broke off %s: %s", self.origin.host, request.rel_url.raw_path, error)
+                    if request.transport is not None:
+                        request.transport.close()  # the client must not take this for the end
+                    return response
+                if not part:
+                    break
+                if intake is not None:
+                    intake.add(part)
+                try:
+                    await response.write(part)
+                except ConnectionError:
+                    return response  # the client has gone
+        if intake is not None:
+            intake.is_whole = True
+        await response.write_eof()
+        return response
+
+    def answer_headers(
+        self, request: web.Request, route: Route, status: int, fields: Iterable[tuple[str, str]]
+    ) -> list[tuple[str, str]]:
+        keeps_xet = rewrite.keeps_xet(route.target)
+        headers = []
+        fields = end_to_end(fields)
+        for name, value in fields:
+            lower = name.lower()
+            if not keeps_xet and rewrite.is_xet_header(name):
+                continue
+            if lower == "location":
+                value = rewrite.location(value, self.origin.url, route.prefix)
+            elif lower == "link":
+                visible = visible_base(request) + route.prefix
+                rewritten = rewrite.link(value, self.origin.url, visible, without_xet=not keeps_xet)
+                if rewritten is None:
+                    continue
+                value = rewritten
+            headers.append((name, value))
+        if route.repo is not None and needs_code(status, CIMultiDict(fields)):
+            headers.append(("X-Error-Code", "RepoNotFound"))
+        return headers
+
+
+def end_to_end(headers: Iterable[tuple[str, str]]) -> Fields:
+    """Without what is about the connection."""
+    fields = tuple(headers)
+    dropped = _HOP_BY_HOP | _listed(caching.field(fields, "connection") or "")
+    return tuple((name, value) for name, value in fields if name.lower() not in dropped)
+
+
+def _listed(connection: str) -> set[str]:
+    return {name.strip().lower() for name in connection.split(",") if name.strip()}
+
+
+def is_for_viewer(request: web.Request) -> bool:
+    """Whether it is meant for the datasets viewer, which clients look for at a subdomain of the Hub."""
+    return request.host.startswith(_VIEWER)

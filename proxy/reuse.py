@@ -1,0 +1,156 @@
+"""What passes through and says itself that it may be used again: kept for everybody, as RFC 9111 has it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from urllib.parse import urljoin
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict
+
+from proxy import caching
+from proxy.caching import Fields, Stored
+from proxy.hub.errors import OriginUnavailable
+from proxy.hub.urls import Repo, Route
+from proxy.onward import Intake, Onward, end_to_end, is_for_viewer
+from proxy.ranges import select
+from proxy.shelf import MAX_BODY, Shelf
+
+_FAULTS = (500, 502, 503, 504)
+# What the Hub said of one request's quota is not true of the next.
+_OF_ONE_ANSWER = {"age", "ratelimit", "ratelimit-policy"}
+
+
+@dataclass(eq=False)
+class Reading:
+    """A question on its way; void when a write has overtaken it."""
+
+    key: str
+    repo: str
+    is_void: bool = False
+
+
+class Reuse:
+    """Answers questions: from what is kept where HTTP allows it, else from the Hub."""
+
+    def __init__(self, onward: Onward) -> None:
+        self._onward = onward
+        self._shelf = Shelf()
+        self._readings: set[Reading] = set()
+
+    def drop(self, repo: Repo) -> None:
+        """Somebody wrote to a repository."""
+        for reading in self._readings:
+            reading.is_void |= reading.repo == str(repo)
+        self._shelf.drop_repo(str(repo))
+
+    async def answer(self, request: web.Request, route: Route) -> web.StreamResponse:
+        """Raises OriginUnavailable when the Hub cannot be asked and nothing is kept that may be told instead."""
+        reading = Reading(_key(request, route), str(route.repo or ""))
+        self._readings.add(reading)
+        try:
+            return await self._answer(request, route, reading)
+        finally:
+            self._readings.discard(reading)
+
+    async def _answer(self, request: web.Request, route: Route, reading: Reading) -> web.StreamResponse:
+        asked, key, asked_at = tuple(request.headers.items()), reading.key, time.time()
+        is_shared = caching.may_share(asked)
+        stored = self._shelf.find(key, asked) if is_shared else None
+        if stored is not None and caching.is_usable(stored, asked, asked_at):
+            return self._from_shelf(request, route, stored, "hit")
+        why = "fwd=stale" if stored is not None else "fwd=vary-miss" if self._shelf.has(key) else "fwd=uri-miss"
+        if "only-if-cached" in caching.directives(asked):
+            return web.Response(status=504, headers={"Cache-Status": "hubmesh; detail=only-if-cached"})
+        headers = self._onward.sent_headers(request, route)
+        validators = caching.validators(stored) if stored is not None and request.method == "GET" else {}
+        if validators:
+            for name in ("If-None-Match", "If-Modified-Since", "If-Match", "If-Unmodified-Since", "Range", "If-Range"):
+                headers.popall(name, None)
+            headers.extend(validators)
+        may_be_stale = stored is not None and caching.may_be_stale(stored, asked, asked_at)
+        try:
+            async with self._onward.open(request, route, headers) as answer:
+                if answer.status == 304 and validators and stored is not None:
+                    stored = caching.freshened(stored, end_to_end(answer.headers.items()), asked_at, time.time())
+                    self._put(reading, asked, stored)
+                    return self._from_shelf(request, route, stored, "fwd=stale; fwd-status=304")
+                if answer.status not in _FAULTS or stored is None or not may_be_stale:
+                    why = why if is_shared else "fwd=bypass"
+                    return await self._pass_on(request, route, answer, why, asked_at, reading)
+        except OriginUnavailable:
+            if stored is None or not may_be_stale:
+                raise
+        except aiohttp.ClientError as error:
+            raise OriginUnavailable(f"{self._onward.origin.host} broke off: {error}") from error
+        return self._from_shelf(request, route, stored, "fwd=stale; detail=origin-unavailable")
+
+    async def _pass_on(
+        self,
+        request: web.Request,
+        route: Route,
+        answer: aiohttp.ClientResponse,
+        why: str,
+        asked_at: float,
+        reading: Reading,
+    ) -> web.StreamResponse:
+        """The Hub's answer, kept on its way when it may be."""
+        asked, headers, now = tuple(request.headers.items()), end_to_end(answer.headers.items()), time.time()
+        head = Stored(answer.status, answer.reason or "", headers, b"", asked_at, now)
+        kept = caching.keep(asked, head) if request.method == "GET" else None
+        if kept is None or (answer.content_length or 0) > MAX_BODY:
+            return await self._onward.relay(request, route, answer, why)
+        intake = Intake(MAX_BODY)
+        response = await self._onward.relay(request, route, answer, f"{why}; stored", intake)
+        if intake.is_whole and intake.body is not None:
+            self._put(reading, asked, replace(kept, body=bytes(intake.body)))
+        return response
+
+    def _put(self, reading: Reading, asked: Fields, stored: Stored) -> None:
+        kept = caching.keep(asked, stored)
+        if kept is None:
+            self._shelf.drop(reading.key)
+        elif not reading.is_void:
+            self._shelf.add(reading.key, reading.repo, kept)
+
+    def _from_shelf(self, request: web.Request, route: Route, stored: Stored, how: str) -> web.Response:
+        """What is kept, or the part of it that is asked for."""
+        request["outcome"] = "stale" if "unavailable" in how else "hit"
+        seconds = caching.age(stored, time.time())
+        kept = [(name, value) for name, value in stored.headers if name.lower() not in _OF_ONE_ANSWER]
+        headers = CIMultiDict(self._onward.answer_headers(request, route, stored.status, kept))
+        headers["Age"] = str(int(min(seconds, float(1 << 31))))
+        headers.add("Cache-Status", f"hubmesh; {how}")
+        headers.popall("Content-Length", None)
+        if caching.is_not_modified(stored, request.headers):
+            return web.Response(status=304, headers=headers)
+        status, body = stored.status, stored.body
+        reason: str | None = stored.reason
+        if status == 200 and request.method == "GET" and "Range" in request.headers:
+            etag, wanted = headers.get("ETag", ""), request.headers.get("If-Range")
+            if wanted is None or not etag.startswith("W/"):
+                chosen = select(len(body), etag, range_=request.headers["Range"], if_range=wanted)
+                if (content_range := chosen.content_range(len(body))) is not None:
+                    headers["Content-Range"] = content_range
+                    status, reason, body = chosen.status, None, body[chosen.start : chosen.stop]
+        return web.Response(status=status, reason=reason, headers=headers, body=body)
+
+    def void(self, request: web.Request, route: Route, answer: aiohttp.ClientResponse) -> None:
+        """What was kept of the addresses that a write concerned (RFC 9111, section 4.4)."""
+        self._drop(_key(request, route))
+        for name in ("Location", "Content-Location"):
+            if where := answer.headers.get(name):
+                target = urljoin(self._onward.origin.url + route.target, where)
+                if target.startswith(f"{self._onward.origin.url}/"):
+                    self._drop(target.removeprefix(self._onward.origin.url))
+
+    def _drop(self, key: str) -> None:
+        for reading in self._readings:
+            reading.is_void |= reading.key == key
+        self._shelf.drop(key)
+
+
+def _key(request: web.Request, route: Route) -> str:
+    return f"viewer {route.target}" if is_for_viewer(request) else route.target

@@ -1,0 +1,214 @@
+"""The node as a Xet server, for files that clients take over Xet alone: the bytes come as all bytes do.
+
+A client asks the Hub for a token to read a repository: we answer with a pass and name ourselves as the server. With it
+the client asks how a file is put together, and is sent to xorbs under addresses that carry a pass for this one file.
+Each request is checked as one for the file itself is: by its repository, and by the token that the pass was given to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from urllib.parse import quote
+
+import msgspec
+from aiohttp import web
+
+from mesh.blob import Blob
+from mesh.blobs import Blobs
+from mesh.errors import MeshError
+from mesh.fill import Reader
+from mesh.stats import Stats
+from proxy.api import visible_base
+from proxy.catalog import Catalog
+from proxy.files import Files
+from proxy.hub import errors
+from proxy.hub.errors import HubError, OriginUnavailable
+from proxy.hub.urls import FileRoute, Repo
+from proxy.hub.xet import Pass, Span, Xorb, is_hash, is_pass, reconstruction
+from proxy.passes import Passes
+from proxy.ranges import Selection, select
+from proxy.resolve import Client, ResolvedFile, Resolver
+
+log = logging.getLogger(__name__)
+
+_BATCH = 32  # chunks read and sent at once
+_STALL_SECONDS = 300.0  # clients may pause a download; a dead one is dropped after this long
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Xet:
+    """Reconstructions and xorbs, for who has a pass."""
+
+    def __init__(
+        self,
+        *,
+        passes: Passes,
+        files: Files,
+        blobs: Blobs,
+        resolver: Resolver,
+        catalog: Catalog,
+        stats: Stats,
+    ) -> None:
+        self._passes = passes
+        self._files = files
+        self._blobs = blobs
+        self._resolver = resolver
+        self._catalog = catalog
+        self._stats = stats
+
+    def add_routes(self, app: web.Application, fallback: Handler) -> None:
+        """Also below one segment, for clients whose HF_ENDPOINT has a path; `fallback` answers what is not ours."""
+        for base in ("/-/xet", "/{prefix}/-/xet"):
+            app.router.add_get(f"{base}/v1/reconstructions/{{hash}}", self._guarded(self._reconstruction))
+            app.router.add_get(f"{base}/xorbs/{{hash}}/{{number:\\d{{1,9}}}}", self._guarded(self._xorb))
+            app.router.add_route("*", f"{base}/{{rest:.*}}", _nothing)
+
+        async def report(request: web.Request) -> web.StreamResponse:
+            """How a download went, which clients tell the server's host; what was told with our pass ends here."""
+            if not is_pass(Client.of(request.headers).token or ""):
+                return await fallback(request)
+            request["route"] = "xet"
+            return web.Response(status=204)
+
+        app.router.add_post("/v1/telemetry", report)
+
+    async def _file(self, granted: Pass, xet_hash: str, client: Client) -> ResolvedFile:
+        """The file that a hash names, if the client may have it now. Raises HubError and OriginUnavailable."""
+        name = self._catalog.xet_name(granted.repo, xet_hash) if is_hash(xet_hash) else None
+        if name is None:
+            raise HubError(404, code="EntryNotFound", message=f"{granted.repo} has no file that Xet calls {xet_hash}")
+        file = await self._resolver.file(FileRoute(Repo.parse(granted.repo), name.commit, name.path), client)
+        if file.digest is None or not file.size:
+            raise HubError(404, code="EntryNotFound", message=f"{name.path} is nothing for Xet")
+        return file
+
+    def _is_void(self, granted: Pass, file: ResolvedFile) -> bool:
+        """Whether its client may have got wrong bytes before: no right ones must then complete the file."""
+        return file.digest is not None and granted.since <= self._blobs.disproved_at(file.digest)
+
+    # --- what clients of a Xet server ask
+
+    def _guarded(self, answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Handler:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            request["route"] = "xet"
+            try:
+                return await answer(request)
+            except (HubError, OriginUnavailable) as error:
+                request["outcome"] = "error"
+                return errors.respond(error, Client.of(request.headers))
+
+        return handle
+
+    async def _reconstruction(self, request: web.Request) -> web.StreamResponse:
+        xet_hash, now = request.match_info["hash"].lower(), time.time()
+        asker = Client.of(request.headers)
+        if (read := self._passes.read(asker.token or "", "", asker.user_agent, now)) is None:
+            raise HubError(401, message="no pass of this node, or one whose time is over")
+        granted, client = read
+        file = await self._file(granted, xet_hash, client)
+        if self._is_void(granted, file):
+            raise HubError(401, message=f"some bytes of {file.path} were wrong: begin again with a new token")
+        selection = _select(request, file.size, xet_hash)
+        if selection.status == 416:
+            return web.Response(status=416, headers={"Content-Range": f"bytes */{file.size}"})
+        prefix = f"/{quote(request.match_info['prefix'])}" if "prefix" in request.match_info else ""
+        signature = self._passes.narrow(granted, xet_hash, now)
+        url = f"{visible_base(request)}{prefix}/-/xet/xorbs/{xet_hash}/"
+        said = reconstruction(
+            file.etag, file.size, selection.start, selection.stop, lambda xorb: f"{url}{xorb}?signature={signature}"
+        )
+        request["outcome"] = "hit"
+        return web.Response(
+            body=msgspec.json.encode(said), content_type="application/json", headers={"Cache-Control": "no-store"}
+        )
+
+    async def _xorb(self, request: web.Request) -> web.StreamResponse:
+        xet_hash, number = request.match_info["hash"], int(request.match_info["number"])
+        text, user_agent = request.query.get("signature", ""), request.headers.get("User-Agent", "")
+        read = self._passes.read(text, xet_hash, user_agent, time.time()) if is_hash(xet_hash) else None
+        if read is None:
+            raise HubError(403, message="no address of this node, or one whose time is over")  # clients ask anew
+        granted, client = read
+        file = await self._file(granted, xet_hash, client)
+        try:
+            xorb = Xorb(file.size, number)
+        except IndexError as error:
+            raise HubError(404, code="EntryNotFound", message=str(error)) from error
+        selection = _select(request, xorb.stored_size, f"{xet_hash}-{number}")
+        headers = {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
+        if content_range := selection.content_range(xorb.stored_size):
+            headers["Content-Range"] = content_range
+        if selection.status == 416:
+            return web.Response(status=416, headers=headers)
+        spans = list(xorb.spans(selection.start, selection.stop))
+        source = await self._files.open(file, client, spans[0].start, spans[-1].stop, is_whole=False)
+        try:
+            if self._is_void(granted, file):  # what was wrong has ended before a new source could be opened
+                raise HubError(403, message=f"some bytes of {file.path} were wrong: begin again")
+            request["outcome"] = "hit" if isinstance(source, Blob) else "miss"
+            response = web.StreamResponse(status=selection.status, headers=headers)
+            response.content_length = selection.stop - selection.start
+            await response.prepare(request)
+            try:
+                await self._send(response, source, spans)
+            except (ConnectionError, TimeoutError, MeshError, OSError) as error:
+                log.info("%s: broken off: %s", file.path, error)
+                if request.transport is not None:
+                    request.transport.close()  # the client must not take this for the end
+            return response
+        finally:
+            source.close()
+
+    async def _send(self, response: web.StreamResponse, source: Blob | Reader, spans: list[Span]) -> None:
+        """Send what is there, up to so many chunks at once, and wait for the rest."""
+        while spans:
+            ready = source.ready(spans[0].start)
+            while ready < spans[0].stop:
+                await source.wait(ready)
+                ready = source.ready(ready)
+            count = next((n for n, span in enumerate(spans[:_BATCH]) if span.stop > ready), len(spans[:_BATCH]))
+            batch, spans = spans[:count], spans[count:]
+            body = await asyncio.to_thread(_read, source.fd, batch)
+            if source.stamp is not None:
+                source.stamp.check(source.fd)
+            async with asyncio.timeout(_STALL_SECONDS):
+                await response.write(body)
+            self._stats.add("client_sent", len(body))
+
+
+async def _nothing(request: web.Request) -> web.StreamResponse:
+    """Newer ways to ask, which clients try first."""
+    request["route"] = "xet"
+    return web.Response(status=404, text="not here\n")
+
+
+def _select(request: web.Request, size: int, etag: str) -> Selection:
+    return select(size, f'"{etag}"', range_=request.headers.get("Range"))
+
+
+def _read(fd: int, spans: list[Span]) -> bytearray:
+    """Headers and bytes, each where it belongs."""
+    body = bytearray(sum(len(span.header) + span.stop - span.start for span in spans))
+    view, place, parts = memoryview(body), 0, []
+    for span in spans:
+        body[place : place + len(span.header)] = span.header
+        place += len(span.header)
+        if span.stop > span.start:
+            parts.append(view[place : place + span.stop - span.start])
+        place += span.stop - span.start
+    position, stop = spans[0].start, spans[-1].stop
+    while position < stop:
+        count = os.preadv(fd, parts, position)
+        if not count:
+            raise OSError("the file is shorter than it was")
+        position += count
+        while parts and count >= len(parts[0]):
+            count -= len(parts.pop(0))
+        if count:
+            parts[0] = parts[0][count:]
+    return body

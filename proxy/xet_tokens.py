@@ -1,0 +1,115 @@
+"""`xet-read-token`: where a client with a Xet hash begins. It is sent to this node, if the hash can be told here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from urllib.parse import unquote, urljoin, urlsplit
+
+import msgspec
+from aiohttp import web
+
+from proxy.api import Api, visible_base
+from proxy.catalog import Catalog, XetName
+from proxy.hub import rewrite
+from proxy.hub.access import is_card
+from proxy.hub.client import Client
+from proxy.hub.urls import ApiRoute, FileRoute, OtherRoute, Repo, is_commit, parse
+from proxy.hub.xet import XetUse, token_route
+from proxy.passes import Passes
+from proxy.resolve import Resolver
+
+log = logging.getLogger(__name__)
+
+_MAX_WALKS = 1000
+_MAX_PAGES = 100
+_WALK_SECONDS = 8.0
+
+
+class XetTokens:
+    """A token is for a whole repository, so all of its hashes are learned before one is given."""
+
+    def __init__(self, *, use: XetUse, passes: Passes, api: Api, resolver: Resolver, catalog: Catalog) -> None:
+        self._use = use
+        self._passes = passes
+        self._api = api
+        self._resolver = resolver
+        self._catalog = catalog
+        # A file of each commit that was looked through, or "" where Xet knows none.
+        self._walked: OrderedDict[tuple[Repo, str], str] = OrderedDict()
+
+    async def answer(self, request: web.Request, route: OtherRoute, client: Client) -> web.Response | None:
+        """A pass for a repository at a revision, with ourselves as the server.
+
+        None when the Hub is to answer: we do not speak Xet, or what the repository holds is not known in time. Raises
+        HubError for who may not read it, and OriginUnavailable.
+        """
+        asked = token_route(route)
+        if self._use == "never" or asked is None or request.method != "GET":
+            return None
+        repo, revision = asked
+        commit = await self._commit(repo, revision, client)
+        path = await self._some_file(repo, commit, client)
+        if not path:
+            return None
+        await self._resolver.file(FileRoute(repo, commit, path), client)  # may this client read at all?
+        token, until = self._passes.grant(client, repo, time.time())
+        base = f"{visible_base(request)}{route.prefix}/-/xet"
+        request["outcome"] = "hit"
+        return web.Response(
+            body=msgspec.json.encode({"accessToken": token, "exp": until, "casUrl": base}),
+            content_type="application/json",
+            headers={
+                "X-Xet-Cas-Url": base,
+                "X-Xet-Access-Token": token,
+                "X-Xet-Token-Expiration": str(until),
+                "Cache-Control": "no-store",
+            },
+        )
+
+    async def _commit(self, repo: Repo, revision: str, client: Client) -> str:
+        if is_commit(revision):
+            return revision
+        route = ApiRoute(repo, "revision", unquote(revision), f"{repo.api_prefix}/revision/{revision}", "")
+        answer, _ = await self._api.ask(route, client)
+        return answer.commit
+
+    async def _some_file(self, repo: Repo, commit: str, client: Client) -> str:
+        """Learn the Xet hashes of a commit: any may be asked for, a client can have them from another day.
+
+        The path of a file that has one; empty if there is none, or if it takes too long to see them all.
+        """
+        if (known := self._walked.get((repo, commit))) is not None:
+            return known
+        try:
+            async with asyncio.timeout(_WALK_SECONDS):
+                found = await self._walk(repo, commit, client)
+        except TimeoutError:
+            found = None
+        if found is None:
+            log.info("%s at %s has too many files to be served over Xet: the Hub does that", repo, commit)
+            return ""
+        self._walked[repo, commit] = found
+        if len(self._walked) > _MAX_WALKS:
+            self._walked.popitem(last=False)
+        return found
+
+    async def _walk(self, repo: Repo, commit: str, client: Client) -> str | None:
+        target, found = f"{repo.api_prefix}/tree/{commit}?recursive=true&expand=false", ""
+        for _ in range(_MAX_PAGES):
+            route = parse(target)
+            if not isinstance(route, ApiRoute) or route.kind != "tree" or route.repo != repo:
+                return None
+            answer, _ = await self._api.ask(route, client)
+            for xet_hash, path in rewrite.xet_names(msgspec.json.decode(answer.body)):
+                self._catalog.set_xet_name(str(repo), xet_hash, XetName(commit, path))
+                if not found or is_card(found):
+                    found = path
+            following = rewrite.next_page(answer.headers.get("Link", ""))
+            if following is None:
+                return found
+            parts = urlsplit(urljoin(target, following))
+            target = f"{parts.path}?{parts.query}"
+        return None

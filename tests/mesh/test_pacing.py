@@ -1,0 +1,40 @@
+"""Reports become rarer while the tracker's loop is late, and as frequent as before when it is not."""
+
+from __future__ import annotations
+
+import time
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.content import Digest, Pieces, PieceSet
+from mesh.messages import Report
+from mesh.pacing import LONGEST, Pacing
+from mesh.tracker import Tracker
+from tests.mesh.test_mesh import until
+
+
+@given(st.lists(st.floats(0, 10)))
+def test_the_pause_is_bounded_and_ends_with_the_strain(lates: list[float]) -> None:
+    pacing = Pacing()
+    for late in lates:
+        before = pacing.pause
+        pacing.observe(late)
+        assert 0 <= pacing.pause <= LONGEST
+        assert (pacing.pause > before) == (late > 0.05 and before < LONGEST)
+    for _ in range(40):
+        pacing.observe(0.0)
+    assert pacing.pause == 0
+
+
+async def test_a_tracker_whose_loop_is_held_asks_for_fewer_reports_and_later_for_none_of_that() -> None:
+    tracker, digest, size = Tracker(), Digest("sha256", "0" * 64), 8 << 20
+    count = Pieces.of(size).count
+
+    def pause() -> float:
+        return tracker.report(digest, size, Report("node", have=PieceSet(count).to_bytes())).pause
+
+    assert pause() == 0
+    time.sleep(0.3)  # noqa: ASYNC251 - what holds the loop
+    await until(lambda: pause() > 0)
+    await until(lambda: pause() == 0)
