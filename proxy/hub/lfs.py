@@ -127,7 +127,7 @@ def objects(body: bytes, now: float) -> dict[Digest, Object | Missing]:
                 if isinstance(life := download.get("expires_in"), int) and life > 0:
                     ends = min(ends, now + life)
                 found[digest] = Object(digest, said["size"], url, headers, ends)
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             continue
     return found
 
@@ -135,7 +135,7 @@ def objects(body: bytes, now: float) -> dict[Digest, Object | Missing]:
 def through_us(body: bytes, address: Callable[[Object], str], authorization: str) -> bytes:
     """The answer with our addresses for its downloads, which the client is to come to as who it is."""
     document = _document(body)
-    if document.get("transfer", "basic") != "basic":
+    if not document or document.get("transfer", "basic") != "basic":
         return body
     found = objects(body, 0.0)
     for said in _entries(document):

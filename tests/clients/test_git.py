@@ -144,3 +144,18 @@ def test_a_gated_one_is_for_those_whom_the_hub_lets_in(hub: HubProcess, node: No
     hub.folder.commit("acme/open", {"a.txt": b"a"})
     assert http.ask(straight.replace(REPO, "acme/open")).status == 404
     assert "hf_alice" not in node.log()
+
+
+@pytest.mark.parametrize("role", ["peer", "seed"])
+def test_two_nodes_cost_the_hub_one_copy(hub: HubProcess, tmp_path: Path, role: str) -> None:
+    hub.folder.commit(REPO, FILES)
+    with (
+        NodeProcess(tmp_path / "first", hub.url, "--role", role) as first,
+        NodeProcess(tmp_path / "second", hub.url, "--seed", first.mesh) as second,
+    ):
+        for name, process in (("a", second), ("b", first), ("c", second)):
+            done(git(tmp_path / "home", "clone", f"{process.url}/{REPO}", str(tmp_path / name)))
+            assert contents(tmp_path / name) == FILES
+        assert hub.stats()["bytes"] == {"model.safetensors": len(BIG), "sub/b.bin": len(OTHER)}
+        held = {(blob["repo"], blob["have"]) for blob in second.status()["blobs"]}
+        assert held == {(f"models/{REPO}", len(BIG)), (f"models/{REPO}", len(OTHER))}

@@ -74,7 +74,17 @@ def test_addresses_become_ours_and_all_else_stays() -> None:
     assert said["objects"][1:] == answer["objects"][1:]
     other = json.dumps(answer | {"transfer": "xet"}).encode()
     assert lfs.through_us(other, lambda found: "", "") == other
-    assert lfs.objects(b"<html>", 0) == {}
+    strange = [
+        {"oid": OID, "size": 7, "actions": {"download": {"href": "https://cdn/x", "header": ["X-A"]}}},
+        {"oid": OID, "size": 7, "actions": []},
+        {"oid": OID, "size": "7", "actions": {"download": action}},
+        {"oid": OID, "size": 7, "error": "no"},
+        [],
+    ]
+    for body in (b"<html>", b"[]", *(json.dumps({"objects": [said]}).encode() for said in strange)):
+        assert lfs.objects(body, 0) == {}
+        changed = lfs.through_us(body, lambda found: "", "")
+        assert changed == body or json.loads(changed) == json.loads(body)
 
 
 def test_who_asks() -> None:
