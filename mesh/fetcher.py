@@ -120,6 +120,9 @@ class Fetcher:
         first = [piece for piece in urgent if piece in self._leased]
         if first:
             self._leased = {piece: self._leased[piece] for piece in first} | self._leased
+        offered = [piece for piece in urgent if piece in self._offered]
+        if offered:
+            self._offered = {piece: self._offered[piece] for piece in offered} | self._offered
         self.launch(urgent=bool(first))
 
     def launch(self, *, urgent: bool = False) -> None:

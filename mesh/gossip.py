@@ -165,7 +165,7 @@ class Gossip:
         is_news = now - self._news_at < _NEWS_ROUNDS * self._interval
         # On a machine that has more to do than it can, rounds only add to that.
         strain = 1.0 + self._strain / 2
-        return self._interval * crowd * strain * (_HASTE if is_news else 0.9)
+        return self._interval * crowd * strain * (_HASTE if is_news and not self._strain else 0.9)
 
     def _chosen(self) -> list[Member]:
         """Whom to ask in this round: the next in turn (two while there are few), whom we accuse, one that is gone."""

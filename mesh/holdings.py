@@ -62,6 +62,13 @@ class Holdings:
                 parts.append((many, level))
                 parts.append((part ^ many, level))
 
+    def common(self, level: int) -> int:
+        """Pieces of which there are 2 ** `level` copies or more."""
+        pieces = 0
+        for many in self._levels[level:]:
+            pieces |= many
+        return pieces
+
     def _tally(self, pieces: int, *, more: bool) -> None:
         """Add one to the count of each of these pieces, or take one away: a carry goes from level to level."""
         for level, before in enumerate(self._levels):

@@ -244,7 +244,7 @@ class Ledger:
         if missing and free > 0:
             missing &= self._on_offer(self._takers(node) & useful)
         blocked = 0
-        for piece in self._rarest_first(missing):
+        for piece in self._order(node, missing):
             takers = self._takers(node) & useful
             if len(tasks) >= free or blocked > policy.BLOCKED_PIECES or not takers:
                 break
@@ -271,11 +271,16 @@ class Ledger:
             pieces |= self._books.at(slot).have
         return pieces
 
-    def _rarest_first(self, pieces: int) -> Iterator[int]:
-        """Equally rare ones in order, but from another start each time, so that nodes take different ones."""
+    def _order(self, node: Node, pieces: int) -> Iterator[int]:
+        """Rarest first, equally rare ones from another start each time, so that nodes take different ones.
+
+        What many hold cannot become rare: of that, a reader has what it comes to first.
+        """
+        common = self._books.holdings.common(policy.COMMON) if node.urgent else 0
         start = int(self._random.random() * self.pieces.count)
-        for part in self._books.holdings.rarest_first(pieces):
+        for part in self._books.holdings.rarest_first(pieces & ~common):
             yield from members_from(part, start)
+        yield from members(pieces & common)
 
     def _sources(self, slots: int) -> list[Node]:
         """Some of these nodes, best first. The best of a few taken at random is nearly as good as the best of all."""

@@ -6,6 +6,7 @@ Every node computes the same order from the same list of nodes, and when one nod
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from hashlib import blake2b
 
 
@@ -19,5 +20,6 @@ def owner(key: str, nodes: Iterable[str]) -> str | None:
     return max(nodes, key=lambda node: (_weight(key, node), node), default=None)
 
 
+@lru_cache(8192)
 def _weight(key: str, node: str) -> bytes:
     return blake2b(f"{key}\0{node}".encode(), digest_size=8).digest()

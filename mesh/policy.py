@@ -23,12 +23,15 @@ MOST_UPLOADS = 32
 HARD = 2.0  # times that, for nodes with less than FEW tasks
 FEW = 4
 QUICK = 0.3  # from assignment to arrival
+SLUGGISH = 1.0  # the same
 TRIED = 4  # sources compared for each piece
 FEW_TAKERS = 16  # so many that it is worth while to see what they hold before looking for a piece
 BLOCKED_PIECES = 128  # looked at in vain until a plan is left as it is
 PATIENCE = 6.0  # times the time expected
 SHORTEST = 2.0  # that a task is given, besides the time that a slow line needs
 SLOW_RATE = 4e6
+
+COMMON = 4  # two to the power of it: copies from which on a piece is in no danger of being rare
 
 # Trust
 BACK_OFF = 2.0  # that a source which failed a node is not offered to it; doubled for each failure in a row
@@ -87,8 +90,10 @@ class Uploads:
         self.service.add(seconds / max(1, among))
         # Quick ones leave the line idle until the next is assigned: then more are needed to fill it. On a slow line
         # more than one would hold those up who wait for them.
-        fewest = 1 if self.service.value > SLOW * usual > 0 else FEWEST_UPLOADS
-        step = _STEP if seconds < QUICK else -_STEP
+        # Where machines rather than lines are the limit, each more only makes all of them later.
+        is_slow = self.service.value > SLOW * usual > 0
+        fewest = 1 if is_slow or seconds > SLUGGISH else FEWEST_UPLOADS
+        step = _STEP if seconds < QUICK else -_STEP if seconds <= SLUGGISH else -3 * _STEP
         self.room = min(MOST_UPLOADS, max(fewest, self.room + step))
 
 
