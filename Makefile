@@ -8,11 +8,12 @@ INSTALL := $(BIN)/pip install -qq --disable-pip-version-check --constraint const
 N ?= 8
 SIZE ?= 64MiB
 
-.PHONY: help environment demo test test-all lint swarm clean
+.PHONY: help environment demo test test-all lint bench swarm clean
 
 help:
 	@echo 'make demo      a real model through real nodes, with unchanged clients, in a few minutes'
 	@echo 'make test      the tests (test-all: the slow ones too); make lint: style and types'
+	@echo 'make bench     how fast, beside nginx, squid and olah; about ten minutes'
 	@echo 'make swarm     N=$(N) nodes ask for a file of SIZE=$(SIZE) at once'
 
 $(VENV)/.tests: pyproject.toml constraints.txt
@@ -44,6 +45,10 @@ lint: environment
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+
+# nginx and squid take part where they are installed; `make bench JOBS=warm` runs some of it.
+bench: $(VENV)/.loadtests
+	$(BIN)/python -m loadtests.bench $(if $(JOBS),--jobs $(JOBS))
 
 swarm: environment
 	$(BIN)/python -m loadtests.swarm --nodes $(N) --size $(SIZE)

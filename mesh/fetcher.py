@@ -168,11 +168,11 @@ class Fetcher:
         location = None
         try:
             async with self._house.origin_slots:
-                location = await self._locate()
+                location = await self.locate()
                 await self._in_thread(run, location)
             self._failures = 0
         except LocationRefused as error:
-            await self._refused(location, error)
+            await self.refused(location, error)
         except RangeIgnored:
             if run.is_sequential:
                 raise  # it was asked for the whole: cannot be
@@ -181,7 +181,8 @@ class Fetcher:
         except SourceFailed as error:
             self._origin_failed(error, has_moved=run.is_answered)
 
-    async def _locate(self) -> Location:
+    async def locate(self) -> Location:
+        """Where the origin has the blob. Raises SourceFailed, or LocationRefused: then tell `refused`."""
         async with self._locating:
             if self._location is not None and self._location.expires_at - time.time() > _SOONEST_EXPIRY:
                 return self._location
@@ -190,7 +191,7 @@ class Fetcher:
             self._location = await self._accesses[0].locate(None)
             return self._location
 
-    async def _refused(self, location: Location | None, error: LocationRefused) -> None:
+    async def refused(self, location: Location | None, error: LocationRefused) -> None:
         """An address was refused: it has expired, or this client may not go there (any more)."""
         async with self._locating:
             if not self._accesses or (location is not None and location is not self._location):

@@ -31,6 +31,7 @@ from mesh.messages import (
     Runs,
     Task,
 )
+from mesh.voucher import Voucher
 
 if TYPE_CHECKING:
     from mesh.house import House
@@ -64,6 +65,7 @@ class Swarm:
         self.is_helping = False  # a seed that fetches for others
         self._house = house
         self._partial = partial
+        self._voucher = Voucher(house, self.fill, self.fetcher, self._disprove)
         self._is_wanted = False  # all of it, whether or not somebody reads
         self._news = asyncio.Event()
         self._talks: set[asyncio.Task[None]] = set()
@@ -123,6 +125,7 @@ class Swarm:
         try:
             while not self.fill.is_over and not self._is_idle():
                 self._fetch_doubted()
+                self._voucher.look()
                 self._hurry()
                 self._talk()
                 self._give_up_if_stuck()
@@ -277,7 +280,13 @@ class Swarm:
             self._notice()
         if not self.fill.is_over:
             doubted = self._house.doubted.get(self.digest, {}) if self.fetcher.can_fetch else {}
-            self.fetcher.take([task for task in plan.tasks if task.piece not in doubted])
+            self.fetcher.take([self._task(task) for task in plan.tasks if task.piece not in doubted])
+
+    def _task(self, task: Task) -> Task:
+        """Bytes from peers without a key are of use to who wants the whole alone: ranges come from the origin."""
+        if task.lease or self._is_wanted or self._house.peers.is_keyed or not self.fetcher.can_fetch:
+            return task
+        return Task(task.piece, (ORIGIN,), b"", task.seconds)
 
     def _report(self) -> Report:
         fetcher, partial = self.fetcher, self._partial

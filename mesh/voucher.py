@@ -1,0 +1,88 @@
+"""The origin's word for pieces that peers without a key have brought, where a reader of a range waits for them.
+
+Without the key of a mesh only the digest of the whole proves what peers send. Who reads the whole waits for that; who
+reads a range from a blob that is still arriving could wait for hours. So the piece is asked for once more, of the
+origin, and its BLAKE3 compared with that of the bytes here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from mesh.errors import LocationRefused, MeshError
+from mesh.messages import ORIGIN
+from mesh.transfer import Location, Transfer
+
+if TYPE_CHECKING:
+    from mesh.fetcher import Fetcher
+    from mesh.fill import Fill
+    from mesh.house import House
+
+log = logging.getLogger(__name__)
+
+_PAUSE = 1.0  # seconds after a failure
+
+
+class Voucher:
+    """Belongs to the event loop's thread. `disproved` is called when the origin contradicts what is here."""
+
+    def __init__(self, house: House, fill: Fill, fetcher: Fetcher, disproved: Callable[[], None]) -> None:
+        self._house = house
+        self._fill = fill
+        self._partial = fill.partial
+        self._fetcher = fetcher
+        self._disproved = disproved
+        self._asked: set[int] = set()
+
+    def look(self) -> None:
+        """Begin to ask for what readers of ranges wait for."""
+        partial = self._partial
+        for reader in self._fill.readers:
+            if reader.is_whole or not self._fetcher.can_fetch:
+                continue
+            piece = reader.position // partial.pieces.piece_size
+            if piece in partial.have and piece not in partial.trusted and piece not in self._asked:
+                self._asked.add(piece)
+                self._house.tasks.start(self._ask(piece), name=f"vouch for {piece} of {partial.digest}")
+
+    async def _ask(self, piece: int) -> None:
+        location: Location | None = None
+        try:
+            async with self._house.origin_slots:
+                location = await self._fetcher.locate()
+                loop = asyncio.get_running_loop()
+                digest = await loop.run_in_executor(self._house.pool, self._hash, piece, location)
+        except LocationRefused as error:
+            await self._fetcher.refused(location, error)
+            await asyncio.sleep(_PAUSE)
+        except MeshError as error:
+            log.info("%s: the origin does not vouch for piece %d yet: %s", self._partial.digest, piece, error)
+            await asyncio.sleep(_PAUSE)
+        else:
+            if self._fill.is_over or piece not in self._partial.have:
+                return
+            if digest != self._partial.piece_digests[piece]:
+                self._disproved()
+                return
+            self._partial.trusted.add(piece)
+            self._fill.wake()
+        finally:
+            self._asked.discard(piece)
+
+    def _hash(self, piece: int, location: Location) -> bytes:
+        """In a worker thread: BLAKE3 of a piece as the origin has it."""
+        start, stop = self._partial.pieces.span(piece)
+        hasher = blake3()
+
+        def sink(view: memoryview) -> None:
+            self._house.origin_limiter.take(len(view))
+            self._house.stats.add("origin_received", len(view))
+            hasher.update(view)
+
+        Transfer(ORIGIN, location, start, stop, self._partial.size).run(self._house.origin_connections, sink)
+        return hasher.digest()
