@@ -18,6 +18,7 @@ from blake3 import blake3
 from mesh.adopt import take
 from mesh.content import Digest, Pieces
 from mesh.errors import StoreUnusable
+from mesh.mapping import Mappings
 from mesh.outflow import _Windows
 from proxy.hf_cache import scan
 from tests.http import ask
@@ -182,7 +183,7 @@ def test_a_file_written_to_while_it_is_read(tmp_path: Path) -> None:
     if taken.stamp is None:
         pytest.skip("this file system clones files: there is nothing to notice")
     with staged.open("rb") as ours:
-        windows = _Windows(ours.fileno(), taken.stamp)
+        windows = _Windows(Mappings(), ours.fileno(), taken.stamp)
         assert bytes(windows.view(0, 100)) == BIG[:100]
         with file.open("r+b") as theirs:
             theirs.write(b"x")
