@@ -1,6 +1,6 @@
 """A client that costs little, in a process of its own: many connections, bodies thrown away in the kernel.
 
-    python -m loadtests.client '{"urls": ["http://127.0.0.1:8090/x"], "connections": 8, "requests": 8}'
+    echo '{"urls": ["http://127.0.0.1:8090/x"], "connections": 8, "requests": 8}' | python -m loadtests.client
 
 Prints one line of JSON, a `Report`. Bodies are received with MSG_TRUNC (tcp(7)): counted, not copied, so that what is
 measured is the server and not this.
@@ -209,10 +209,10 @@ def drive(load: Load) -> Report:
 
 def run(load: Load, prefix: Sequence[str] = ()) -> Report:
     """Run it in a process of its own. `prefix` is put before the command."""
-    command = [*prefix, sys.executable, "-m", "loadtests.client", json.dumps(asdict(load))]
-    said = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    command = [*prefix, sys.executable, "-m", "loadtests.client"]
+    said = subprocess.run(command, input=json.dumps(asdict(load)).encode(), check=True, stdout=subprocess.PIPE)
     return Report(**json.loads(said.stdout))
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(drive(Load(**json.loads(sys.argv[1]))))))
+    print(json.dumps(asdict(drive(Load(**json.load(sys.stdin))))))

@@ -58,7 +58,7 @@ class Table:
 
     def ratio(self, target: str, baseline: str = "", what: Callable[[Sample], float] = lambda s: s.value) -> float:
         """The median of the rounds' ratios: what a noisy neighbour does to one round it does to both."""
-        pairs = zip(self.samples[target], self.samples[baseline or self.baseline], strict=True)
+        pairs = zip(self.samples[target], self.samples[baseline or self.baseline], strict=False)
         return statistics.median(what(mine) / what(theirs) if what(theirs) else 0.0 for mine, theirs in pairs)
 
     def __str__(self) -> str:

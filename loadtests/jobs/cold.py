@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -29,7 +30,9 @@ def _limited(bench: Bench) -> Table:
 
     def through() -> Sample:
         with bench.node() as node:
-            return curl(bench.url(node.url), node.pid)
+            sample = curl(bench.url(node.url), node.pid)
+        _tidy(bench)
+        return sample
 
     try:
         targets: dict[str, Callable[[], Sample]] = {
@@ -53,13 +56,16 @@ def _unlimited(bench: Bench) -> Table:
 
     def through() -> Sample:
         with bench.node() as node:
-            return measure(Load([bench.url(node.url)]), node.pid)
+            sample = measure(Load([bench.url(node.url)]), node.pid)
+        _tidy(bench)
+        return sample
 
     def rival(make: Callable[[], Rival | None]) -> Sample:
         made = make()
         assert made is not None
         with made:
             sample = measure(Load([made.url + path]), made.pid)
+        _tidy(bench)
         return sample
 
     makers: dict[str, Callable[[], Rival | None]] = {
@@ -73,10 +79,15 @@ def _unlimited(bench: Bench) -> Table:
     table = Table("cold", "Cold, origin unlimited", "GB/s", interleave(bench.rounds, targets))
     if "nginx proxy_cache" in targets:
         table.bars = [Bar("hubmesh ÷ nginx proxy_cache", table.ratio("hubmesh"), 2.5)]
+    return table
+
+
+def _tidy(bench: Bench) -> None:
+    """What one has written must neither fill the memory of the next nor be flushed while that is measured."""
     for name in ("nginx", "squid"):
         for folder in bench.folder.glob(f"{name}-*"):
             shutil.rmtree(folder / "cache", ignore_errors=True)
-    return table
+    os.sync()
 
 
 def _peer_to_peer(bench: Bench) -> Table:
