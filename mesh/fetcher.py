@@ -117,13 +117,9 @@ class Fetcher:
                 if run.is_origin and not run.is_sequential and run.piece + 1 < piece < run.stop:
                     for taken in run.shorten(piece):
                         self._leased.setdefault(taken, Task(taken, (ORIGIN,), b"", _LEASE_SECONDS))
-        first = [piece for piece in urgent if piece in self._leased]
-        if first:
-            self._leased = {piece: self._leased[piece] for piece in first} | self._leased
-        offered = [piece for piece in urgent if piece in self._offered]
-        if offered:
-            self._offered = {piece: self._offered[piece] for piece in offered} | self._offered
-        self.launch(urgent=bool(first))
+        pieces = list(urgent)
+        self._leased, self._offered = _put_first(pieces, self._leased), _put_first(pieces, self._offered)
+        self.launch(urgent=any(piece in self._leased for piece in pieces))
 
     def launch(self, *, urgent: bool = False) -> None:
         """Begin as many transfers as there is room for."""
@@ -388,3 +384,8 @@ class Fetcher:
                 self._house.peers.blame(source, PieceCorrupt(source, f"sent wrong bytes for piece {piece}"))
             if not doubted:
                 del self._house.doubted[self._partial.digest]
+
+
+def _put_first(pieces: list[int], tasks: dict[int, Task]) -> dict[int, Task]:
+    """The same tasks, in this order: those of `pieces`, then all others as they were."""
+    return {piece: tasks[piece] for piece in pieces if piece in tasks} | tasks

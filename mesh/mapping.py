@@ -1,7 +1,7 @@
 """Stretches of files mapped into memory, shared by all who send from the same place at the same time.
 
 Page tables cost more than one would think: sixty-four readers of one blob, each with a mapping of its own, spend a
-tenth of their CPU time on filling them.
+fifth of their CPU time on filling them.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class Store:
         if entry is None:
             return None
         try:
-            fd = os.open(f"{self._folder}/{digest.algorithm}/{digest.hex[:2]}/{digest.hex}", os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(self._name(digest), os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             log.warning("blob %s is gone from disk: %s", digest, error)
             self._forget(digest)
@@ -315,8 +315,11 @@ class Store:
         self.size += held - entry.held
         entry.held = held
 
+    def _name(self, digest: Digest) -> str:
+        return f"{self._folder}/{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
+
     def _path(self, digest: Digest) -> Path:
-        return self._blobs / digest.algorithm / digest.hex[:2] / digest.hex
+        return Path(self._name(digest))
 
     def _marked(self, digest: Digest) -> Path:
         """The file whose mode says whether a blob is public: never one of somebody else's."""

@@ -31,6 +31,7 @@ from mesh.messages import (
     Runs,
     Task,
 )
+from mesh.pacing import LONGEST
 from mesh.voucher import Voucher
 
 if TYPE_CHECKING:
@@ -271,7 +272,7 @@ class Swarm:
             self._notice()
             return
         self._next_talk = min(self._next_talk, time.monotonic() + plan.retry_after)
-        self._pause = plan.pause
+        self._pause = min(plan.pause, LONGEST)  # in an open mesh anybody may lead
         self._apply(plan)
 
     def _apply(self, plan: Plan) -> None:
@@ -366,7 +367,10 @@ class Swarm:
             self._notice()
 
     def _disprove(self) -> None:
-        """The whole is here and wrong. What nobody vouches for goes; if all was vouched for, everything does."""
+        """The whole, or a piece that the origin was asked for again, is here and wrong.
+
+        What nobody vouches for goes; if all was vouched for, everything does.
+        """
         partial, house = self._partial, self._house
         doubted = PieceSet(partial.pieces.count, partial.have.bits & ~partial.trusted.bits)
         sources = ", ".join(sorted(self.fetcher.received)) or "an earlier run"

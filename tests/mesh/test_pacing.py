@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import random
 import time
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +15,9 @@ from mesh.content import Digest, Pieces, PieceSet
 from mesh.messages import Report
 from mesh.pacing import LONGEST, Pacing
 from mesh.tracker import Tracker
+from tests.mesh.origin import Origin, node
 from tests.mesh.test_mesh import until
+from tests.mesh.test_swarm import read
 
 
 @given(st.lists(st.floats(0, 10)))
@@ -38,3 +44,12 @@ async def test_a_tracker_whose_loop_is_held_asks_for_fewer_reports_and_later_for
     time.sleep(0.3)  # noqa: ASYNC251 - what holds the loop
     await until(lambda: pause() > 0)
     await until(lambda: pause() == 0)
+
+
+async def test_a_tracker_that_asks_for_an_endless_pause_is_not_obeyed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tracker, "_paced", lambda _, plan: dataclasses.replace(plan, pause=1e9))
+    async with Origin(random.Random(1).randbytes(16 << 20)).running() as origin, node(tmp_path) as (_, blobs):
+        assert await read(blobs, origin) == origin.content
+        await until(lambda: origin.digest not in blobs.swarms)
