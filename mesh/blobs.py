@@ -154,5 +154,5 @@ class Blobs:
                     del self._disproved_at[next(iter(self._disproved_at))]
                 self._disproved_at[swarm.digest] = time.time()
             del self._swarms[swarm.digest], self._lives[swarm.digest]
-            self._house.exchange.ended(swarm.digest, is_complete=swarm.fill.is_proven)
+            self._house.exchange.ended(swarm.digest, is_complete=swarm.fill.is_stored)
             self._house.store.close_partial(swarm.fill.partial)
