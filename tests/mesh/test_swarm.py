@@ -254,6 +254,29 @@ async def test_no_room_is_a_clear_error_and_harms_nothing_else(tmp_path: Path) -
         assert await read(blobs, small) == small.content
 
 
+async def test_a_disk_that_others_filled_makes_room_before_the_first_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Origin(content(MIB, 3)), Origin(content(MIB, 4))
+    async with first.running(), second.running(), node(tmp_path) as (house, blobs):
+        await blobs.want(first.digest, MIB, first)
+        write, files = os.write, len(list(Path("/proc/self/fd").iterdir()))
+
+        def full(fd: int, data: bytes) -> int:
+            if first.digest in house.store:
+                raise OSError(errno.ENOSPC, "no space left on device")
+            return write(fd, data)
+
+        monkeypatch.setattr(os, "write", full)
+        with monkeypatch.context() as patch:
+            patch.setattr(house.store, "_is_pinned", lambda _: True)
+            with pytest.raises(StoreFull):
+                await read(blobs, second)
+        assert len(list(Path("/proc/self/fd").iterdir())) == files
+        assert await read(blobs, second) == second.content
+        assert house.store.evicted_bytes == MIB
+
+
 async def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
     origins = [Origin(content(2 * MIB, seed)) for seed in (10, 11, 12)]
     async with contextlib.AsyncExitStack() as stack:
