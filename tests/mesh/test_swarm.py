@@ -27,6 +27,10 @@ def content(size: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 async def read(
     blobs: Blobs, origin: Origin, start: int = 0, stop: int | None = None, *, digest: Digest | None = None
 ) -> bytes:
@@ -260,7 +264,7 @@ async def test_a_disk_that_others_filled_makes_room_before_the_first_byte(
     first, second = Origin(content(MIB, 3)), Origin(content(MIB, 4))
     async with first.running(), second.running(), node(tmp_path) as (house, blobs):
         await blobs.want(first.digest, MIB, first)
-        write, files = os.write, len(list(Path("/proc/self/fd").iterdir()))
+        write, files = os.write, open_files()
 
         def full(fd: int, data: bytes) -> int:
             if first.digest in house.store:
@@ -272,7 +276,7 @@ async def test_a_disk_that_others_filled_makes_room_before_the_first_byte(
             patch.setattr(house.store, "_is_pinned", lambda _: True)
             with pytest.raises(StoreFull):
                 await read(blobs, second)
-        assert len(list(Path("/proc/self/fd").iterdir())) == files
+        assert open_files() == files
         assert await read(blobs, second) == second.content
         assert house.store.evicted_bytes == MIB
 
