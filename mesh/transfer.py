@@ -158,7 +158,9 @@ class Transfer:
         sock = self._socket
         if sock is not None:
             with contextlib.suppress(OSError):  # closed already
-                sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that is blocked in it
+                # Wakes the thread that is blocked in it. Not `SSLSocket.shutdown`, which takes the encryption away
+                # first: what has arrived would then be read as it is on the wire, and taken for the blob's bytes.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def run(self, connections: Connections, sink: Callable[[memoryview], None]) -> None:
         """Receive the whole range in order, giving every part of it to `sink` as it comes.
