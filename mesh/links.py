@@ -38,7 +38,8 @@ class Links:
         if known is not self._known:
             self._known = known
             self._neighbours = {
-                m.node_id: Neighbour(m.node_id, f"http://{m.address}", m.role == "seed", m.named_seed) for m in known
+                m.node_id: Neighbour(m.node_id, f"{self._auth.scheme}://{m.address}", m.role == "seed", m.named_seed)
+                for m in known
             }
         return self._neighbours.values()
 

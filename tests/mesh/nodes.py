@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,7 @@ from aiohttp import web
 from mesh.access import OriginAccess
 from mesh.auth import Auth
 from mesh.blobs import Blobs
+from mesh.door import Door
 from mesh.house import House
 from mesh.membership import Address, Role
 from mesh.mesh import Mesh
@@ -23,6 +25,7 @@ from mesh.server import MeshServer
 from mesh.stats import Stats
 from mesh.store import Store
 from mesh.tasks import Tasks
+from mesh.tls import Tls
 from mesh.transfer import Connections
 
 
@@ -33,9 +36,13 @@ class Node:
     blobs: Blobs
     address: Address
     runner: web.AppRunner
+    door: asyncio.Task[None]
+    listener: socket.socket
 
     async def stop_answering(self) -> None:
         """As if it had died: its port is closed and it says nothing any more."""
+        self.door.cancel()
+        self.listener.close()
         await self.runner.cleanup()
         await self.blobs.close()
         await self.house.tasks.close()
@@ -48,6 +55,8 @@ async def mesh_node(
     role: Role = "peer",
     key: bytes | None = None,
     access: Callable[[bytes], OriginAccess | None] = lambda _: None,
+    tls: Tls | None = None,
+    connections: int | None = None,
     tamper: Callable[[web.Application], None] = lambda _: None,
 ) -> AsyncIterator[Node]:
     """One node, not yet introduced to others."""
@@ -56,7 +65,7 @@ async def mesh_node(
         tasks = Tasks()
         stats = Stats()
         store = Store(root, 1 << 40)
-        auth = Auth(uuid.uuid4().hex, key)
+        auth = Auth(uuid.uuid4().hex, key, tls=tls)
         # The port is known only once bound, and the mesh wants to know it: bind first.
         app = web.Application(client_max_size=1 << 19)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2)
@@ -85,7 +94,7 @@ async def mesh_node(
             mesh.exchange,
             mesh.exchange,
             origin_connections=Connections(connect=2.0, stall=5.0),
-            peer_connections=Connections(connect=1.0, stall=2.0, proxies=False),
+            peer_connections=Connections(connect=1.0, stall=2.0, proxies=False, tls=tls and tls.client),
         )
         blobs = Blobs(house)
         outflow = Outflow(sent=lambda count: stats.add("peer_sent", count))
@@ -103,11 +112,14 @@ async def mesh_node(
         mesh.add_routes(app)
         server.add_routes(app)
         await runner.setup()
-        await web.SockSite(runner, sock).start()
+        assert runner.server is not None
+        door = Door(runner.server, auth, tasks, limit=connections).open(sock)
         mesh.start(settle=0.2)
         try:
-            yield Node(mesh, house, blobs, address, runner)
+            yield Node(mesh, house, blobs, address, runner, door, sock)
         finally:
+            door.cancel()
+            sock.close()
             await runner.cleanup()
             await blobs.close()
             await tasks.close()
