@@ -107,6 +107,8 @@ class Fetcher:
         for task in tasks:
             if task.piece in self._partial.have or task.piece in under_way:
                 continue
+            if task.lease:
+                self._offered.pop(task.piece, None)  # never from both
             (self._leased if task.lease else self._offered)[task.piece] = task
         self.launch()
 

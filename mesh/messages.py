@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mesh.content import PieceSet
+
 # The source of a piece that came from the Hub. No node may have this name.
 ORIGIN = "origin"
 # The source of a piece that a node held before it came into the swarm.
@@ -149,3 +151,17 @@ class Plan:
 
     def __bool__(self) -> bool:
         return bool(self.tasks or self.resync)
+
+
+def runs_of(pieces: PieceSet) -> Runs:
+    """The set as (start, stop) runs in order, the first MAX_RUNS of them."""
+    runs: list[tuple[int, int]] = []
+    bits, offset = pieces.bits, 0
+    while bits and len(runs) < MAX_RUNS:
+        skipped = (bits & -bits).bit_length() - 1
+        bits >>= skipped
+        length = (~bits & (bits + 1)).bit_length() - 1
+        runs.append((offset + skipped, offset + skipped + length))
+        bits >>= length
+        offset += skipped + length
+    return tuple(runs)

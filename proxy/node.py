@@ -152,8 +152,9 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
         origin_limiter=Limiter(settings.max_origin),
         peer_limiter=Limiter(settings.max_download),
     )
-    if auth.tls is not None:
-        house.peer_connections = Connections(proxies=False, tls=auth.tls.client)
+    # A machine that is switched off is found out while there is time to go elsewhere.
+    tls = None if auth.tls is None else auth.tls.client
+    house.peer_connections = Connections(connect=3.0, proxies=False, tls=tls)
     stack.callback(house.close)
     blobs = Blobs(house)
     stack.push_async_callback(blobs.close)
