@@ -34,11 +34,21 @@ class Door:
         self._auth = auth
         self._tasks = tasks
         self._handshakes = 0
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
 
-    def open(self, listener: socket.socket) -> asyncio.Task[None]:
-        """Let in whoever connects to `listener`, until the task that is returned is cancelled."""
+    def open(self, listener: socket.socket) -> None:
+        """Let in whoever connects to `listener`, from now on."""
         listener.setblocking(False)
-        return self._tasks.start(self._accept(listener), name="door")
+        self._listener = listener
+        self._accepting = self._tasks.start(self._accept(listener), name="door")
+
+    async def close(self) -> None:
+        """Let nobody in any more. Who is in stays."""
+        if self._accepting is not None and self._listener is not None:
+            self._accepting.cancel()
+            await asyncio.wait([self._accepting])  # the loop must forget the descriptor before another gets its number
+            self._listener.close()
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -123,7 +123,8 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     tasks = Tasks()
     stack.push_async_callback(tasks.close)
     session = await stack.enter_async_context(
-        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=256, limit_per_host=8))
+        # Nothing that nodes say to each other is compressed: a small answer could become a huge one.
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=256, limit_per_host=8), auto_decompress=False)
     )
 
     def may_share(digest: Digest) -> bool:
@@ -225,8 +226,9 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     )
     mesh_runner = await _serve(_mesh_app(mesh, server, preheater, hearsay), stack, drain=1.0)
     assert mesh_runner.server is not None
-    door = Door(mesh_runner.server, auth, tasks).open(mesh_listener)
-    stack.callback(door.cancel)
+    door = Door(mesh_runner.server, auth, tasks)
+    stack.push_async_callback(door.close)
+    door.open(mesh_listener)
     client_app = _client_app(settings, app, xet, holdings, metrics)
     runner = await _serve(client_app, stack, drain=settings.drain_timeout)
     await web.SockSite(runner, listener, backlog=1024).start()
