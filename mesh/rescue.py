@@ -15,21 +15,25 @@ from mesh.messages import ORIGIN, Task
 if TYPE_CHECKING:
     from mesh.fetcher import Fetcher
     from mesh.fill import Fill, Reader
+    from mesh.house import House
 
 log = logging.getLogger(__name__)
 
 # Without a byte, for a reader that would take one. Clients give up after 10: the origin needs some of them to answer.
 STARVED = 5.5
+_MANY = 2  # pieces rescued: then it is not chance, and not a piece that the origin is just sending to somebody else
 _LEASE_SECONDS = 60.0
 
 
 class Rescue:
     """Belongs to the event loop's thread. `look` is to be called every second or two."""
 
-    def __init__(self, fill: Fill, fetcher: Fetcher) -> None:
+    def __init__(self, house: House, fill: Fill, fetcher: Fetcher) -> None:
+        self._house = house
         self._fill = fill
         self._fetcher = fetcher
         self._waits: dict[Reader, tuple[int, float]] = {}  # where it waits, and since when
+        self._count = 0
 
     def look(self) -> None:
         now = time.monotonic()
@@ -55,4 +59,7 @@ class Rescue:
                 run.cancel()  # we come again when it has left the file
         if not under_way and (piece, ORIGIN) not in self._fetcher.active():
             log.info("%s: a reader has waited %.0f s: asking the origin for piece %d", partial.digest, seconds, piece)
+            self._count += 1
+            if self._count % _MANY == 0:
+                self._house.exchange.doubt(partial.digest)
             self._fetcher.take([Task(piece, (ORIGIN,), b"", _LEASE_SECONDS)])

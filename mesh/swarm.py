@@ -67,7 +67,7 @@ class Swarm:
         self._house = house
         self._partial = partial
         self._voucher = Voucher(house, self.fill, self.fetcher, self._disprove)
-        self._rescue = Rescue(self.fill, self.fetcher)
+        self._rescue = Rescue(house, self.fill, self.fetcher)
         self._is_wanted = False  # all of it, whether or not somebody reads
         self._news = asyncio.Event()
         self._talks: set[asyncio.Task[None]] = set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -36,13 +35,11 @@ class Node:
     blobs: Blobs
     address: Address
     runner: web.AppRunner
-    door: asyncio.Task[None]
-    listener: socket.socket
+    door: Door
 
     async def stop_answering(self) -> None:
         """As if it had died: its port is closed and it says nothing any more."""
-        self.door.cancel()
-        self.listener.close()
+        await self.door.close()
         await self.runner.cleanup()
         await self.blobs.close()
         await self.house.tasks.close()
@@ -61,7 +58,7 @@ async def mesh_node(
 ) -> AsyncIterator[Node]:
     """One node, not yet introduced to others."""
     async with AsyncExitStack() as stack:
-        session = await stack.enter_async_context(aiohttp.ClientSession())
+        session = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
         tasks = Tasks()
         stats = Stats()
         store = Store(root, 1 << 40)
@@ -93,7 +90,7 @@ async def mesh_node(
             tasks,
             mesh.exchange,
             mesh.exchange,
-            origin_connections=Connections(connect=2.0, stall=5.0),
+            origin_connections=Connections(connect=10.0, stall=10.0),  # it is in this process, too
             peer_connections=Connections(connect=1.0, stall=2.0, proxies=False, tls=tls and tls.client),
         )
         blobs = Blobs(house)
@@ -113,13 +110,13 @@ async def mesh_node(
         server.add_routes(app)
         await runner.setup()
         assert runner.server is not None
-        door = Door(runner.server, auth, tasks, limit=connections).open(sock)
+        door = Door(runner.server, auth, tasks, limit=connections)
+        door.open(sock)
         mesh.start(settle=0.2)
         try:
-            yield Node(mesh, house, blobs, address, runner, door, sock)
+            yield Node(mesh, house, blobs, address, runner, door)
         finally:
-            door.cancel()
-            sock.close()
+            await door.close()
             await runner.cleanup()
             await blobs.close()
             await tasks.close()
