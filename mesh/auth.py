@@ -12,6 +12,7 @@ acceptable, so a running node accepts a request once; one that names its receive
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -38,6 +39,7 @@ ANSWER_HEADER = "Hubmesh-Answer"
 _SCHEME = "Hubmesh"
 _MAX_NONCES = 1 << 16  # some 10 MB at worst
 _MAX_LOGGED = 256
+_BODY_SECONDS = 20.0  # for a message of half a megabyte at most
 # What X509_verify says when it does not get to an authority that we know: four ways to say the same.
 _ANOTHER = dict.fromkeys((18, 19, 20, 21), "another authority signed it")
 _EMPTY = hashlib.sha256().hexdigest()
@@ -265,7 +267,8 @@ def guard(auth: Auth) -> Callable[[web.Request, Handler], Awaitable[web.StreamRe
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             signed = auth.check(request.method, request.raw_path, request.headers)
-            auth.check_body(signed, await request.read() if request.can_read_body else b"")
+            async with asyncio.timeout(_BODY_SECONDS):
+                auth.check_body(signed, await request.read() if request.can_read_body else b"")
         except NotAuthentic as error:
             auth.complain(request.remote or "a local process", error, "refused a request of")
             return web.Response(
@@ -273,6 +276,8 @@ def guard(auth: Auth) -> Callable[[web.Request, Handler], Awaitable[web.StreamRe
                 text=f"{error}\n",
                 headers={"WWW-Authenticate": f'{_SCHEME} reason="{error.reason}"'},
             )
+        except TimeoutError:
+            raise web.HTTPRequestTimeout(text="too slow\n", headers={"Connection": "close"}) from None
         if signed is None:
             return await handler(request)
         request[SENDER] = signed.sender

@@ -17,6 +17,7 @@ from mesh.messages import Plan, Report
 from mesh.placement import ranked
 from mesh.tracker import Tracker
 from mesh.transfer import Location
+from mesh.wire import Decoder
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class Envelope(msgspec.Struct, frozen=True):
 
 
 _ENCODER = msgspec.msgpack.Encoder()
-_PLAN = msgspec.msgpack.Decoder(Plan)
+_PLAN: Decoder[Plan] = Decoder(Plan)
 
 
 class MeshExchange:

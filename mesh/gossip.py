@@ -22,6 +22,7 @@ import msgspec
 from mesh.errors import MeshError
 from mesh.membership import MAX_CLAIMS, Address, Change, Claim, Member, Members, State, as_heard
 from mesh.tasks import Tasks
+from mesh.wire import Decoder
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class _Message(msgspec.Struct, frozen=True, array_like=True):
     claims: Annotated[tuple[Claim, ...], msgspec.Meta(max_length=MAX_CLAIMS)] = ()
 
 
-_decoder = msgspec.msgpack.Decoder(_Message)
+_decoder: Decoder[_Message] = Decoder(_Message)
 _encode = msgspec.msgpack.Encoder().encode
 
 

@@ -27,6 +27,7 @@ from mesh.server import read_message
 from mesh.store import Store
 from mesh.tasks import Tasks
 from mesh.tracker import Tracker
+from mesh.wire import Decoder
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Holdings(msgspec.Struct, frozen=True):
     digests: tuple[str, ...]
 
 
-_HOLDINGS_DECODER = msgspec.msgpack.Decoder(Holdings)
+_HOLDINGS_DECODER: Decoder[Holdings] = Decoder(Holdings)
 
 
 class Mesh:

@@ -20,13 +20,14 @@ from mesh.exchange import MAX_MESSAGE, Envelope
 from mesh.house import House
 from mesh.outflow import Held, Outflow
 from mesh.tracker import Tracker
+from mesh.wire import Decoder
 
 log = logging.getLogger(__name__)
 
 _RANGE = re.compile(r"bytes=(\d{1,19})-(\d{1,19})\Z", re.ASCII)
 _MAX_UPLOADS = 32  # at the same time; beyond that a peer asks somebody else
 
-_ENVELOPE = msgspec.msgpack.Decoder(Envelope)
+_ENVELOPE: Decoder[Envelope] = Decoder(Envelope)
 _ENCODER = msgspec.msgpack.Encoder()
 
 

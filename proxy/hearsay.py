@@ -21,6 +21,7 @@ from mesh.mesh import Mesh
 from mesh.placement import ranked
 from mesh.server import read_message
 from mesh.tasks import Tasks
+from mesh.wire import Decoder
 from proxy.catalog import ApiAnswer, Catalog, File, Ref
 from proxy.hub.access import EVERYBODY
 from proxy.hub.urls import is_commit
@@ -78,8 +79,8 @@ class Known(msgspec.Struct, frozen=True):
         return bool(self.ref or self.file or self.answer)
 
 
-_heard = msgspec.msgpack.Decoder(Lookup | Pause)
-_known = msgspec.msgpack.Decoder(Known)
+_heard: Decoder[Lookup | Pause] = Decoder(Lookup | Pause)
+_known: Decoder[Known] = Decoder(Known)
 
 
 class Hearsay:

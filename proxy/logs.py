@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 import msgspec
+from aiohttp.http_exceptions import HttpProcessingError
 
 # The request a line is about; set where requests come in. "" outside of requests.
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
@@ -48,6 +49,15 @@ def set_up(log_format: str, level: str, stream: TextIO | None = None) -> None:
     # Chatty about every packet and selector; no help to an operator even when debugging us.
     for name in ("asyncio", "zeroconf"):
         logging.getLogger(name).setLevel(max(logging.INFO, logging.getLevelName(level.upper())))
+    logging.getLogger("aiohttp.server").addFilter(_is_worth_it)
+
+
+def _is_worth_it(record: logging.LogRecord) -> bool:
+    """Whether to log what aiohttp logs: not a traceback for each request that is no HTTP, which anybody could send."""
+    if record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError):
+        return True
+    record.levelno, record.levelname, record.exc_info = logging.DEBUG, "DEBUG", None
+    return logging.getLogger().isEnabledFor(logging.DEBUG)
 
 
 class TextFormatter(logging.Formatter):

@@ -25,6 +25,7 @@ from mesh.mesh import Mesh
 from mesh.placement import ranked
 from mesh.server import read_message
 from mesh.tasks import Tasks
+from mesh.wire import Decoder
 from proxy.admin.view import Preheat
 from proxy.api import Api
 from proxy.files import HubAccess
@@ -62,7 +63,7 @@ class Held(msgspec.Struct, frozen=True, tag="held"):
     size: Annotated[int, msgspec.Meta(ge=1, le=1 << 50)]
 
 
-_decode = msgspec.msgpack.Decoder(Repository | Held).decode
+_orders: Decoder[Repository | Held] = Decoder(Repository | Held)
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -103,7 +104,8 @@ class Preheater:
         """What an order is about, by commit, and whether anybody may have it."""
         repo = Repo.parse(order.repo)
         route = parse(f"{repo.api_prefix}/revision/{quote(order.revision, safe='')}")
-        assert isinstance(route, ApiRoute)
+        if not isinstance(route, ApiRoute):
+            raise ValueError(f"{order.revision!r} is not a revision")  # noqa: TRY004 -- its text is wrong, not its type
         answer, _ = await self._api.ask(route, client)
         info = json.loads(answer.body)
         paths = [sibling["rfilename"] for sibling in info.get("siblings", ())]
@@ -148,7 +150,7 @@ class Preheater:
     async def _take(self, request: web.Request) -> web.Response:
         """An order of another node. Bounded: whoever reaches the port of an open mesh may give one."""
         try:
-            order = _decode(await read_message(request, _MAX_MESSAGE))
+            order = _orders.decode(await read_message(request, _MAX_MESSAGE))
             if isinstance(order, Held):
                 if not self._mesh.auth.is_keyed:
                     raise web.HTTPForbidden(text="not without a key\n")
@@ -172,7 +174,7 @@ class Preheater:
         anybody = Client(None, f"hubmesh/{VERSION}")
         try:
             files, _ = await self._files(order, anybody)
-        except (HubError, OriginUnavailable, LookupError) as error:
+        except (HubError, OriginUnavailable, LookupError, ValueError) as error:
             log.warning("a peer's order to preheat %s: %s", order.repo, error)
             return
         await self._bring(files, anybody)

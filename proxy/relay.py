@@ -14,6 +14,7 @@ import msgspec
 from multidict import CIMultiDict
 
 from mesh.questions import Questions
+from mesh.wire import Decoder
 from proxy.catalog import Catalog
 from proxy.hub.errors import OriginUnavailable
 from proxy.hub.freshness import Freshness
@@ -37,7 +38,8 @@ class Reply(msgspec.Struct, frozen=True):
     is_timeout: bool = False
 
 
-_QUESTION, _REPLY = msgspec.msgpack.Decoder(Question), msgspec.msgpack.Decoder(Reply)
+_QUESTION: Decoder[Question] = Decoder(Question)
+_REPLY: Decoder[Reply] = Decoder(Reply)
 
 
 class Relay:

@@ -13,6 +13,7 @@ import msgspec
 
 from mesh.content import Digest
 from mesh.transfer import Location
+from mesh.wire import Decoder
 from proxy.catalog import Catalog, File, Ref
 from proxy.hearsay import Hearsay, Lookup
 from proxy.hub import errors, metadata
@@ -71,6 +72,9 @@ class Hint(msgspec.Struct, frozen=True):
     repo: str
     commit: str
     path: str
+
+
+_hints: Decoder[Hint] = Decoder(Hint)
 
 
 class Resolver:
@@ -152,7 +156,7 @@ class Resolver:
         Its metadata stays unknown: the blob's digest and size come with the swarm, and the digest is proven.
         """
         try:
-            said = msgspec.msgpack.decode(hint, type=Hint)
+            said = _hints.decode(hint)
             repo = Repo.parse(said.repo)
         except (msgspec.DecodeError, ValueError):
             return None
