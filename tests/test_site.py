@@ -149,12 +149,25 @@ def test_without_the_key_nothing_is_told_or_believed(hub: HubProcess, site: Star
     assert ask(url(nodes[0])).body == BIG
     digest = hashlib.sha256(BIG).hexdigest()
     assert ask(f"http://{nodes[0].mesh}/mesh/blobs/sha256:{digest}", Range="bytes=0-99").status == 401
+    for target in ("gossip", "holdings", "questions", "hearsay", "preheat", f"swarms/sha256:{digest}", "anything"):
+        answer = ask(f"http://{nodes[0].mesh}/mesh/{target}", "POST", body=b"tell me")
+        assert (answer.status, answer["WWW-Authenticate"]) == (401, 'Hubmesh reason="unsigned"')
+        assert len(answer.body) < 200
     with NodeProcess(tmp_path / "stranger", hub.url, "--seed", nodes[0].mesh) as stranger:
         assert ask(url(stranger)).body == BIG
         assert stranger.metric("hubmesh_peers") == 0
         assert stranger.metric("hubmesh_peer_received_bytes_total") == 0
         assert all(node.metric("hubmesh_peers") == 1 for node in nodes)
-    assert "mesh key" in nodes[0].log() or "mesh-key-file" in nodes[0].log()
+        assert stranger.log().count(f"cannot talk to {nodes[0].mesh}: it has a mesh key, but this node has none") == 1
+    assert nodes[0].log().count("it has no mesh key, but this mesh has one (--mesh-key-file)") == 1
+    # Nor is it let in by having another one.
+    (tmp_path / "other").write_text(secrets.token_hex(32))
+    flags = ("--seed", nodes[0].mesh, "--mesh-key-file", str(tmp_path / "other"))
+    with NodeProcess(tmp_path / "other-stranger", hub.url, *flags) as stranger:
+        assert ask(url(stranger)).body == BIG
+        assert stranger.metric("hubmesh_peers") == stranger.metric("hubmesh_peer_received_bytes_total") == 0
+        assert stranger.log().count(f"cannot talk to {nodes[0].mesh}: it has another mesh key (--mesh-key-file)") == 1
+    assert nodes[0].log().count("it has another mesh key (--mesh-key-file)") == 1
 
 
 @pytest.mark.parametrize("victim", [0, 1, 3])
