@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Without a byte, for a reader that would take one. Clients give up after 10: the origin needs some of them to answer.
-STARVED = 5.5
+_STARVED = 5.5
+_NOTHING = 3.0  # and without a piece of any kind: then nobody does anything for this node
+# When others keep it busy it is the swarm that is slow, as on machines with more to do than they can: wait for longer,
+# since all of its nodes are about to ask.
+_LONGEST = 7.0
 _MANY = 2  # pieces rescued: then it is not chance, and not a piece that the origin is just sending to somebody else
 _LEASE_SECONDS = 60.0
 
@@ -37,6 +41,7 @@ class Rescue:
 
     def look(self) -> None:
         now = time.monotonic()
+        longest = _STARVED if now - self._fetcher.last_landed >= _NOTHING else _LONGEST
         waits: dict[Reader, tuple[int, float]] = {}
         for reader in self._fill.readers:
             position = reader.position
@@ -44,7 +49,7 @@ class Rescue:
                 continue  # it is the client that takes its time
             before, since = self._waits.get(reader, (-1, now))
             waits[reader] = (position, since if before == position else now)
-            if before == position and now - since >= STARVED and self._fetcher.can_fetch:
+            if before == position and now - since >= longest and self._fetcher.can_fetch:
                 self._fetch(position // self._fill.partial.pieces.piece_size, now - since)
         self._waits = waits
 
