@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from aiohttp import web
 
+from mesh.errors import MeshError
 from proxy.admin.metrics import Metrics
 from proxy.api import Api
 from proxy.files import Files
@@ -63,6 +64,11 @@ class App:
         except (HubError, OriginUnavailable) as error:
             request["outcome"] = "error"
             return errors.respond(error, client)
+        except MeshError as error:
+            # The head is sent and the connection closed, so that the client sees a body cut short.
+            request["outcome"] = "broken"
+            log.warning("%s broke off: %s", request.rel_url.raw_path, error)
+            return web.Response(status=502)
 
     def _route(self, request: web.Request, client: Client) -> tuple[str, Awaitable[web.StreamResponse]]:
         route = parse(request.raw_path)
