@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ssl
+import time
+
 import aiohttp
 from yarl import URL
 
@@ -24,9 +27,10 @@ async def ask(
     if session.closed:
         raise Unavailable("this node is stopping")
     headers = {"Content-Type": _TYPE, **auth.sign("POST", target, body, to)}
-    url = URL(f"http://{address}{target}", encoded=True)
+    url = URL(f"{auth.scheme}://{address}{target}", encoded=True)
+    tls = True if auth.tls is None else auth.tls.client
     try:
-        async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+        async with session.post(url, data=body, headers=headers, allow_redirects=False, ssl=tls) as response:
             answer = bytearray()
             async for data in response.content.iter_any():
                 answer += data
@@ -39,9 +43,25 @@ async def ask(
     except NotAuthentic as error:
         auth.complain(str(address), error, "cannot talk to")
         raise
-    except aiohttp.ClientConnectorError as error:
-        if isinstance(error.os_error, ConnectionRefusedError):
-            raise ConnectionRefusedError(f"{address} refuses connections") from error
-        raise ConnectionError(f"{address} cannot be reached: {error.os_error}") from error
     except aiohttp.ClientError as error:
-        raise ConnectionError(f"{address}: {type(error).__name__} {error}") from error
+        if (refusal := _refusal(auth, error)) is not None:
+            auth.complain(str(address), refusal, "cannot talk to")
+            raise refusal from error
+        raise _unreachable(address, error) from error
+
+
+def _refusal(auth: Auth, error: aiohttp.ClientError) -> NotAuthentic | None:
+    """What certificates have to do with a connection that failed."""
+    if isinstance(error.__cause__, ssl.SSLError):
+        return NotAuthentic.of_tls(error.__cause__)
+    # Who refuses ours hangs up, and has no other way to say why.
+    trouble = "" if auth.tls is None else auth.tls.trouble(time.time())
+    return NotAuthentic("unwelcome", f"it {trouble}") if trouble else None
+
+
+def _unreachable(address: Address, error: aiohttp.ClientError) -> OSError:
+    if not isinstance(error, aiohttp.ClientConnectorError):
+        return ConnectionError(f"{address}: {type(error).__name__} {error}")
+    if isinstance(error.os_error, ConnectionRefusedError):
+        return ConnectionRefusedError(f"{address} refuses connections")
+    return ConnectionError(f"{address} cannot be reached: {error.os_error}")

@@ -1,5 +1,7 @@
 """Who may speak in this mesh: requests and answers signed with the key that its nodes share.
 
+Certificates do the same for whole connections (mesh/tls.py): a mesh may have them, a key, both or neither.
+
 A request carries HMAC-SHA256 over its method, target, body digest, sender, receiver, time and nonce in one
 `Authorization` header. What a node answers is signed in turn, over the request's own signature, so that nobody without
 the key can give an answer that is believed. Bodies travel in the clear: the key proves who speaks, it hides nothing.
@@ -15,6 +17,7 @@ import hmac
 import logging
 import re
 import secrets
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +27,7 @@ from typing import Literal
 from aiohttp import web
 
 from mesh.errors import MeshError
+from mesh.tls import Tls
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +38,17 @@ ANSWER_HEADER = "Hubmesh-Answer"
 _SCHEME = "Hubmesh"
 _MAX_NONCES = 1 << 16  # some 10 MB at worst
 _MAX_LOGGED = 256
+# What X509_verify says when it does not get to an authority that we know: four ways to say the same.
+_ANOTHER = dict.fromkeys((18, 19, 20, 21), "another authority signed it")
 _EMPTY = hashlib.sha256().hexdigest()
 _AUTHORIZATION = re.compile(
     r"Hubmesh from=([0-9A-Za-z_-]{1,128}), to=([0-9A-Za-z_-]{0,128}), time=(\d{1,12}), nonce=([0-9a-f]{24}), "
     r"digest=([0-9a-f]{64}), mac=([0-9a-f]{64})"
 )
 
-Reason = Literal["unsigned", "malformed", "keyless", "key", "clock", "replay", "body", "receiver"]
+_Signature = Literal["unsigned", "malformed", "keyless", "key", "clock", "replay", "body", "receiver"]
+_Connection = Literal["plain", "certificate", "unwelcome"]
+Reason = _Signature | _Connection
 _SENTENCES: dict[Reason, str] = {
     "unsigned": "it has no mesh key, but this mesh has one (--mesh-key-file)",
     "malformed": "its signature cannot be read: is it the same version of hubmesh?",
@@ -50,18 +58,35 @@ _SENTENCES: dict[Reason, str] = {
     "replay": "the request was seen before, or is older than what we can remember",
     "body": "the body is not the one that was signed",
     "receiver": "the request was meant for another node",
+    "plain": "it does not speak TLS, but this mesh has certificates (--mesh-tls-cert-file)",
+    "certificate": "its certificate is not one of this mesh (--mesh-tls-ca-file)",
+    "unwelcome": "it does not accept our certificate (--mesh-tls-cert-file)",
 }
 
-# The node that signed a request, in a keyed mesh; absent in an open one, where nobody can tell.
+# The node that signed a request, in a mesh with a key; absent in others, where nobody can tell.
 SENDER = web.RequestKey("sender", str)
 
 
 class NotAuthentic(MeshError):
     """A request or an answer that was not made with our key, for us, now and once."""
 
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(_SENTENCES[reason])
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(f"{_SENTENCES[reason]}: {detail}" if detail else _SENTENCES[reason])
         self.reason: Reason = reason
+
+    @classmethod
+    def of_tls(cls, error: ssl.SSLError) -> NotAuthentic:
+        """What a failed handshake means, on either side of it."""
+        reason = (error.reason or "").lower().replace("_", " ")
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return cls("certificate", _ANOTHER.get(error.verify_code, error.verify_message))
+        if "did not return a certificate" in reason:
+            return cls("certificate", "it has none")
+        if " alert " in reason:
+            return cls("unwelcome", reason.partition(" alert ")[2])
+        if reason in ("http request", "wrong version number", "record layer failure", "packet length too long"):
+            return cls("plain")
+        return cls("certificate", reason or str(error))
 
 
 def load_key(path: Path) -> bytes:
@@ -119,14 +144,25 @@ class Nonces:
 class Auth:
     """Signs and checks for one node. Without a key nothing is signed, and what is signed is refused.
 
-    Signing is safe from any thread; checking belongs to the event loop.
+    `tls`: how connections are made and who may make them, in a mesh with certificates. Signing is safe from any
+    thread; checking belongs to the event loop.
     """
 
-    def __init__(self, node_id: str, key: bytes | None = None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        key: bytes | None = None,
+        clock: Callable[[], float] = time.time,
+        tls: Tls | None = None,
+    ) -> None:
         self.node_id = node_id
-        self.is_keyed = key is not None
+        self.tls = tls
+        self.scheme = "http" if tls is None else "https"
+        self._has_key = key is not None
+        # Whether only those are in the mesh who were meant to be, be it by key or by certificate.
+        self.is_keyed = self._has_key or tls is not None
         # Tells meshes apart where they meet (mDNS, gossip) without saying anything of the key itself.
-        self.mesh_id = "" if key is None else _derive(key, b"name").hex()[:16]
+        self.mesh_id = ("" if key is None else _derive(key, b"name").hex()[:16]) + ("" if tls is None else "+tls")
         self._request_key = b"" if key is None else _derive(key, b"request")
         self._answer_key = b"" if key is None else _derive(key, b"answer")
         self._clock = clock
@@ -134,12 +170,12 @@ class Auth:
         self._logged: set[tuple[str, str]] = set()
 
     def sign(self, method: str, target: str, body: bytes = b"", to: str = "") -> dict[str, str]:
-        """Headers for a request; none in an open mesh.
+        """Headers for a request; none without a key.
 
         `target` is path and query exactly as they are sent. `to` is the node id of the receiver, where it is known:
         then no other node accepts the request.
         """
-        if not self.is_keyed:
+        if not self._has_key:
             return {}
         digest = hashlib.sha256(body).hexdigest() if body else _EMPTY
         second, nonce = str(int(self._clock())), secrets.token_hex(12)
@@ -150,13 +186,13 @@ class Auth:
         }
 
     def check(self, method: str, target: str, headers: Mapping[str, str]) -> Signed | None:
-        """Who signed this request; None in an open mesh. Raises NotAuthentic.
+        """Who signed this request; None without a key. Raises NotAuthentic.
 
         The body is not looked at, so that it need not be read for strangers: see `check_body`.
         """
         authorization = headers.get("Authorization", "")
         is_signed = authorization.startswith(_SCHEME + " ")
-        if not self.is_keyed:
+        if not self._has_key:
             if is_signed:
                 raise NotAuthentic("keyless")
             return None
@@ -190,7 +226,7 @@ class Auth:
         """Raise NotAuthentic unless a node with our key gave this answer to the request that had the headers `sent`."""
         if status == 401:
             raise NotAuthentic(_reason_in(headers.get("WWW-Authenticate", "")))
-        if not self.is_keyed:
+        if not self._has_key:
             return
         mac = headers.get(ANSWER_HEADER, "")
         if not mac:

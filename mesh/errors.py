@@ -32,6 +32,10 @@ class SourceFailed(MeshError):
         self.retry_after = retry_after
 
 
+class SourceDishonest(SourceFailed):
+    """A source sent what none would that means well: wrong bytes, or an answer that is not to what it was asked."""
+
+
 class LocationRefused(SourceFailed):
     """The address has expired or was refused (401, 403, 404, 410): ask for a new one."""
 

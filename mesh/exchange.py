@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from mesh.content import Digest
+from mesh.content import Digest, Pieces
 from mesh.errors import SourceBanned, SourceFailed, Unavailable, Unreachable
 from mesh.messages import Plan, Report
 from mesh.placement import ranked
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 256 << 10  # bytes
 _PATIENCE = 3  # questions in a row without an answer
+_LONGEST_DOWN = 60.0
 _DOWN_SECONDS = 5.0  # that a tracker which did not answer is passed over
 _BANNED_SECONDS = 600.0  # that a peer which sent wrong bytes is not asked
 _REMOTE_INTERVAL = 0.08
@@ -165,14 +166,27 @@ class MeshExchange:
         try:
             body = _ENCODER.encode(Envelope(size, report, hint))
             plan = _PLAN.decode(await self._neighbours.ask(tracker, f"/mesh/swarms/{digest}", body))
-            self._failures.pop(tracker, None)
-            return plan
-        except (Unavailable, msgspec.DecodeError) as error:
+            plan.check(Pieces.of(size).count)
+        except Unavailable as error:
             failures = self._failures[tracker] = self._failures.get(tracker, 0) + 1
             if isinstance(error, Unreachable) or failures >= _PATIENCE:
-                self._failures.pop(tracker)
-                self._down_until[tracker] = time.monotonic() + _DOWN_SECONDS
+                # One that is there and never answers is tried more and more rarely: each time costs seconds.
+                down = _DOWN_SECONDS * 2.0 ** max(0, min(10, failures - _PATIENCE))
+                self._down_until[tracker] = time.monotonic() + min(_LONGEST_DOWN, down)
             raise Unavailable(f"the tracker {tracker} did not answer: {error}") from error
+        except ValueError as error:  # msgspec.DecodeError is one
+            self._down_until[tracker] = time.monotonic() + _BANNED_SECONDS
+            log.error("tracker %s talks nonsense (%s); it is not asked for %d s", tracker, error, _BANNED_SECONDS)
+            raise Unavailable(f"the tracker {tracker} talks nonsense: {error}") from error
+        self._failures.pop(tracker, None)
+        return plan
+
+    def doubt(self, digest: Digest) -> None:
+        """Whoever leads this blob's swarm leaves readers without a byte: for a while another one has to."""
+        tracker = self.tracker_of(digest)
+        if tracker != self._node_id:
+            log.warning("%s: readers starve with the tracker %s; another one has to lead", digest, tracker)
+            self._down_until[tracker] = time.monotonic() + _LONGEST_DOWN
 
     def ended(self, digest: Digest, *, is_complete: bool) -> None:
         """The swarm of this blob has ended here."""

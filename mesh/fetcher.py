@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
 
 from mesh.access import OriginAccess
-from mesh.errors import LocationRefused, MeshError, RangeIgnored, SourceBanned, SourceFailed, StoreFull
+from mesh.errors import LocationRefused, MeshError, RangeIgnored, SourceBanned, SourceDishonest, SourceFailed, StoreFull
 from mesh.intake import Begun, PieceCorrupt, Run
 from mesh.messages import ORIGIN, Failure, Gain, Reason, Task
 
@@ -107,6 +107,8 @@ class Fetcher:
         for task in tasks:
             if task.piece in self._partial.have or task.piece in under_way:
                 continue
+            if task.lease:
+                self._offered.pop(task.piece, None)  # never from both
             (self._leased if task.lease else self._offered)[task.piece] = task
         self.launch()
 
@@ -266,7 +268,7 @@ class Fetcher:
         try:
             location = self._house.peers.locate(run.source, self._partial.digest, start, stop)
             await self._in_thread(run, location)
-        except PieceCorrupt as error:
+        except SourceDishonest as error:
             reason = "corrupt"
             self._house.stats.pieces_rejected[run.source] += 1
             self._house.peers.blame(run.source, error)

@@ -47,6 +47,9 @@ class Exchange(Protocol):
         Raises Unavailable when no tracker answers.
         """
 
+    def doubt(self, digest: Digest) -> None:
+        """The tracker of this blob left readers without a byte, again."""
+
     def ended(self, digest: Digest, *, is_complete: bool) -> None:
         """This node's part in the swarm has ended."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from mesh.errors import SourceFailed
+from mesh.errors import SourceDishonest, SourceFailed
 from mesh.limiter import Limiter
 from mesh.messages import ORIGIN
 from mesh.transfer import Connections, Location, Transfer
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mesh.fill import Fill
 
 
-class PieceCorrupt(SourceFailed):
+class PieceCorrupt(SourceDishonest):
     """A source sent a piece whose bytes are not those its digest names."""
 
 

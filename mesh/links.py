@@ -27,6 +27,7 @@ class Links:
         self._session = session
         self._known: tuple[Member, ...] = ()
         self._neighbours: dict[str, Neighbour] = {}
+        self._limits: dict[str, set[asyncio.Timeout]] = {}  # of what is being asked, by node
         self.gossip: Gossip | None = None  # it needs us to speak, and hears from us who did not answer
 
     @property
@@ -38,7 +39,8 @@ class Links:
         if known is not self._known:
             self._known = known
             self._neighbours = {
-                m.node_id: Neighbour(m.node_id, f"http://{m.address}", m.role == "seed", m.named_seed) for m in known
+                m.node_id: Neighbour(m.node_id, f"{self._auth.scheme}://{m.address}", m.role == "seed", m.named_seed)
+                for m in known
             }
         return self._neighbours.values()
 
@@ -51,8 +53,13 @@ class Links:
         if member is None or self.get(node) is None:
             raise Unavailable(f"{node} is not a live node")
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                answer = await self.ask_address(member.address, target, body, node, limit)
+            async with asyncio.timeout(_ANSWER_SECONDS) as time_limit:
+                asked = self._limits.setdefault(node, set())
+                asked.add(time_limit)
+                try:
+                    answer = await self.ask_address(member.address, target, body, node, limit)
+                finally:
+                    asked.discard(time_limit)
         except TimeoutError as error:  # it may just be busy: whether it lives, the membership finds out
             raise Unavailable(f"{node} did not answer in time") from error
         except NotAuthentic as error:
@@ -69,6 +76,12 @@ class Links:
     ) -> bytes:
         """POST a message to whoever is at an address. Raises OSError or NotAuthentic."""
         return await ask(self._session, self._auth, address, target, body, limit=limit, to=node)
+
+    def parted(self, node: str) -> None:
+        """A node is gone: nobody need wait for its answers any more."""
+        for time_limit in self._limits.pop(node, ()):
+            if not time_limit.expired():
+                time_limit.reschedule(asyncio.get_running_loop().time())
 
     def heard(self, node: str) -> None:
         """A node showed that it is alive."""

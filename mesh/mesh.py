@@ -146,6 +146,7 @@ class Mesh:
     def _changed(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.parted:
+                self.links.parted(change.member.node_id)
                 self.directory.forget(change.member.node_id)
                 self.tracker.forget(change.member.node_id)
             if change.parted or change.joined:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mesh.content import PieceSet
+
 # The source of a piece that came from the Hub. No node may have this name.
 ORIGIN = "origin"
 # The source of a piece that a node held before it came into the swarm.
@@ -23,6 +25,7 @@ MAX_FAILED = 256
 MAX_TASKS = 64  # live tasks of one node, hence of a plan
 MAX_SOURCES = 3
 MAX_DIGEST = 64  # bytes
+MAX_SECONDS = 300.0  # of a task, or until the next report
 
 Reason = Literal["timeout", "refused", "corrupt", "missing"]
 Runs = tuple[tuple[int, int], ...]
@@ -149,3 +152,33 @@ class Plan:
 
     def __bool__(self) -> bool:
         return bool(self.tasks or self.resync)
+
+    def check(self, count: int) -> None:
+        """Raise ValueError if no sane tracker would say this of a blob of `count` pieces."""
+        if len(self.tasks) > MAX_TASKS:
+            raise ValueError(f"{len(self.tasks)} tasks")
+        if not (0 <= self.retry_after <= MAX_SECONDS and 0 <= self.pause <= MAX_SECONDS):
+            raise ValueError(f"a pause of {max(self.retry_after, self.pause)} s")
+        for task in self.tasks:
+            if not 0 <= task.piece < count:
+                raise ValueError(f"piece {task.piece} of {count}")
+            if not 0 < len(task.sources) <= MAX_SOURCES or any(len(source) > MAX_NAME for source in task.sources):
+                raise ValueError(f"{len(task.sources)} sources, or not node ids")
+            if len(task.sources) > 1 and ORIGIN in task.sources:
+                raise ValueError("a piece from the origin and from others")
+            if len(task.digest) > MAX_DIGEST or not 0 <= task.seconds <= MAX_SECONDS:
+                raise ValueError("not the digest of a piece, or no time for one")
+
+
+def runs_of(pieces: PieceSet) -> Runs:
+    """The set as (start, stop) runs in order, the first MAX_RUNS of them."""
+    runs: list[tuple[int, int]] = []
+    bits, offset = pieces.bits, 0
+    while bits and len(runs) < MAX_RUNS:
+        skipped = (bits & -bits).bit_length() - 1
+        bits >>= skipped
+        length = (~bits & (bits + 1)).bit_length() - 1
+        runs.append((offset + skipped, offset + skipped + length))
+        bits >>= length
+        offset += skipped + length
+    return tuple(runs)

@@ -24,6 +24,7 @@ from mesh.shared import Stamp
 
 SMALL = 256 << 10  # sent by the loop itself: a thread would cost more than it saves
 _WINDOW = 4 << 20  # bytes for one send
+_TLS_WINDOW = 256 << 10  # bytes encrypted at once: a millisecond in which the loop does nothing else
 _QUANTUM = 32 << 20  # bytes until a thread lets others have a turn
 _LINGER_MS = 20  # a reader about as fast as we are is waited for in the thread
 _STALL_SECONDS = 300.0  # clients may pause a download; a dead one is dropped after this long
@@ -111,7 +112,10 @@ class Outflow:
             return response  # the client has gone; aiohttp notices when it ends the response
         try:
             await response.prepare(request)
-            await self._send(transport, source, start, stop)
+            if transport.get_extra_info("sslcontext") is None:
+                await self._send(transport, source, start, stop)
+            else:  # past the transport the bytes would go out in the clear, in the midst of those that do not
+                await self._write(response, source, start, stop)
         except ConnectionError:
             transport.close()  # the client has gone: nobody to tell
         except BaseException:
@@ -141,6 +145,32 @@ class Outflow:
                 )
                 if is_blocked:
                     await _writable(sock)
+
+    async def _write(self, response: web.StreamResponse, source: Source, start: int, stop: int) -> None:
+        """The same by way of the transport: it encrypts, in the loop's thread, and says when it has had enough."""
+        loop = asyncio.get_running_loop()
+        position = start
+        while position < stop:
+            ready = min(stop, source.ready(position), position + _TLS_WINDOW)
+            if ready <= position:
+                await source.wait(position)
+                continue
+            data = await loop.run_in_executor(self._pool, self._copy, source, position, ready)
+            try:
+                async with asyncio.timeout(_STALL_SECONDS):
+                    await response.write(data)
+            except TimeoutError:
+                raise ConnectionResetError("the client took no byte for too long") from None
+            position = ready
+            self._sent(len(data))
+
+    def _copy(self, source: Source, start: int, stop: int) -> bytes:
+        if self._limiter is not None:
+            self._limiter.take(stop - start)
+        data = _read(source.fd, start, stop)
+        if source.stamp is not None:
+            source.stamp.check(source.fd)
+        return data
 
     def _push(self, sock: socket.socket, windows: _Windows, position: int, stop: int) -> tuple[int, bool]:
         """Send until `stop`, the end of our turn, or a socket that stays full: where we got to, and if it is full."""

@@ -21,17 +21,17 @@ from mesh.messages import (
     HELD,
     MAX_FAILED,
     MAX_GAINED,
-    MAX_RUNS,
     MAX_TASKS,
     MAX_URGENT,
     ORIGIN,
     Gain,
     Plan,
     Report,
-    Runs,
     Task,
+    runs_of,
 )
 from mesh.pacing import LONGEST
+from mesh.rescue import Rescue
 from mesh.voucher import Voucher
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class Swarm:
         self._house = house
         self._partial = partial
         self._voucher = Voucher(house, self.fill, self.fetcher, self._disprove)
+        self._rescue = Rescue(house, self.fill, self.fetcher)
         self._is_wanted = False  # all of it, whether or not somebody reads
         self._news = asyncio.Event()
         self._talks: set[asyncio.Task[None]] = set()
@@ -127,6 +128,7 @@ class Swarm:
             while not self.fill.is_over and not self._is_idle():
                 self._fetch_doubted()
                 self._voucher.look()
+                self._rescue.look()
                 self._hurry()
                 self._talk()
                 self._give_up_if_stuck()
@@ -313,8 +315,8 @@ class Swarm:
             moved=moved,
             gained=tuple(gained),
             failed=tuple(failed),
-            urgent=_runs(PieceSet(partial.pieces.count, sum(1 << piece for piece in self._urgent))),
-            wanted=_runs(self._wanted()),
+            urgent=runs_of(PieceSet(partial.pieces.count, sum(1 << piece for piece in self._urgent))),
+            wanted=runs_of(self._wanted()),
             slots=max(0, self._slots - fetcher.pending),
             can_fetch=fetcher.can_fetch,
             fetched=fetcher.received[ORIGIN],
@@ -385,17 +387,3 @@ class Swarm:
             house.stats.pieces_rejected[ORIGIN] += len(doubted)
         partial.drop(doubted)
         self.fill.finish(BlobCorrupt(f"the bytes that arrived for {self.digest} are not what it names"))
-
-
-def _runs(pieces: PieceSet) -> Runs:
-    """The set as (start, stop) runs in order, the first MAX_RUNS of them."""
-    runs: list[tuple[int, int]] = []
-    bits, offset = pieces.bits, 0
-    while bits and len(runs) < MAX_RUNS:
-        skipped = (bits & -bits).bit_length() - 1
-        bits >>= skipped
-        length = (~bits & (bits + 1)).bit_length() - 1
-        runs.append((offset + skipped, offset + skipped + length))
-        bits >>= length
-        offset += skipped + length
-    return tuple(runs)

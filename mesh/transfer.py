@@ -19,11 +19,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from mesh.errors import LocationRefused, RangeIgnored, SourceFailed
+from mesh.errors import LocationRefused, RangeIgnored, SourceDishonest, SourceFailed
 
 BUFFER_SIZE = 512 << 10
 _GATHERED = 256 << 10  # bytes that one receive should bring: what follows costs as much for a few as for many
 _GATHER_SECONDS = 0.005  # that it may take for them to come
+_MAX_INTERIM = 8
 _KEPT_PER_HOST = 32
 _IDLE_SECONDS = 30.0  # shorter than the usual 60 s after which servers close idle connections
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
@@ -39,6 +40,19 @@ class Location:
     url: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold a token
     expires_at: float = float("inf")
+
+
+class _Response(http.client.HTTPResponse):
+    """One that comes to the point: the standard library reads "100 Continue" as long as somebody sends it."""
+
+    _interim = 0
+
+    def _read_status(self) -> tuple[str, int, str]:
+        self._interim += 1
+        if self._interim > _MAX_INTERIM:
+            raise http.client.HTTPException(f"more than {_MAX_INTERIM} interim answers")
+        status: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
+        return status
 
 
 @dataclass(slots=True)
@@ -116,6 +130,7 @@ class Connections:
                 connection = http.client.HTTPSConnection(host, port, timeout=self._connect, context=self._tls)
         else:
             connection = http.client.HTTPConnection(*(proxy or (host, port)), timeout=self._connect)
+        connection.response_class = _Response
         connection.connect()
         connection.sock.settimeout(self._stall)
         connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -158,14 +173,16 @@ class Transfer:
         sock = self._socket
         if sock is not None:
             with contextlib.suppress(OSError):  # closed already
-                sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that is blocked in it
+                # Wakes the thread that is blocked in it. Not `SSLSocket.shutdown`, which takes the encryption away
+                # first: what has arrived would then be read as it is on the wire, and taken for the blob's bytes.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def run(self, connections: Connections, sink: Callable[[memoryview], None]) -> None:
         """Receive the whole range in order, giving every part of it to `sink` as it comes.
 
         The view given to `sink` is valid during the call only; what `sink` raises is passed on.
 
-        Raises LocationRefused, RangeIgnored or SourceFailed; `sink` may have had a part by then.
+        Raises LocationRefused, RangeIgnored, SourceDishonest or SourceFailed; `sink` may have had a part by then.
         """
         parts = urlsplit(self.location.url)
         scheme, netloc = parts.scheme, parts.netloc
@@ -173,13 +190,13 @@ class Transfer:
         try:
             connection, response = self._request(connections, scheme, netloc, path)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise SourceFailed(self.source, self._reason(error)) from error
+            raise self._failed(error) from error
         try:
             self._check(response)
             self._receive(response, sink)
         except (OSError, http.client.HTTPException, ValueError) as error:
             connection.http.close()
-            raise SourceFailed(self.source, self._reason(error)) from error
+            raise self._failed(error) from error
         except BaseException:
             connection.http.close()
             raise
@@ -219,24 +236,24 @@ class Transfer:
             if self.start or self.stop != self.size:
                 raise RangeIgnored(self.source, "answered a range with the whole blob")
             if response.length is not None and response.length != self.size:
-                raise SourceFailed(self.source, f"has {response.length} bytes instead of {self.size}")
+                raise SourceDishonest(self.source, f"has {response.length} bytes instead of {self.size}")
         elif status == 206:
             match = _CONTENT_RANGE.match(response.getheader("Content-Range", ""))
             if match is None or (int(match[1]), int(match[2]) + 1) != (self.start, self.stop):
-                raise SourceFailed(
+                raise SourceDishonest(
                     self.source,
                     f"sent {response.getheader('Content-Range')!r} for {self.start}-{self.stop - 1}",
                 )
             if match[3] not in ("*", str(self.size)):
-                raise SourceFailed(self.source, f"has {match[3]} bytes instead of {self.size}")
+                raise SourceDishonest(self.source, f"has {match[3]} bytes instead of {self.size}")
             if response.length not in (None, self.stop - self.start):
-                raise SourceFailed(self.source, f"announced {response.length} bytes for a range of another length")
+                raise SourceDishonest(self.source, f"announced {response.length} bytes for a range of another length")
         elif status in (401, 403, 404, 410):
             raise LocationRefused(self.source, f"HTTP {status}")
         else:
             raise SourceFailed(self.source, f"HTTP {status}", _retry_after(response))
         if response.getheader("Content-Encoding", "identity") != "identity":
-            raise SourceFailed(self.source, "compressed the bytes although asked not to")
+            raise SourceDishonest(self.source, "compressed the bytes although asked not to")
 
     def _receive(self, response: http.client.HTTPResponse, sink: Callable[[memoryview], None]) -> None:
         remaining = self.stop - self.start
@@ -259,12 +276,16 @@ class Transfer:
                 time.sleep(min(_GATHER_SECONDS, (now - asked_at) * (_GATHERED / count - 1)))
             asked_at = now
         if response.read(1):
-            raise SourceFailed(self.source, "sent more than it was asked for")
+            raise SourceDishonest(self.source, "sent more than it was asked for")
 
-    def _reason(self, error: Exception) -> str:
+    def _failed(self, error: Exception) -> SourceFailed:
         if self._is_cancelled:
-            return "cancelled"
-        return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            return SourceFailed(self.source, "cancelled")
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        # What is no HTTP at all; but a connection that ends may do so anywhere.
+        if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError | http.client.IncompleteRead):
+            return SourceDishonest(self.source, f"answered nonsense: {reason}")
+        return SourceFailed(self.source, reason)
 
 
 def _retry_after(response: http.client.HTTPResponse) -> float | None:

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import time
 import uuid
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -22,6 +23,7 @@ from mesh.auth import Auth, load_key
 from mesh.blobs import Blobs
 from mesh.content import Digest
 from mesh.discovery.seeds import Seeds
+from mesh.door import Door
 from mesh.gossip import MAX_MESSAGE
 from mesh.house import House
 from mesh.limiter import Limiter
@@ -32,6 +34,7 @@ from mesh.server import MeshServer
 from mesh.stats import Stats
 from mesh.store import Store
 from mesh.tasks import Tasks
+from mesh.tls import load_tls
 from mesh.transfer import Connections
 from proxy.admin.metrics import Metrics
 from proxy.admin.routes import add_routes
@@ -101,7 +104,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     """Make the parts from the ground up; the stack takes them down in the reverse order."""
     data_dir = settings.data_dir
     data_dir.mkdir(parents=True, exist_ok=True)
-    auth = Auth(_node_id(data_dir), load_key(settings.mesh_key_file) if settings.mesh_key_file else None)
+    auth = _auth(settings)
 
     # The ports first: what cannot listen should not touch anything else.
     listener = _bind(settings.listen)
@@ -120,7 +123,8 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     tasks = Tasks()
     stack.push_async_callback(tasks.close)
     session = await stack.enter_async_context(
-        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=256, limit_per_host=8))
+        # Nothing that nodes say to each other is compressed: a small answer could become a huge one.
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=256, limit_per_host=8), auto_decompress=False)
     )
 
     def may_share(digest: Digest) -> bool:
@@ -149,6 +153,9 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
         origin_limiter=Limiter(settings.max_origin),
         peer_limiter=Limiter(settings.max_download),
     )
+    # A machine that is switched off is found out while there is time to go elsewhere.
+    tls = None if auth.tls is None else auth.tls.client
+    house.peer_connections = Connections(connect=3.0, proxies=False, tls=tls)
     stack.callback(house.close)
     blobs = Blobs(house)
     stack.push_async_callback(blobs.close)
@@ -217,8 +224,14 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
         is_seed=mesh.is_seed,
         access=access,
     )
-    await _listen(_mesh_app(mesh, server, preheater, hearsay), mesh_listener, stack, drain=1.0)
-    await _listen(_client_app(settings, app, xet, holdings, metrics), listener, stack, drain=settings.drain_timeout)
+    mesh_runner = await _serve(_mesh_app(mesh, server, preheater, hearsay), stack, drain=1.0)
+    assert mesh_runner.server is not None
+    door = Door(mesh_runner.server, auth, tasks)
+    stack.push_async_callback(door.close)
+    door.open(mesh_listener)
+    client_app = _client_app(settings, app, xet, holdings, metrics)
+    runner = await _serve(client_app, stack, drain=settings.drain_timeout)
+    await web.SockSite(runner, listener, backlog=1024).start()
     _start_discovery(settings, mesh, mesh_listen, tasks, stack)
     if settings.hf_cache is not None:
         cache = HfCache(settings.hf_cache, data_dir, store=store, blobs=blobs, resolver=resolver)
@@ -247,12 +260,12 @@ def _mesh_app(mesh: Mesh, server: MeshServer, preheater: Preheater, hearsay: Hea
     return mesh_app
 
 
-async def _listen(app: web.Application, listener: socket.socket, stack: AsyncExitStack, *, drain: float) -> None:
+async def _serve(app: web.Application, stack: AsyncExitStack, *, drain: float) -> web.AppRunner:
     # Bodies go on as they came: git's are compressed when they are long.
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=drain, keepalive_timeout=75, auto_decompress=False)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    await web.SockSite(runner, listener, backlog=1024).start()
+    return runner
 
 
 def _start_discovery(
@@ -267,6 +280,15 @@ def _start_discovery(
         mdns = Mdns(mesh.gossip, tasks, address=_advertised(settings, mesh_listen), mesh_id=mesh.auth.mesh_id)
         mdns.start()
         stack.push_async_callback(mdns.close)
+
+
+def _auth(settings: Settings) -> Auth:
+    """Who this node is to its peers, and how it and they prove it."""
+    key = load_key(settings.mesh_key_file) if settings.mesh_key_file else None
+    tls = load_tls(*settings.mesh_tls_files) if settings.mesh_tls_files else None
+    if tls is not None and (trouble := tls.trouble(time.time())):
+        log.error("no other node will let us in: the certificate in %s %s", settings.mesh_tls_cert_file, trouble)
+    return Auth(_node_id(settings.data_dir), key, tls=tls)
 
 
 def _node_id(data_dir: Path) -> str:

@@ -147,6 +147,13 @@ class Settings:
     )
     mdns: bool = _setting(True, "Find and be found by nodes on the local network (_hubmesh._tcp.local.).")
     mesh_key_file: Path | None = _setting(None, "File with the secret that all nodes of the mesh share.", _path, "FILE")
+    mesh_tls_cert_file: Path | None = _setting(
+        None, "Speak TLS with peers, and show them the certificate in this PEM file.", _path, "FILE"
+    )
+    mesh_tls_private_key_file: Path | None = _setting(None, "The private key of that certificate.", _path, "FILE")
+    mesh_tls_ca_file: Path | None = _setting(
+        None, "Let in whoever has a certificate of this authority, which signs for this mesh alone.", _path, "FILE"
+    )
 
     max_upload: int | None = _setting(None, "Send peers at most this, e.g. 500MB/s.", parse_rate, "RATE")
     max_download: int | None = _setting(None, "Take from peers at most this.", parse_rate, "RATE")
@@ -190,7 +197,18 @@ class Settings:
     log_format: LogFormat = _setting("text", "Lines for people or for machines.", choices=("text", "json"))
     log_level: str = _setting("info", "Log this and what is worse.", choices=("debug", "info", "warning", "error"))
 
+    @property
+    def mesh_tls_files(self) -> tuple[Path, Path, Path] | None:
+        """Certificate, private key and authority: what `mesh.tls.load_tls` wants, where the mesh has certificates."""
+        cert, private_key, ca = self.mesh_tls_cert_file, self.mesh_tls_private_key_file, self.mesh_tls_ca_file
+        if cert is None and private_key is None and ca is None:
+            return None
+        if cert is None or private_key is None or ca is None:
+            raise ValueError("mesh-tls-cert-file, mesh-tls-private-key-file and mesh-tls-ca-file go together")
+        return cert, private_key, ca
+
     def __post_init__(self) -> None:
+        _ = self.mesh_tls_files
         own = self.advertise or self.mesh_listen
         if _collide(self.listen, self.mesh_listen):
             raise ValueError(f"listen and mesh-listen are both {self.listen}: clients and peers need a port each")

@@ -15,6 +15,7 @@ import pytest
 
 from tests.http import ask
 from tests.hub.process import HubProcess
+from tests.mesh.certificates import Authority
 from tests.node import NodeProcess
 
 MIB = 1 << 20
@@ -77,6 +78,32 @@ def test_nodes_that_start_cold_together_cost_the_hub_one_copy(
     if keyed:  # however many nodes ask. The small file takes two questions; a seed asks by commit once more.
         heads = sum(count for request, count in stats["requests"].items() if request.startswith("HEAD"))
         assert heads <= (6 if seeds else 3), stats["requests"]
+
+
+def test_with_certificates_everything_is_shared_and_nobody_else_is_let_in(
+    hub: HubProcess, site: Start, tmp_path: Path
+) -> None:
+    hub.folder.create("acme/gated", gated=True, readers=["alice"])
+    hub.folder.commit("acme/gated", {"w.bin": BIG})
+    authority = Authority(tmp_path / "authority")
+    nodes = site(3, flags=authority.sign("node").flags)
+    for node in nodes:
+        assert ask(url(node, "w.bin", "acme/gated"), token="hf_alice").body == BIG
+        assert ask(url(node, "config.json")).body == CONFIG
+    assert hub.stats()["total_bytes"] == len(BIG) + len(CONFIG)
+    expired = authority.sign("old", begins="20200101000000Z", ends="20210101000000Z")
+    other = Authority(tmp_path / "other", "other").sign("node")
+    for name, flags, ours, theirs in (
+        ("none", (), "does not speak TLS", "does not answer"),
+        ("other", other.flags, "", "another authority signed it"),
+        ("expired", expired.flags, "certificate has expired", f"the certificate in {expired.cert} has expired"),
+    ):
+        with NodeProcess(tmp_path / name, hub.url, "--seed", nodes[0].mesh, *flags) as stranger:
+            assert ask(url(stranger)).body == BIG
+            assert stranger.metric("hubmesh_peers") == stranger.metric("hubmesh_peer_received_bytes_total") == 0
+            assert theirs in stranger.log()
+        assert nodes[0].log().count(ours) == 1 or not ours
+    assert all(node.metric("hubmesh_peers") == 2 for node in nodes)
 
 
 def test_api_answers_are_asked_for_once_in_a_keyed_mesh(hub: HubProcess, site: Start) -> None:

@@ -157,7 +157,10 @@ class Mdns:
             return
         if (service.properties.get(b"mesh") or b"") != self._mesh_id.encode():
             if not self._has_met_strangers:
-                log.info("ignoring nodes of another mesh: they have another key, or none (--mesh-key-file)")
+                log.info(
+                    "ignoring nodes of another mesh: they have another key or none (--mesh-key-file), or certificates "
+                    "where we have none (--mesh-tls-cert-file)"
+                )
             self._has_met_strangers = True
             return
         for host in _nearest(service.parsed_addresses(IPVersion.V4Only), _interfaces(self._address.host)):

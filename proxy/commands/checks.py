@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
+from mesh.tls import load_tls
 from proxy.admin.status import Status
 from proxy.settings import Settings
 from proxy.units import HostPort, format_size
@@ -24,6 +25,7 @@ from proxy.units import HostPort, format_size
 _TIMEOUT = 5.0  # seconds
 _MULTICAST = "224.0.0.251"
 _CLOCK_SECONDS = 30  # nodes with a key refuse each other from 60 on
+_CERTIFICATE_DAYS = 14  # before its end
 _LOW = 0.05  # of a disk
 
 Level = Literal["good", "note", "bad"]
@@ -169,9 +171,29 @@ def mesh(settings: Settings, status: Status | None) -> Iterator[Finding]:
         )
     if settings.mdns and not settings.seeds and not alive:
         yield from multicast()
-    key = settings.mesh_key_file
-    if key is not None and key.exists() and stat.S_IMODE(key.stat().st_mode) & 0o077:
-        yield Finding("bad", "key", f"others on this machine can read {key}", f"chmod 600 {key}")
+    for key in (settings.mesh_key_file, settings.mesh_tls_private_key_file):
+        if key is not None and key.exists() and stat.S_IMODE(key.stat().st_mode) & 0o077:
+            yield Finding("bad", "key", f"others on this machine can read {key}", f"chmod 600 {key}")
+    yield from certificate(settings, time.time())
+
+
+def certificate(settings: Settings, now: float) -> Iterator[Finding]:
+    """Will other nodes accept ours, and for how long?"""
+    if settings.mesh_tls_files is None:
+        return
+    try:
+        tls = load_tls(*settings.mesh_tls_files)
+    except (OSError, ValueError) as error:
+        yield Finding("bad", "certificate", str(error), "see docs/security.md for how to make one")
+        return
+    file, days = settings.mesh_tls_cert_file, (tls.ends_at - now) / 86400
+    if trouble := tls.trouble(now):
+        yield Finding("bad", "certificate", f"{file} {trouble}", "correct the clock, or sign a new one; then restart")
+    elif days < _CERTIFICATE_DAYS:
+        what = f"{file} expires in {days:.0f} days: then no other node lets this one in"
+        yield Finding("bad", "certificate", what, "sign a new one, and restart the node")
+    else:
+        yield Finding("good", "certificate", f"{file} holds for {days:.0f} days")
 
 
 def multicast() -> Iterator[Finding]:

@@ -9,6 +9,7 @@ import click
 
 from mesh.auth import load_key
 from mesh.errors import MeshError
+from mesh.tls import load_tls
 from proxy import logs
 from proxy.commands.options import SettingsError, load, node_settings
 from proxy.settings import Settings
@@ -45,6 +46,13 @@ def _check_paths(settings: Settings) -> None:
             raise SettingsError(f"mesh-key-file {key}: {error.strerror}") from error
         except ValueError as error:
             raise SettingsError(f"mesh-key-file {error}") from error
+    if settings.mesh_tls_files is not None:
+        try:
+            load_tls(*settings.mesh_tls_files)
+        except OSError as error:
+            raise SettingsError(f"mesh-tls: {error.filename}: {error.strerror}") from error
+        except ValueError as error:
+            raise SettingsError(f"mesh-tls: {error}") from error
     if cache is not None and not cache.is_dir():
         raise SettingsError(f"hf-cache {cache}: no such directory")
     # Somewhere on the way up there has to be a directory that we may write in.

@@ -15,6 +15,7 @@ from aiohttp import web
 from mesh.access import OriginAccess
 from mesh.auth import Auth
 from mesh.blobs import Blobs
+from mesh.door import Door
 from mesh.house import House
 from mesh.membership import Address, Role
 from mesh.mesh import Mesh
@@ -23,6 +24,7 @@ from mesh.server import MeshServer
 from mesh.stats import Stats
 from mesh.store import Store
 from mesh.tasks import Tasks
+from mesh.tls import Tls
 from mesh.transfer import Connections
 
 
@@ -33,9 +35,11 @@ class Node:
     blobs: Blobs
     address: Address
     runner: web.AppRunner
+    door: Door
 
     async def stop_answering(self) -> None:
         """As if it had died: its port is closed and it says nothing any more."""
+        await self.door.close()
         await self.runner.cleanup()
         await self.blobs.close()
         await self.house.tasks.close()
@@ -48,15 +52,17 @@ async def mesh_node(
     role: Role = "peer",
     key: bytes | None = None,
     access: Callable[[bytes], OriginAccess | None] = lambda _: None,
+    tls: Tls | None = None,
+    connections: int | None = None,
     tamper: Callable[[web.Application], None] = lambda _: None,
 ) -> AsyncIterator[Node]:
     """One node, not yet introduced to others."""
     async with AsyncExitStack() as stack:
-        session = await stack.enter_async_context(aiohttp.ClientSession())
+        session = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
         tasks = Tasks()
         stats = Stats()
         store = Store(root, 1 << 40)
-        auth = Auth(uuid.uuid4().hex, key)
+        auth = Auth(uuid.uuid4().hex, key, tls=tls)
         # The port is known only once bound, and the mesh wants to know it: bind first.
         app = web.Application(client_max_size=1 << 19)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2)
@@ -84,8 +90,8 @@ async def mesh_node(
             tasks,
             mesh.exchange,
             mesh.exchange,
-            origin_connections=Connections(connect=2.0, stall=5.0),
-            peer_connections=Connections(connect=1.0, stall=2.0, proxies=False),
+            origin_connections=Connections(connect=10.0, stall=10.0),  # it is in this process, too
+            peer_connections=Connections(connect=1.0, stall=2.0, proxies=False, tls=tls and tls.client),
         )
         blobs = Blobs(house)
         outflow = Outflow(sent=lambda count: stats.add("peer_sent", count))
@@ -103,11 +109,14 @@ async def mesh_node(
         mesh.add_routes(app)
         server.add_routes(app)
         await runner.setup()
-        await web.SockSite(runner, sock).start()
+        assert runner.server is not None
+        door = Door(runner.server, auth, tasks, limit=connections)
+        door.open(sock)
         mesh.start(settle=0.2)
         try:
-            yield Node(mesh, house, blobs, address, runner)
+            yield Node(mesh, house, blobs, address, runner, door)
         finally:
+            await door.close()
             await runner.cleanup()
             await blobs.close()
             await tasks.close()

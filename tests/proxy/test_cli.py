@@ -10,6 +10,10 @@ from proxy import cli
 from proxy.admin.status import decode
 
 
+def tls(file: str) -> tuple[str, ...]:
+    return ("--mesh-tls-cert-file", file, "--mesh-tls-private-key-file", file, "--mesh-tls-ca-file", file)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -20,6 +24,9 @@ from proxy.admin.status import decode
         (["serve", "--listen", "[::1]:1", "--mesh-listen", "[::1]:1"], "clients and peers need a port each"),
         (["serve", "--mesh-key-file", "/nowhere/key"], "mesh-key-file /nowhere/key: No such file"),
         (["serve", "--mesh-key-file", "/dev/null"], "mesh-key-file /dev/null does not hold a mesh key"),
+        (["serve", "--mesh-tls-ca-file", "/ca.pem"], "mesh-tls-private-key-file and mesh-tls-ca-file go together"),
+        (["serve", *tls("/nowhere.pem")], "mesh-tls: /nowhere.pem: No such file"),
+        (["serve", *tls("/dev/null")], "mesh-tls: /dev/null and /dev/null do not hold a certificate and its key"),
         (["serve", "--data-dir", "/dev/null/data"], "data-dir /dev/null/data: cannot write in /dev/null"),
         (["serve", "--config", "/nowhere/node.toml"], "/nowhere/node.toml: No such file"),
     ],

@@ -4,12 +4,14 @@ import asyncio
 import email.utils
 import json
 import socket
+import time
 
 import pytest
 from aiohttp import web
 
 from proxy.commands import checks
 from proxy.commands.options import load
+from tests.mesh.certificates import Authority
 
 
 @pytest.fixture
@@ -101,6 +103,19 @@ async def test_a_seed_that_does_not_answer_and_a_key_for_all_to_read(settings, h
     bad = await found(checks.mesh, mine, None)
     assert f"open port {unused_tcp_port}" in bad["seed"]
     assert f"chmod 600 {key}" in bad["key"]
+
+
+async def test_a_certificate_that_is_about_to_expire(settings, home):
+    node = Authority(home / "authority").sign("node", days=30)
+    mine = settings(
+        mesh_tls_cert_file=str(node.cert), mesh_tls_private_key_file=str(node.key), mesh_tls_ca_file=str(node.ca)
+    )
+    now = time.time()
+    assert await found(checks.certificate, mine, now) == {}
+    assert "expires in 10 days" in (await found(checks.certificate, mine, now + 20 * 86400))["certificate"]
+    assert "has expired → " in (await found(checks.certificate, mine, now + 31 * 86400))["certificate"]
+    node.key.write_text("")
+    assert "do not hold a certificate" in (await found(checks.certificate, mine, now))["certificate"]
 
 
 async def test_a_network_without_multicast(monkeypatch):

@@ -1,0 +1,96 @@
+"""The way in at the mesh port: over TLS where the mesh has certificates, and never more at once than there is room for.
+
+Connections are accepted here rather than by the server, which would not say why a handshake failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+import ssl
+from collections import Counter
+
+from aiohttp import web
+
+from mesh.auth import Auth, NotAuthentic
+from mesh.tasks import Tasks
+
+_HANDSHAKE_SECONDS = 5.0
+_MAX_HANDSHAKES = 256  # at the same time
+_MAX_CONNECTIONS = 4096
+_SHARE = 0.5  # of the files that this process may have open
+_PAUSE = 0.1  # seconds, when the machine has no file left for another connection
+
+
+class Door:
+    """Lets connections in to a server of aiohttp's. Belongs to the event loop's thread."""
+
+    def __init__(self, server: web.Server, auth: Auth, tasks: Tasks, *, limit: int | None = None) -> None:
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        share = _MAX_CONNECTIONS if files == resource.RLIM_INFINITY else int(files * _SHARE)
+        self._limit = limit or min(_MAX_CONNECTIONS, share)
+        self._server = server
+        self._auth = auth
+        self._tasks = tasks
+        self._handshakes = 0
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+
+    def open(self, listener: socket.socket) -> None:
+        """Let in whoever connects to `listener`, from now on."""
+        listener.setblocking(False)
+        self._listener = listener
+        self._accepting = self._tasks.start(self._accept(listener), name="door")
+
+    async def close(self) -> None:
+        """Let nobody in any more. Who is in stays."""
+        if self._accepting is not None and self._listener is not None:
+            self._accepting.cancel()
+            await asyncio.wait([self._accepting])  # the loop must forget the descriptor before another gets its number
+            self._listener.close()
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, address = await loop.sock_accept(listener)
+            except OSError:  # it hung up at once, or there are too many files open
+                await asyncio.sleep(_PAUSE)
+                continue
+            if self._handshakes >= _MAX_HANDSHAKES:
+                connection.close()
+                continue
+            self._handshakes += 1
+            self._make_room()
+            self._tasks.start(self._let_in(connection, str(address[0])), name="handshake")
+
+    async def _let_in(self, connection: socket.socket, host: str) -> None:
+        tls = None if self._auth.tls is None else self._auth.tls.server
+        patience = None if tls is None else _HANDSHAKE_SECONDS
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(self._server, connection, ssl=tls, ssl_handshake_timeout=patience)
+        except ssl.SSLError as error:
+            self._auth.complain(host, NotAuthentic.of_tls(error), "refused a connection of")
+        except OSError:  # it went away, or said nothing
+            connection.close()
+        finally:
+            self._handshakes -= 1
+
+    def _make_room(self) -> None:
+        """At the limit the oldest connection goes, of whichever host has the most: honest nodes come again."""
+        handlers = self._server.connections
+        if len(handlers) < self._limit:
+            return
+        hosts = [_host(handler.transport) for handler in handlers]
+        greediest = Counter(hosts).most_common(1)[0][0]
+        oldest = handlers[hosts.index(greediest)].transport
+        if oldest is not None:
+            oldest.abort()
+
+
+def _host(transport: asyncio.BaseTransport | None) -> str:
+    name = None if transport is None else transport.get_extra_info("peername")
+    return str(name[0]) if name else ""

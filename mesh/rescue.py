@@ -1,0 +1,65 @@
+"""Readers that get nothing: what they wait for comes from the origin, whatever the tracker and the peers have in mind.
+
+A tracker may hang, or lie; a peer may drip a byte a second. Each has its own limits elsewhere, and all of them together
+can take longer than clients wait. This is the last resort, and costs the origin a piece a node at worst.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from mesh.messages import ORIGIN, Task
+
+if TYPE_CHECKING:
+    from mesh.fetcher import Fetcher
+    from mesh.fill import Fill, Reader
+    from mesh.house import House
+
+log = logging.getLogger(__name__)
+
+# Without a byte, for a reader that would take one. Clients give up after 10: the origin needs some of them to answer.
+STARVED = 5.5
+_MANY = 2  # pieces rescued: then it is not chance, and not a piece that the origin is just sending to somebody else
+_LEASE_SECONDS = 60.0
+
+
+class Rescue:
+    """Belongs to the event loop's thread. `look` is to be called every second or two."""
+
+    def __init__(self, house: House, fill: Fill, fetcher: Fetcher) -> None:
+        self._house = house
+        self._fill = fill
+        self._fetcher = fetcher
+        self._waits: dict[Reader, tuple[int, float]] = {}  # where it waits, and since when
+        self._count = 0
+
+    def look(self) -> None:
+        now = time.monotonic()
+        waits: dict[Reader, tuple[int, float]] = {}
+        for reader in self._fill.readers:
+            position = reader.position
+            if self._fill.visible(position, reader.stop, is_whole=reader.is_whole) > position:
+                continue  # it is the client that takes its time
+            before, since = self._waits.get(reader, (-1, now))
+            waits[reader] = (position, since if before == position else now)
+            if before == position and now - since >= STARVED and self._fetcher.can_fetch:
+                self._fetch(position // self._fill.partial.pieces.piece_size, now - since)
+        self._waits = waits
+
+    def _fetch(self, piece: int, seconds: float) -> None:
+        partial = self._fill.partial
+        if piece in partial.have or piece in partial.unchecked:
+            return  # it waits for a proof
+        under_way = [run for run in self._fetcher.runs if piece in run.pieces]
+        for run in under_way:
+            if not run.is_origin:
+                log.info("%s: %s has not brought piece %d in %.0f s", partial.digest, run.source, piece, seconds)
+                run.cancel()  # we come again when it has left the file
+        if not under_way and (piece, ORIGIN) not in self._fetcher.active():
+            log.info("%s: a reader has waited %.0f s: asking the origin for piece %d", partial.digest, seconds, piece)
+            self._count += 1
+            if self._count % _MANY == 0:
+                self._house.exchange.doubt(partial.digest)
+            self._fetcher.take([Task(piece, (ORIGIN,), b"", _LEASE_SECONDS)])

@@ -1,0 +1,75 @@
+"""One range from one source over TLS: what it gives on is what was sent, or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mesh.errors import SourceFailed
+from mesh.tls import Tls, load_tls
+from mesh.transfer import Connections, Location, Transfer
+from tests.mesh.certificates import Authority
+
+SIZE = 32 << 20
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Tls:
+    mine = Authority(tmp_path).sign("node")
+    return load_tls(mine.cert, mine.key, mine.ca)
+
+
+@pytest.fixture
+def url(tls: Tls) -> Iterator[str]:
+    """A server that answers with SIZE times "x", to one connection."""
+
+    def serve() -> None:
+        raw, _ = listener.accept()
+        # The other side may not like us, or has had enough.
+        with raw, contextlib.suppress(OSError), tls.server.wrap_socket(raw, server_side=True) as connection:
+            connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE)
+            for _ in range(SIZE >> 16):
+                connection.sendall(b"x" * (1 << 16))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}/blob"
+        thread.join(10)
+
+
+def test_bytes_come_over_tls(url: str, tls: Tls) -> None:
+    got = bytearray()
+    connections = Connections(proxies=False, tls=tls.client)
+    Transfer("peer", Location(url), 0, SIZE, SIZE).run(connections, lambda view: got.extend(view))
+    connections.close()
+    assert bytes(got) == b"x" * SIZE
+
+
+def test_what_is_broken_off_never_gives_on_what_was_on_the_wire(url: str, tls: Tls) -> None:
+    transfer = Transfer("peer", Location(url), 0, SIZE, SIZE)
+    wrong = bytearray()
+
+    def sink(view: memoryview) -> None:
+        wrong.extend(bytes(view).replace(b"x", b""))
+        transfer.cancel()
+
+    connections = Connections(proxies=False, tls=tls.client)
+    with pytest.raises(SourceFailed):
+        transfer.run(connections, sink)
+    connections.close()
+    assert not wrong
+
+
+def test_a_source_without_our_certificate_is_not_listened_to(url: str, tmp_path: Path) -> None:
+    other = Authority(tmp_path / "other").sign("node")
+    stranger = load_tls(other.cert, other.key, other.ca)
+    transfer = Transfer("peer", Location(url), 0, SIZE, SIZE)
+    with pytest.raises(SourceFailed, match="CERTIFICATE_VERIFY_FAILED"):
+        transfer.run(Connections(proxies=False, tls=stranger.client), lambda view: pytest.fail("bytes"))
