@@ -300,7 +300,11 @@ class Api:
         kept = ApiAnswer(answer.status, headers, body, said_at, commit)
         if route.kind == "info" and not (isinstance(document, dict) and "id" in document):
             return kept  # not about one repository, whatever its path looks like
-        return self._remember(route, question, kept, token) if _may_keep(kept, token) else kept
+        if not _may_keep(kept, token):
+            return kept
+        if token is None:
+            self._catalog.told(str(route.repo), said_at, is_open=False)
+        return self._remember(route, question, kept, token)
 
     def _remember(self, route: ApiRoute, question: str, kept: ApiAnswer, token: str | None) -> ApiAnswer:
         repo, scope = str(route.repo), token_key(token) if token else EVERYBODY

@@ -139,6 +139,12 @@ class Catalog:
     def set_publicness(self, repo: str, publicness: Publicness) -> None:
         self._set(_key("public", repo), publicness)
 
+    def told(self, repo: str, said_at: float, *, is_open: bool) -> None:
+        """An anonymous request was answered: see `Publicness.told`."""
+        known = self.publicness(repo)
+        if (told := known.told(said_at, is_open=is_open)) != known:
+            self.set_publicness(repo, told)
+
     def answer(self, repo: str, scope: str, question: str) -> ApiAnswer | None:
         """An API answer; `scope` is who may see it: everybody, or one token's holder."""
         answer = self._get(_key("api", repo, scope, question), ApiAnswer)

@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 Outcome = Literal["hit", "miss", "stale"]
 _MAX_HOPS = 5
-_NOTE_SECONDS = 30.0  # a proof that is newer by less is not worth a write
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -267,12 +266,10 @@ class Resolver:
         That a file is missing proves nothing: it may be said before anybody looks at the gate.
         """
         repo = str(route.repo)
-        publicness = self._catalog.publicness(repo)
         proves = file.metadata is not None and not is_card(route.path)
         if token is None:
             file = msgspec.structs.replace(file, open_at=said_at)
-            if proves and (publicness.is_closed(said_at) or said_at - publicness.opened_at > _NOTE_SECONDS):
-                self._catalog.set_publicness(repo, msgspec.structs.replace(publicness, opened_at=said_at))
+            self._catalog.told(repo, said_at, is_open=proves)
         else:
             known = self._catalog.file(repo, commit, route.path)
             file = msgspec.structs.replace(file, open_at=known.open_at if known is not None else 0.0)

@@ -18,6 +18,7 @@ import msgspec
 OPEN_SECONDS = 3600.0
 # One that was not may be opened; asking costs one request.
 CLOSED_SECONDS = 300.0
+_NOTE_SECONDS = 30.0  # a proof that is newer by less is not worth a write
 _MAX_GRANTS = 10_000
 EVERYBODY = "*"  # who may see what was said to nobody in particular; stands where a token's key would
 _CARDS = ("readme.md", ".gitattributes")
@@ -35,14 +36,16 @@ def is_card(path: str) -> bool:
 class Publicness(msgspec.Struct, frozen=True):
     """When (seconds since the epoch; 0 for never) the Hub last told an anonymous request something of a repository.
 
-    `opened_at`: it gave a file. `closed_at`: it refused one. `hidden_at`: it did not know the repository at all.
-    `changed_at`: somebody wrote to it through us, and all that was told before may have changed.
+    `opened_at`: it gave a file. `closed_at`: it refused a file. `hidden_at`: it did not
+    know the repository at all. `changed_at`: somebody wrote to it through us, and all that was told before may have
+    changed. `shown_at`: after it had been hidden, it was not.
     """
 
     opened_at: float = 0.0
     closed_at: float = 0.0
     hidden_at: float = 0.0
     changed_at: float = 0.0
+    shown_at: float = 0.0
 
     def is_open(self, open_at: float, now: float, *, may_ask: bool) -> bool:
         """Whether anybody may have a file that the Hub gave to an anonymous request at `open_at`.
@@ -61,7 +64,17 @@ class Publicness(msgspec.Struct, frozen=True):
 
     def is_hidden(self, now: float) -> bool:
         """Whether an anonymous request for anything would most likely be refused."""
-        return self.hidden_at > max(self.opened_at, self.changed_at) and now - self.hidden_at < CLOSED_SECONDS
+        known_at = max(self.opened_at, self.changed_at, self.shown_at)
+        return self.hidden_at > known_at and now - self.hidden_at < CLOSED_SECONDS
+
+    def told(self, said_at: float, *, is_open: bool) -> Publicness:
+        """After an answer to an anonymous request; `is_open`: it gave a file."""
+        told = self
+        if is_open and (self.is_closed(said_at) or said_at - self.opened_at > _NOTE_SECONDS):
+            told = msgspec.structs.replace(told, opened_at=said_at)
+        if told.is_hidden(said_at):  # not any more: whoever comes next is to ask as nobody again
+            told = msgspec.structs.replace(told, shown_at=said_at)
+        return told
 
 
 class Grants:

@@ -1,5 +1,6 @@
 """Who may read what: openness proven by what nobody in particular was given, grants that end."""
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,6 +41,17 @@ def test_what_was_closed_is_tried_again_after_a_while():
     assert not shut.is_closed(1000 + CLOSED_SECONDS)
     assert not Publicness(opened_at=1002, closed_at=1000).is_closed(1003)
     assert not Publicness(changed_at=1002, closed_at=1000, hidden_at=1000).is_closed(1003)
+
+
+def test_what_was_hidden_and_is_told_again_is_not_hidden_any_more():
+    """Or what was told meanwhile would outlive the next refusal, which only an anonymous request can meet."""
+    hidden = Publicness(hidden_at=1000)
+    shown = hidden.told(1010, is_open=False)
+    assert hidden.is_hidden(1010)
+    assert not shown.is_hidden(1010)
+    assert shown.is_closed(1010)  # its files may still have a gate
+    assert not hidden.told(1010, is_open=True).is_closed(1010)
+    assert msgspec.structs.replace(shown, hidden_at=1020).is_hidden(1021)
 
 
 def test_a_grant_is_for_one_token_and_one_repository_and_ends():
