@@ -46,6 +46,7 @@ from proxy.holdings import Holdings
 from proxy.hub.access import Grants
 from proxy.hub.freshness import Freshness
 from proxy.lfs import Lfs
+from proxy.listings import Listings
 from proxy.origin import Origin
 from proxy.passes import Passes
 from proxy.passes import load_key as load_xet_key
@@ -163,8 +164,9 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     stack.push_async_callback(origin.close)
     freshness, grants = Freshness(settings.freshness), Grants(settings.grant_life)
     Relay(mesh.questions, origin, catalog, freshness)
-    resolver = Resolver(origin=origin, catalog=catalog, freshness=freshness, grants=grants)
-    api = Api(origin=origin, catalog=catalog, freshness=freshness, grants=grants, xet=settings.xet)
+    listings = Listings()
+    resolver = Resolver(origin=origin, catalog=catalog, listings=listings, freshness=freshness, grants=grants)
+    api = Api(origin=origin, catalog=catalog, listings=listings, freshness=freshness, grants=grants, xet=settings.xet)
     resolver.hearsay = api.hearsay = hearsay = Hearsay(mesh, origin, catalog, tasks)
     outflow = Outflow(threads=_UPLOAD_THREADS, sent=lambda count: stats.add("client_sent", count))
     stack.callback(outflow.close)

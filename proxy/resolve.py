@@ -22,6 +22,7 @@ from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.freshness import Freshness
 from proxy.hub.metadata import FileMetadata
 from proxy.hub.urls import FileRoute, Repo, is_commit
+from proxy.listings import Listings
 from proxy.locations import Locations
 from proxy.origin import Answer, Origin
 
@@ -79,10 +80,18 @@ class Resolver:
     """
 
     def __init__(
-        self, *, origin: Origin, catalog: Catalog, freshness: Freshness, grants: Grants, patience: float = 9.3
+        self,
+        *,
+        origin: Origin,
+        catalog: Catalog,
+        listings: Listings,
+        freshness: Freshness,
+        grants: Grants,
+        patience: float = 9.3,
     ) -> None:
         self._origin = origin
         self._catalog = catalog
+        self._listings = listings
         self._freshness = freshness
         self._grants = grants
         self._patience = patience
@@ -167,7 +176,7 @@ class Resolver:
         Raises HubError for a file that this commit is known not to have.
         """
         repo = str(route.repo)
-        known = self._catalog.file(repo, commit, route.path)
+        known = self._catalog.file(repo, commit, route.path) or self._listed(repo, commit, route.path)
         if known is None:
             return None
         publicness, may_ask = self._catalog.publicness(repo), self.may_ask and outcome != "stale"
@@ -177,6 +186,15 @@ class Resolver:
         if known.metadata is None:
             raise errors.entry_not_found(route.path, commit)
         return ResolvedFile(route.repo, commit, route.path, known.metadata, is_open, outcome)
+
+    def _listed(self, repo: str, commit: str, path: str) -> File | None:
+        """What a tree said of a file that the Hub was never asked for, in a commit that it said to be open."""
+        listed = self._listings.find(repo, commit, path)
+        if listed is None:
+            return None
+        file = File(*listed)
+        self._catalog.set_file(repo, commit, path, file)
+        return file
 
     async def _told(self, route: FileRoute, client: Client) -> ResolvedFile | None:
         """What was said before: to us, or to other nodes that we believe."""

@@ -4,13 +4,15 @@ Holding a blob is no permission to hand it out. A file is open when the Hub gave
 others the Hub is asked with the client's own token, and its word is good for minutes.
 
 Gates stand before files, not before repositories: of a gated one anybody may read the info, and perhaps its card. So
-the info proves nothing about the files, and a card (README.md) nothing about other files.
+the info proves nothing about the files, unless it says that there is no gate, and a card (README.md) nothing about
+other files.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from typing import Any
 
 import msgspec
 
@@ -33,10 +35,20 @@ def is_card(path: str) -> bool:
     return path.rpartition("/")[2].lower() in _CARDS
 
 
+def says_open(info: Any) -> bool:
+    """Whether an info answer, given to nobody in particular, says that anybody may have the repository's files."""
+    return (
+        isinstance(info, dict)
+        and info.get("private") is False
+        and info.get("gated") is False
+        and not info.get("disabled")
+    )
+
+
 class Publicness(msgspec.Struct, frozen=True):
     """When (seconds since the epoch; 0 for never) the Hub last told an anonymous request something of a repository.
 
-    `opened_at`: it gave a file. `closed_at`: it refused a file. `hidden_at`: it did not
+    `opened_at`: it gave a file, or said that there is no gate. `closed_at`: it refused a file. `hidden_at`: it did not
     know the repository at all. `changed_at`: somebody wrote to it through us, and all that was told before may have
     changed. `shown_at`: after it had been hidden, it was not.
     """
@@ -68,7 +80,7 @@ class Publicness(msgspec.Struct, frozen=True):
         return self.hidden_at > known_at and now - self.hidden_at < CLOSED_SECONDS
 
     def told(self, said_at: float, *, is_open: bool) -> Publicness:
-        """After an answer to an anonymous request; `is_open`: it gave a file."""
+        """After an answer to an anonymous request; `is_open`: it gave a file, or said that anybody may have all."""
         told = self
         if is_open and (self.is_closed(said_at) or said_at - self.opened_at > _NOTE_SECONDS):
             told = msgspec.structs.replace(told, opened_at=said_at)
