@@ -137,13 +137,15 @@ class Resolver:
         token = None if file.is_public else client.token
         if (location := self._locations.get(file.at_commit, token, time.time(), refused)) is not None:
             return location
+        noted = self._catalog.file(str(file.repo), file.commit, file.path)
+        known = noted.metadata if noted is not None and refused is None else None
         try:
-            await self._ask_as(file.at_commit, token, client.user_agent)
+            await self._ask_as(file.at_commit, token, client.user_agent, known)
         except OriginUnavailable as error:
             if token is not None or client.token is None or error.retry_after is None:
                 raise
             token = client.token
-            await self._ask_as(file.at_commit, token, client.user_agent)
+            await self._ask_as(file.at_commit, token, client.user_agent, known)
         if (location := self._locations.get(file.at_commit, token, time.time(), refused)) is None:
             raise OriginUnavailable(f"{self._origin.host} says nothing of where {file.path} is")
         return location
@@ -236,14 +238,21 @@ class Resolver:
                     raise
         return await self._ask_as(route, client.token, client.user_agent)
 
-    async def _ask_as(self, route: FileRoute, token: str | None, user_agent: str) -> ResolvedFile:
+    async def _ask_as(
+        self, route: FileRoute, token: str | None, user_agent: str, known: FileMetadata | None = None
+    ) -> ResolvedFile:
         repo = str(route.repo)
         changed_at = self._catalog.publicness(repo).changed_at  # no joining a question from before a write
-        key = ("file", repo, route.revision, route.path, token_key(token) if token else "", changed_at)
-        return await self._origin.flights.join(key, lambda: self._fetch(route, token, user_agent))
+        key = ("file", repo, route.revision, route.path, token_key(token) if token else "", changed_at, known)
+        return await self._origin.flights.join(key, lambda: self._fetch(route, token, user_agent, known))
 
-    async def _fetch(self, route: FileRoute, token: str | None, user_agent: str) -> ResolvedFile:
-        """Ask the Hub for a file's metadata, following it where it leads within the Hub."""
+    async def _fetch(
+        self, route: FileRoute, token: str | None, user_agent: str, known: FileMetadata | None
+    ) -> ResolvedFile:
+        """Ask the Hub for a file's metadata, following it where it leads within the Hub.
+
+        `known` when all that is of interest is where these bytes are: then it ends where the Hub says that it has them.
+        """
         target, said_at = route.target, time.time()
         commit = route.revision if is_commit(route.revision) else ""
         for _ in range(_MAX_HOPS):
@@ -261,6 +270,10 @@ class Resolver:
             if not is_redirect:
                 raise OriginUnavailable(f"{self._origin.host} does not answer as a Hub would")
             target = self._origin.follow(target, where)
+            if known is not None and commit and metadata.named(target) == known.etag:
+                url, at_commit = self._origin.absolute(target), FileRoute(route.repo, commit, route.path)
+                self._locations.keep(at_commit, token, url, user_agent, time.time())
+                return ResolvedFile(route.repo, commit, route.path, known, token is None, "miss")
         raise OriginUnavailable(f"{self._origin.host} sends us in circles for {route.repo}")
 
     def _refusal(self, route: FileRoute, commit: str, answer: Answer, token: str | None, said_at: float) -> HubError:

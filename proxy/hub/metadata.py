@@ -58,6 +58,12 @@ def direct(headers: Mapping[str, str]) -> FileMetadata | None:
     return _metadata(headers, etag, size) if etag and size.isdigit() else None
 
 
+def named(target: str) -> str:
+    """The bare ETag in the address that the Hub redirects to for a small file; empty in any other."""
+    path, _, query = target.partition("?")
+    return bare_etag(parse_qs(query).get("etag", [""])[-1]) if path.startswith("/api/resolve-cache/") else ""
+
+
 def listed(entry: Mapping[str, Any]) -> tuple[str, FileMetadata] | None:
     """A file's path and what a tree or paths-info answer says of it; None for a folder, or for what we cannot read.
 

@@ -5,6 +5,7 @@ import pytest
 from proxy.hub.errors import HubError
 from proxy.hub.metadata import FileMetadata
 from proxy.listings import Listings
+from proxy.resolve import Client
 from tests.hub.process import HubProcess
 from tests.proxy.parts import TINY, parts
 
@@ -56,6 +57,18 @@ async def test_listed_files_are_told_as_the_hub_would_without_asking(hub, tmp_pa
                 assert (told.etag, told.size, told.commit) == (asked.etag, asked.size, asked.commit)
                 assert told.is_public
             assert metadata_requests(hub) == before
+
+
+async def test_where_a_small_known_file_is_costs_one_question(hub, tmp_path):
+    async with parts(hub.url, tmp_path) as node:
+        await list_all(node, commit(hub))
+        file = await node.file("config.json")
+        location = await node.resolver.locate(file, Client())
+        assert location.url.startswith(f"{hub.url}/api/resolve-cache/")
+        assert metadata_requests(hub) == 1
+        again = await node.resolver.locate(file, Client(), location)  # it was refused: then all of the way
+        assert again.url == location.url
+        assert metadata_requests(hub) == 3
 
 
 @pytest.mark.parametrize("how", [{"gated": True}, {"private": True}])

@@ -46,6 +46,12 @@ def test_a_tree_tells_of_files():
         assert metadata.listed({**small, **strange}) is None, strange
 
 
+def test_the_address_of_a_small_file_names_it():
+    assert metadata.named(f"/api/resolve-cache/models/a/b/c/d?%2Fa%2Fb=&etag=%22{SHA1}%22") == SHA1
+    assert metadata.named(f"/a/b/resolve/main/d?etag=%22{SHA1}%22") == ""
+    assert metadata.named("/api/resolve-cache/models/a/b/c/d") == ""
+
+
 @pytest.mark.parametrize("etag", ["", "abc", "g" * 40, "AB" * 32, "../" + "a" * 37])
 def test_what_is_no_digest_proves_nothing(etag):
     assert metadata.FileMetadata(etag, 1).digest is None
