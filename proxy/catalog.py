@@ -55,10 +55,14 @@ class ApiAnswer(msgspec.Struct, frozen=True):
 
 
 class File(msgspec.Struct, frozen=True):
-    """A file of a commit, or that there is none; `open_at` is when the Hub last said so to an anonymous request."""
+    """A file of a commit, or that there is none; `open_at` is when the Hub last said so to an anonymous request.
+
+    `is_listed`: what a tree says of it, hence without how its answers are labelled.
+    """
 
     metadata: FileMetadata | None
     open_at: float = 0.0
+    is_listed: bool = False
 
 
 class BlobName(msgspec.Struct, frozen=True):

@@ -187,6 +187,8 @@ class Resolver:
             return None
         if known.metadata is None:
             raise errors.entry_not_found(route.path, commit)
+        if known.is_listed and may_ask and client.hub_version is None:
+            return None  # others than huggingface_hub may look at the type of the content
         return ResolvedFile(route.repo, commit, route.path, known.metadata, is_open, outcome)
 
     def _listed(self, repo: str, commit: str, path: str) -> File | None:
@@ -194,7 +196,7 @@ class Resolver:
         listed = self._listings.find(repo, commit, path)
         if listed is None:
             return None
-        file = File(*listed)
+        file = File(*listed, is_listed=True)
         self._catalog.set_file(repo, commit, path, file)
         return file
 

@@ -4,6 +4,7 @@ import pytest
 
 from proxy.hub.errors import HubError
 from proxy.hub.metadata import FileMetadata
+from proxy.hub.urls import FileRoute
 from proxy.listings import Listings
 from proxy.resolve import Client
 from tests.hub.process import HubProcess
@@ -57,6 +58,18 @@ async def test_listed_files_are_told_as_the_hub_would_without_asking(hub, tmp_pa
                 assert (told.etag, told.size, told.commit) == (asked.etag, asked.size, asked.commit)
                 assert told.is_public
             assert metadata_requests(hub) == before
+
+
+async def test_others_than_the_hubs_own_client_are_told_all_that_the_hub_says(hub, tmp_path):
+    """A tree says nothing of types; who is no huggingface_hub may want them."""
+    async with parts(hub.url, tmp_path) as node:
+        await list_all(node, commit(hub))
+        assert not (await node.file("config.json")).metadata.content_type
+        route = FileRoute(TINY, commit(hub), "config.json")
+        assert (await node.resolver.file(route, Client(None, "curl/8"))).metadata.content_type
+        assert (await node.file("config.json")).metadata.content_type
+        hub.turn(dark="close")
+        assert (await node.resolver.file(route, Client(None, "curl/8"))).etag
 
 
 async def test_where_a_small_known_file_is_costs_one_question(hub, tmp_path):
