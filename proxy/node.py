@@ -188,6 +188,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
         passthrough=passthrough,
         xet_tokens=XetTokens(use=settings.xet, passes=passes, api=api, resolver=resolver, catalog=catalog),
         metrics=metrics,
+        guard=guard_host(settings.allow_hosts),
     )
     preheater = Preheater(api=api, resolver=resolver, blobs=blobs, mesh=mesh, tasks=tasks)
     holdings.connect(
@@ -220,7 +221,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
         access=access,
     )
     await _listen(_mesh_app(mesh, server, preheater, hearsay), mesh_listener, stack, drain=1.0)
-    await _listen(_client_app(settings, app, xet, holdings, metrics), listener, stack, drain=settings.drain_timeout)
+    await _listen(_client_app(app, xet, holdings, metrics), listener, stack, drain=settings.drain_timeout)
     _start_discovery(settings, mesh, mesh_listen, tasks, stack)
     if settings.hf_cache is not None:
         cache = HfCache(settings.hf_cache, data_dir, store=store, blobs=blobs, resolver=resolver)
@@ -231,9 +232,9 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     return Node(listen, mesh_listen)
 
 
-def _client_app(settings: Settings, app: App, xet: Xet, holdings: Holdings, metrics: Metrics) -> web.Application:
+def _client_app(app: App, xet: Xet, holdings: Holdings, metrics: Metrics) -> web.Application:
     # Uploads are streamed; what is read whole is bounded where it is read.
-    client_app = web.Application(client_max_size=1 << 62, middlewares=[app.observe, guard_host(settings.allow_hosts)])
+    client_app = web.Application(client_max_size=1 << 62, middlewares=[app.observe])
     add_routes(client_app, holdings, metrics)
     xet.add_routes(client_app, app.handle)
     client_app.router.add_route("*", "/{target:.*}", app.handle)

@@ -51,7 +51,7 @@ REWRITE, URLS, ERRORS, ORIGIN = "proxy/hub/rewrite.py", "proxy/hub/urls.py", "pr
 ONWARD, ACCESS, LISTINGS = "proxy/onward.py", "proxy/hub/access.py", "proxy/listings.py"
 
 MUTATIONS = [
-    edit(1, FILES, '"X-Repo-Commit": file.commit,', ""),
+    edit(1, FILES, '"X-Repo-Commit": commit,', ""),
     edit(1, FILES, 'headers["X-Linked-Etag"] = ', "_ = "),
     edit(1, FILES, 'headers["Content-Length"] = str(file.size)', "pass"),
     edit(2, FILES, '"Accept-Ranges": "bytes",', '"Accept-Ranges": "bytes", "X-Xet-Hash": file.metadata.xet_hash,'),

@@ -6,6 +6,7 @@ import calendar
 import re
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -31,12 +32,17 @@ class FileMetadata(msgspec.Struct, frozen=True):
     @property
     def digest(self) -> Digest | None:
         """The blob's digest; None when the ETag is not one, as at some mirrors: then nothing can be proven."""
-        if len(self.etag) not in (40, 64):
-            return None
-        try:
-            return Digest("sha256" if len(self.etag) == 64 else "git-sha1", self.etag)
-        except ValueError:
-            return None
+        return _digest(self.etag)
+
+
+@lru_cache(1024)  # asked for several times in each request
+def _digest(etag: str) -> Digest | None:
+    if len(etag) not in (40, 64):
+        return None
+    try:
+        return Digest("sha256" if len(etag) == 64 else "git-sha1", etag)
+    except ValueError:
+        return None
 
 
 def bare_etag(field: str) -> str:
