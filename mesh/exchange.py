@@ -141,6 +141,8 @@ class MeshExchange:
         others = list(self._neighbours.alive())
         seeds = [other.node for other in others if other.is_seed] + ([self._node_id] if self._is_seed else [])
         names = seeds or [self._node_id, *(other.node for other in others)]
+        if names == [self._node_id]:
+            return names
         now = time.monotonic()
         order = ranked(str(digest), names)
         # With all seeds down, whoever asks leads for itself: better one origin copy more than none.
