@@ -30,6 +30,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from loadtests.network import Network, Site
+from loadtests.rivals import cpu_seconds
 from proxy.units import format_size, parse_rate, parse_size
 from tests.hub.process import HubProcess
 from tests.node import NodeProcess
@@ -66,6 +67,9 @@ class Result:
     median: float
     lower_bound: float | None
     uploads: list[int]
+    node_cpu: list[float]  # seconds, user and system
+    client_cpu: float
+    hub_cpu: float
     downloads: list[Download]
 
     @property
@@ -127,7 +131,13 @@ def run(options: argparse.Namespace) -> Result:
         started = _start_nodes(stack, root, hub, network, options)
         clients = started[options.seeds :]
         network.hub.call(hub.reset)
+        print("racing ...", file=sys.stderr)
+        pids = [hub.pid, *(node.pid for node in started)]
+        before, clients_before = [cpu_seconds(pid) for pid in pids], time.process_time()
         downloads, _ = _race(clients, network, options, started)
+        client_cpu = time.process_time() - clients_before
+        # A node that was killed on the way counts for nothing.
+        hub_cpu, *node_cpu = (max(0.0, cpu_seconds(pid) - then) for pid, then in zip(pids, before, strict=True))
         uploads = [int(node.metric("hubmesh_peer_sent_bytes_total")) for node in started if node.is_running]
         stats = network.hub.call(hub.stats)
     wrong = [
@@ -148,6 +158,9 @@ def run(options: argparse.Namespace) -> Result:
         statistics.median(seconds) if seconds else 0.0,
         lower_bound(size, nodes, options.seeds, options),
         uploads,
+        node_cpu,
+        client_cpu,
+        hub_cpu,
         downloads,
     )
 
@@ -241,6 +254,8 @@ def report(result: Result) -> str:
         f"origin requests:           {result.origin_requests}",
         f"last node: {result.last:.2f} s, median {result.median:.2f} s"
         + (f", last ÷ lower bound: {result.last / result.lower_bound:.2f}" if result.lower_bound else ""),
+        f"CPU: {statistics.mean(result.node_cpu):.2f} s a node, {sum(result.node_cpu):.1f} s in all; "
+        f"clients {result.client_cpu:.1f} s, stand-in Hub {result.hub_cpu:.1f} s",
         f"share of uploads per node: smallest {shares[0]:.1%}, median {statistics.median(shares):.1%}, "
         f"largest {shares[-1]:.1%}",
     ]
