@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from mesh.access import OriginAccess
 from mesh.adopt import Taken
 from mesh.blob import Blob
-from mesh.content import Digest
-from mesh.errors import BlobCorrupt, Unavailable
+from mesh.content import Digest, Pieces
+from mesh.errors import BlobCorrupt, StoreFull, Unavailable
 from mesh.fill import Reader
 from mesh.house import House
 from mesh.swarm import Swarm
@@ -127,7 +127,7 @@ class Blobs:
         await asyncio.gather(*self._lives.values(), return_exceptions=True)
 
     async def _swarm(self, digest: Digest, size: int) -> Swarm | None:
-        """The live swarm of a blob, begun if there is none. None: look again, it has just ended."""
+        """The live swarm of a blob, begun if there is none. None: look again, things have changed."""
         if self._is_closing:
             raise Unavailable("the node is stopping")
         if (adopted := self._adopting.get(digest)) is not None:
@@ -138,7 +138,12 @@ class Blobs:
             await asyncio.wait([self._lives[digest]])
             return None
         if swarm is None:
-            partial = self._house.store.open_partial(digest, size)
+            try:
+                partial = self._house.store.open_partial(digest, size)
+            except StoreFull:
+                if not await self._house.store.evict(Pieces.of(size).piece_size):
+                    raise
+                return None
             swarm = self._swarms[digest] = Swarm(self._house, partial)
             self._lives[digest] = self._house.tasks.start(self._live(swarm), name=f"swarm {digest}")
         elif swarm.size != size:
@@ -154,5 +159,5 @@ class Blobs:
                     del self._disproved_at[next(iter(self._disproved_at))]
                 self._disproved_at[swarm.digest] = time.time()
             del self._swarms[swarm.digest], self._lives[swarm.digest]
-            self._house.exchange.ended(swarm.digest, is_complete=swarm.fill.is_proven)
+            self._house.exchange.ended(swarm.digest, is_complete=swarm.fill.is_stored)
             self._house.store.close_partial(swarm.fill.partial)

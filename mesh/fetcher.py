@@ -323,10 +323,12 @@ class Fetcher:
             self._fill.finish(error)
             self._changed()
             return
+        evicted = store.evicted_bytes
         try:
             await transfer(run)
         except StoreFull as error:
-            if not await store.evict(reserved):  # the disk is fuller than the budget says
+            # The disk is fuller than the budget says. Several runs find that out at once: what one evicted is for all.
+            if store.evicted_bytes == evicted and not await store.evict(reserved):
                 self._fill.finish(error)
         except MeshError as error:
             self._fill.finish(error)

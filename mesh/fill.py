@@ -11,7 +11,8 @@ Any number of readers follow one fill, and the fill outlives them. Three rules k
 3. A bare range can never be proven by itself. Its readers see only what came straight from the origin or was
    checked against a piece digest that we believe, until the whole blob is proven.
 
-When the proof fails, every reader's connection breaks.
+When the proof fails, every reader's connection breaks. When it holds, the rest is theirs at once: that the blob is then
+flushed to disk is not for them to wait for.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ TAIL = 64 << 10
 # A reader of the whole blob may be this far ahead of the proof: so the wait for the tail stays short when a
 # blob of 100 GB that is mostly on disk already has to be hashed again after a restart.
 _AHEAD = 1 << 30
+_WAKE_SECONDS = 0.005  # between two wakes for bytes of a piece that is arriving
 
 
 class Fill:
@@ -46,15 +48,17 @@ class Fill:
         self.progress: dict[int, int] = {}
         self.readers: set[Reader] = set()
         self.is_proven = False
+        self.is_stored = False
         self.error: MeshError | None = None
         self._waiting: set[asyncio.Future[None]] = set()
         self._is_poked = False
+        self._poked_at = float("-inf")  # when a poke last woke the readers, or will
         self._completed_by: int | None = None  # the piece whose tail is held back for readers of ranges
         self._note_last_missing()
 
     @property
     def is_over(self) -> bool:
-        return self.is_proven or self.error is not None
+        return self.is_stored or self.error is not None
 
     def reader(self, start: int, stop: int, *, is_whole: bool) -> Reader:
         """Follow the bytes from `start` up to `stop`. `is_whole`: the client means to have the whole blob."""
@@ -63,11 +67,21 @@ class Fill:
         return reader
 
     def poke(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have `wake` called on the loop; from any thread, as often as wanted: at most one call is under way."""
+        """Have `wake` called on the loop, soon; from any thread, as often as wanted: at most one call is under way."""
         if not self._is_poked:
             self._is_poked = True
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
-                loop.call_soon_threadsafe(self.wake)
+                loop.call_soon_threadsafe(self._wake_soon, loop)
+
+    def _wake_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """At once after a pause; on a busy line rarely enough that each wake is worth its price."""
+        now = loop.time()
+        wait = self._poked_at + _WAKE_SECONDS - now
+        self._poked_at = max(now, now + wait)
+        if wait > 0:
+            loop.call_later(wait, self.wake)
+        else:
+            self.wake()
 
     def wake(self) -> None:
         """Something became visible: let every waiting reader look again."""
@@ -87,9 +101,14 @@ class Fill:
         self._note_last_missing()
         self.wake()
 
+    def prove(self) -> None:
+        """The whole is what its digest names: readers may have the rest of it, whatever comes after."""
+        self.is_proven = True
+        self.wake()
+
     def finish(self, error: MeshError | None) -> None:
-        """The end: proven (None), or broken for the reason given."""
-        self.is_proven = error is None
+        """The end: proven and stored for good (None), or broken for the reason given."""
+        self.is_stored = error is None
         self.error = error
         self.wake()
 
@@ -164,7 +183,7 @@ class Reader:
     def ready(self, position: int) -> int:
         """One past the last byte that may be sent now to somebody who has all bytes before `position`."""
         self.position = position
-        if self._fill.error is not None:
+        if self._fill.error is not None and not self._fill.is_proven:
             return position
         return self._fill.visible(position, self.stop, is_whole=self.is_whole)
 

@@ -198,7 +198,12 @@ class Partial:
                 os.truncate(self._journal_path, self._journal_size)
                 return os.open(self._journal_path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         fd = os.open(self._journal_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        os.write(fd, header)
+        try:
+            if os.write(fd, header) != len(header):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except BaseException:
+            os.close(fd)
+            raise
         self._journal_size = len(header)
         return fd
 

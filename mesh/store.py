@@ -68,6 +68,7 @@ class Store:
         self._public: set[Digest] = set()
         self._partial_entries: dict[Digest, _PartialEntry] = {}
         self._making_room = asyncio.Lock()
+        self._flushes: set[asyncio.Future[None]] = set()  # of proven blobs: what is on its way to the disk cannot go
         self._lock_fd = -1
         try:
             self._blobs.mkdir(parents=True, exist_ok=True)
@@ -213,6 +214,8 @@ class Store:
         Raises StoreFull or StoreUnusable when the disk refuses; the partial blob is then still there.
         """
         final = self._path(partial.digest)
+        flush = asyncio.get_running_loop().create_future()
+        self._flushes.add(flush)
         try:
             mode = _PUBLIC_MODE if partial.digest in self._public else _PRIVATE_MODE
             await asyncio.to_thread(layout.make_durable, partial, final, mode)
@@ -220,6 +223,9 @@ class Store:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StoreFull(f"no room on disk to keep {partial.digest}: {error.strerror}") from error
             raise StoreUnusable(f"cannot keep {partial.digest}: {error}") from error
+        finally:
+            self._flushes.discard(flush)
+            flush.set_result(None)
         entry = self._partial_entries.pop(partial.digest, None)
         if entry is not None:
             self.size -= entry.held
@@ -287,16 +293,18 @@ class Store:
     # --- inside
 
     async def _make_room(self, count: int, keep: Digest | None) -> bool:
-        if self.size + count <= self.max_size:
-            return True
-        for digest in self._eviction_order(keep):
-            freed = await self.remove(digest)
-            if freed:
-                self.evicted_bytes += freed
-                log.info("evicted %s: %d bytes", digest, freed)
-            if self.size + count <= self.max_size:
-                return True
-        return False
+        while self.size + count > self.max_size:
+            for digest in self._eviction_order(keep):
+                freed = await self.remove(digest)
+                if freed:
+                    self.evicted_bytes += freed
+                    log.info("evicted %s: %d bytes", digest, freed)
+                if self.size + count <= self.max_size:
+                    return True
+            if not self._flushes:
+                return False
+            await asyncio.wait(self._flushes, return_when=asyncio.FIRST_COMPLETED)
+        return True
 
     def _eviction_order(self, keep: Digest | None) -> list[Digest]:
         idle = [

@@ -133,6 +133,8 @@ class Swarm:
                 await self._wait()
         finally:
             unsubscribe()
+            if self.fill.is_proven:  # its bytes are being flushed by a thread, under a descriptor that we will close
+                await asyncio.wait(helpers[:1])
             for task in (*helpers, *self._talks):
                 task.cancel()
             await asyncio.gather(*helpers, *self._talks, return_exceptions=True)
@@ -163,7 +165,7 @@ class Swarm:
         now = time.monotonic()
         if self.is_helping and (now < self._help_until or self._house.exchange.is_wanted(self.digest)):
             return False
-        if self._is_wanted or self.fill.readers:
+        if self._is_wanted or self.fill.readers or self.fill.is_proven:
             self._idle_since = None
             return False
         if self._idle_since is None:
@@ -355,6 +357,7 @@ class Swarm:
                 await asyncio.to_thread(proof.extend, stop)
                 fill.wake()
             if proof.holds():
+                fill.prove()
                 await self._house.store.commit(self._partial)
                 fill.finish(None)
             else:

@@ -22,6 +22,8 @@ from urllib.parse import urlsplit
 from mesh.errors import LocationRefused, RangeIgnored, SourceFailed
 
 BUFFER_SIZE = 512 << 10
+_GATHERED = 256 << 10  # bytes that one receive should bring: what follows costs as much for a few as for many
+_GATHER_SECONDS = 0.005  # that it may take for them to come
 _KEPT_PER_HOST = 32
 _IDLE_SECONDS = 30.0  # shorter than the usual 60 s after which servers close idle connections
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
@@ -242,6 +244,7 @@ class Transfer:
         # `readinto` waits until the buffer is full, `readinto1` for what one receive brings: on a slow line a
         # reader is to see bytes as they come. It receives straight into our buffer, past the one of the file.
         receive = response.readinto if response.chunked else response.fp.readinto1
+        asked_at = time.monotonic()
         while remaining:
             count = receive(buffer[:remaining])
             if not count:
@@ -250,6 +253,11 @@ class Transfer:
             if response.length is not None and not response.chunked:
                 response.length -= count
             sink(buffer[:count])
+            now = time.monotonic()
+            if 0 < count < min(_GATHERED, remaining):
+                # At its pace of late, until there is enough: a sender with room in its window goes on meanwhile.
+                time.sleep(min(_GATHER_SECONDS, (now - asked_at) * (_GATHERED / count - 1)))
+            asked_at = now
         if response.read(1):
             raise SourceFailed(self.source, "sent more than it was asked for")
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import random
+import threading
 from pathlib import Path
 
 import pytest
 
+from mesh import layout
 from mesh.blobs import Blobs
 from mesh.content import Digest
-from mesh.errors import BlobCorrupt, MeshError, SourceFailed, StoreFull
+from mesh.errors import BlobCorrupt, MeshError, SourceFailed, StoreFull, StoreUnusable
+from mesh.partial import Partial
 from mesh.store import Blob
 from tests.mesh.origin import Origin, node
 
@@ -21,6 +25,10 @@ MIB = 1 << 20
 
 def content(size: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def read(
@@ -50,6 +58,7 @@ async def test_many_readers_cost_the_origin_one_copy(tmp_path: Path) -> None:
         assert bodies[8] == origin.content[5 * MIB : 6 * MIB]
         assert origin.sent == len(origin.content) == house.stats.origin_received
         assert origin.located == 1
+        await blobs.want(origin.digest, len(origin.content), origin)
         assert await read(blobs, origin) == origin.content
         assert isinstance(await blobs.read(origin.digest, len(origin.content), 0, 1, origin, is_whole=False), Blob)
         assert origin.sent == len(origin.content)
@@ -148,6 +157,61 @@ async def test_one_wrong_byte_never_gets_to_the_end_and_the_next_attempt_is_clea
         assert await read(blobs, origin) == good
 
 
+async def test_readers_wait_for_the_proof_and_not_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushing, may_go_on = threading.Event(), threading.Event()
+    make_durable = layout.make_durable
+
+    def slow(partial: Partial, final: Path, mode: int) -> None:
+        flushing.set()
+        assert may_go_on.wait(20)
+        make_durable(partial, final, mode)
+
+    monkeypatch.setattr(layout, "make_durable", slow)
+    origin = Origin(content(3 * MIB))
+    async with origin.running():
+        async with node(tmp_path) as (house, blobs):
+            assert await read(blobs, origin) == origin.content
+            assert await asyncio.to_thread(flushing.wait, 20)
+            assert await read(blobs, origin) == origin.content  # and who comes now has it from the same file
+            assert origin.digest not in house.store
+            wanting = asyncio.ensure_future(blobs.want(origin.digest, 3 * MIB, origin))  # noqa: TID251
+            closing = asyncio.ensure_future(blobs.close())  # noqa: TID251
+            await asyncio.sleep(0)
+            assert not wanting.done()  # nobody is told that it is kept before it is
+            may_go_on.set()
+            await closing
+            await wanting
+            assert origin.digest in house.store  # a stop waits for what is proven
+        assert origin.sent == 3 * MIB
+
+
+async def test_a_disk_that_fails_at_the_end_does_not_take_the_proof_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "make_durable", fail)
+        async with Origin(content(3 * MIB)).running() as origin, node(tmp_path) as (house, blobs):
+            assert await read(blobs, origin) == origin.content
+            with pytest.raises(StoreUnusable, match="the disk is broken"):
+                await blobs.want(origin.digest, 3 * MIB, origin)
+            patch.undo()
+            await blobs.want(origin.digest, 3 * MIB, origin)
+            assert origin.digest in house.store
+            assert origin.sent == 3 * MIB
+
+
+async def test_what_is_being_flushed_makes_room_as_soon_as_it_is_kept(tmp_path: Path) -> None:
+    first, second = Origin(content(3 * MIB, 3)), Origin(content(3 * MIB, 4))
+    async with first.running(), second.running(), node(tmp_path, max_size=4 * MIB) as (house, blobs):
+        assert await read(blobs, first) == first.content
+        assert await read(blobs, second) == second.content
+        await blobs.want(second.digest, 3 * MIB, second)
+        assert first.digest not in house.store
+
+
 async def test_a_restart_keeps_every_piece(tmp_path: Path) -> None:
     origin = Origin(content(6 * MIB), gate=asyncio.Event(), gate_at=4 * MIB)
     assert origin.gate is not None
@@ -194,6 +258,29 @@ async def test_no_room_is_a_clear_error_and_harms_nothing_else(tmp_path: Path) -
         assert await read(blobs, small) == small.content
 
 
+async def test_a_disk_that_others_filled_makes_room_before_the_first_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Origin(content(MIB, 3)), Origin(content(MIB, 4))
+    async with first.running(), second.running(), node(tmp_path) as (house, blobs):
+        await blobs.want(first.digest, MIB, first)
+        write, files = os.write, open_files()
+
+        def full(fd: int, data: bytes) -> int:
+            if first.digest in house.store:
+                raise OSError(errno.ENOSPC, "no space left on device")
+            return write(fd, data)
+
+        monkeypatch.setattr(os, "write", full)
+        with monkeypatch.context() as patch:
+            patch.setattr(house.store, "_is_pinned", lambda _: True)
+            with pytest.raises(StoreFull):
+                await read(blobs, second)
+        assert open_files() == files
+        assert await read(blobs, second) == second.content
+        assert house.store.evicted_bytes == MIB
+
+
 async def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
     origins = [Origin(content(2 * MIB, seed)) for seed in (10, 11, 12)]
     async with contextlib.AsyncExitStack() as stack:
@@ -203,7 +290,9 @@ async def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
         first, second, third = origins
         for origin in (first, second, first):  # the second is now the one that was used longest ago
             assert await read(blobs, origin) == origin.content
+            await blobs.want(origin.digest, 2 * MIB, origin)  # what is still being flushed cannot make room
         assert await read(blobs, third) == third.content
+        await blobs.want(third.digest, 2 * MIB, third)
         assert first.digest in house.store
         assert second.digest not in house.store
         assert house.store.size <= 5 * MIB
