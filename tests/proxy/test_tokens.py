@@ -314,7 +314,6 @@ _THEN_GATED = [
 
 @settings(
     max_examples=60,
-    deadline=None,
     phases=[Phase.explicit, Phase.generate],  # what else the node remembers is part of it: nothing to be shrunk
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
