@@ -30,6 +30,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from loadtests.network import Network, Site
+from loadtests.rivals import cpu_seconds
 from proxy.units import format_size, parse_rate, parse_size
 from tests.hub.process import HubProcess
 from tests.node import NodeProcess
@@ -37,6 +38,8 @@ from tests.node import NodeProcess
 REPO, FILE = "acme/model", "model.safetensors"
 OUTPUT = Path(".build")
 _READ = 256 << 10
+_STARTERS = 4  # nodes that start at the same time
+_START_SECONDS = 120.0  # for a node to be ready, and for all to find each other
 
 
 @dataclass
@@ -48,6 +51,7 @@ class Download:
     size: int = 0
     sha256: str = ""
     error: str = ""
+    longest_wait: float = 0.0  # for a byte
     progress: list[tuple[float, int]] = field(default_factory=list)
 
 
@@ -66,6 +70,9 @@ class Result:
     median: float
     lower_bound: float | None
     uploads: list[int]
+    node_cpu: list[float]  # seconds, user and system
+    client_cpu: float
+    hub_cpu: float
     downloads: list[Download]
 
     @property
@@ -82,7 +89,7 @@ def download(url: str, node: int, site: Site, start: threading.Barrier, began: l
     parts = urlsplit(url)
     with contextlib.suppress(threading.BrokenBarrierError):
         start.wait()
-    began_at = began[0] = began[0] or time.monotonic()
+    began_at = heard_at = began[0] = began[0] or time.monotonic()
     connection = http.client.HTTPConnection(parts.netloc, timeout=10)
     try:
         connection.request("GET", parts.path, headers={"User-Agent": "hf_hub/2.4.0; swarm"})
@@ -91,9 +98,11 @@ def download(url: str, node: int, site: Site, start: threading.Barrier, began: l
             result.error = f"HTTP {response.status} {response.read(300)!r}"
         else:
             while count := response.readinto(buffer):
+                now = time.monotonic()
+                result.longest_wait, heard_at = max(result.longest_wait, now - heard_at), now
                 hasher.update(buffer[:count])
                 result.size += count
-                result.progress.append((round(time.monotonic() - began_at, 3), result.size))
+                result.progress.append((round(now - began_at, 3), result.size))
     except (OSError, http.client.HTTPException) as error:
         result.error = f"{type(error).__name__}: {error}"
     finally:
@@ -127,7 +136,13 @@ def run(options: argparse.Namespace) -> Result:
         started = _start_nodes(stack, root, hub, network, options)
         clients = started[options.seeds :]
         network.hub.call(hub.reset)
+        print("racing ...", file=sys.stderr)
+        pids = [hub.pid, *(node.pid for node in started)]
+        before, clients_before = [cpu_seconds(pid) for pid in pids], time.process_time()
         downloads, _ = _race(clients, network, options, started)
+        client_cpu = time.process_time() - clients_before
+        # A node that was killed on the way counts for nothing.
+        hub_cpu, *node_cpu = (max(0.0, cpu_seconds(pid) - then) for pid, then in zip(pids, before, strict=True))
         uploads = [int(node.metric("hubmesh_peer_sent_bytes_total")) for node in started if node.is_running]
         stats = network.hub.call(hub.stats)
     wrong = [
@@ -148,6 +163,9 @@ def run(options: argparse.Namespace) -> Result:
         statistics.median(seconds) if seconds else 0.0,
         lower_bound(size, nodes, options.seeds, options),
         uploads,
+        node_cpu,
+        client_cpu,
+        hub_cpu,
         downloads,
     )
 
@@ -177,7 +195,14 @@ def _start_nodes(
     def make(number: int, *more: str) -> NodeProcess:
         site = network.sites[number]
         return NodeProcess(
-            root / f"node-{number}", hub.url, *flags, *more, mesh_host=site.host, prefix=site.prefix, call=site.call
+            root / f"node-{number}",
+            hub.url,
+            *flags,
+            *more,
+            mesh_host=site.host,
+            prefix=site.prefix,
+            call=site.call,
+            patience=_START_SECONDS,
         )
 
     seeds = [make(number, "--role", "seed") for number in range(options.seeds)]
@@ -186,12 +211,12 @@ def _start_nodes(
         stack.enter_context(node)
     contacts = [flag for node in first for flag in ("--seed", node.mesh)]
     rest = [make(number, *contacts) for number in range(len(first), options.seeds + options.nodes)]
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(_STARTERS) as pool:
         list(pool.map(NodeProcess.start, rest))
     for node in rest:
         stack.callback(_stop, node)
     everybody = [*first, *rest]
-    until = time.monotonic() + 120
+    until = time.monotonic() + _START_SECONDS
     for node in everybody:
         while node.metric("hubmesh_peers") < len(everybody) - 1:
             if time.monotonic() > until:
@@ -233,6 +258,7 @@ def report(result: Result) -> str:
     """The figures as people read them."""
     total = sum(result.uploads) or 1
     shares = sorted(upload / total for upload in result.uploads)
+    waits = [download.longest_wait for download in result.downloads]
     lines = [
         f"{result.nodes} nodes, {result.seeds} seeds, {'keyed' if result.keyed else 'open'} mesh, "
         f"{format_size(result.size)}",
@@ -241,6 +267,9 @@ def report(result: Result) -> str:
         f"origin requests:           {result.origin_requests}",
         f"last node: {result.last:.2f} s, median {result.median:.2f} s"
         + (f", last ÷ lower bound: {result.last / result.lower_bound:.2f}" if result.lower_bound else ""),
+        f"longest wait of a client for a byte: {max(waits):.1f} s, median of all {statistics.median(waits):.1f} s",
+        f"CPU: {statistics.mean(result.node_cpu):.2f} s a node, {sum(result.node_cpu):.1f} s in all; "
+        f"clients {result.client_cpu:.1f} s, stand-in Hub {result.hub_cpu:.1f} s",
         f"share of uploads per node: smallest {shares[0]:.1%}, median {statistics.median(shares):.1%}, "
         f"largest {shares[-1]:.1%}",
     ]

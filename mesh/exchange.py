@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +26,7 @@ _PATIENCE = 3  # questions in a row without an answer
 _LONGEST_DOWN = 60.0
 _DOWN_SECONDS = 5.0  # that a tracker which did not answer is passed over
 _BANNED_SECONDS = 600.0  # that a peer which sent wrong bytes is not asked
+_MAX_RANKS = 64  # blobs whose trackers are known without asking again: those that move now
 _REMOTE_INTERVAL = 0.08
 _LOCAL_INTERVAL = 0.01
 
@@ -46,7 +47,8 @@ class Neighbours(Protocol):
     @property
     def is_keyed(self) -> bool: ...
 
-    def alive(self) -> Iterable[Neighbour]: ...
+    def alive(self) -> Sequence[Neighbour]:
+        """The same object as long as nothing has changed."""
 
     def get(self, node: str) -> Neighbour | None:
         """A live node by its id."""
@@ -66,7 +68,7 @@ class Alone:
 
     is_keyed = False
 
-    def alive(self) -> Iterable[Neighbour]:
+    def alive(self) -> Sequence[Neighbour]:
         return ()
 
     def get(self, node: str) -> Neighbour | None:
@@ -119,12 +121,14 @@ class MeshExchange:
         self._down_until: dict[str, float] = {}
         self._banned_until: dict[str, float] = {}
         self._last_tracker: dict[Digest, str] = {}
+        self._known: Sequence[Neighbour] = ()
+        self._ranks: dict[Digest, list[str]] = {}  # of those who can lead a blob, first to last, while `_known` holds
         self.on_news: Callable[[], None] = lambda: None
 
     # --- where
 
     def is_alone(self, digest: Digest) -> bool:
-        return not self._may_share(digest) or not any(self._neighbours.alive())
+        return not self._may_share(digest) or not self._neighbours.alive()
 
     def is_local(self, digest: Digest) -> bool:
         return self.tracker_of(digest) == self._node_id
@@ -134,18 +138,23 @@ class MeshExchange:
 
     def tracker_of(self, digest: Digest) -> str:
         """The id of the node that leads this blob's swarm: the first seed by rank, or the first node without seeds."""
-        return self._trackers(digest)[0]
-
-    def _trackers(self, digest: Digest) -> list[str]:
         if not self._may_share(digest):
-            return [self._node_id]
-        others = list(self._neighbours.alive())
-        seeds = [other.node for other in others if other.is_seed] + ([self._node_id] if self._is_seed else [])
-        names = seeds or [self._node_id, *(other.node for other in others)]
+            return self._node_id
         now = time.monotonic()
-        order = ranked(str(digest), names)
         # With all seeds down, whoever asks leads for itself: better one origin copy more than none.
-        return [node for node in order if self._down_until.get(node, 0.0) <= now] or [self._node_id]
+        return next((node for node in self._order(digest) if self._down_until.get(node, 0.0) <= now), self._node_id)
+
+    def _order(self, digest: Digest) -> list[str]:
+        """Who can lead the swarm of a blob, by rank. Asked at every turn, and long when there are many nodes."""
+        known = self._neighbours.alive()
+        if known is not self._known or len(self._ranks) >= _MAX_RANKS:
+            self._known, self._ranks = known, {}
+        order = self._ranks.get(digest)
+        if order is None:
+            seeds = [other.node for other in known if other.is_seed] + ([self._node_id] if self._is_seed else [])
+            names = seeds or [self._node_id, *(other.node for other in known)]
+            order = self._ranks[digest] = ranked(str(digest), names)
+        return order
 
     # --- the conversation
 

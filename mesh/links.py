@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import aiohttp
 
@@ -28,13 +28,14 @@ class Links:
         self._known: tuple[Member, ...] = ()
         self._neighbours: dict[str, Neighbour] = {}
         self._limits: dict[str, set[asyncio.Timeout]] = {}  # of what is being asked, by node
+        self._alive: tuple[Neighbour, ...] = ()
         self.gossip: Gossip | None = None  # it needs us to speak, and hears from us who did not answer
 
     @property
     def is_keyed(self) -> bool:
         return self._auth.is_keyed
 
-    def alive(self) -> Iterable[Neighbour]:
+    def alive(self) -> Sequence[Neighbour]:
         known = self._members.alive()
         if known is not self._known:
             self._known = known
@@ -42,7 +43,8 @@ class Links:
                 m.node_id: Neighbour(m.node_id, f"{self._auth.scheme}://{m.address}", m.role == "seed", m.named_seed)
                 for m in known
             }
-        return self._neighbours.values()
+            self._alive = tuple(self._neighbours.values())
+        return self._alive
 
     def get(self, node: str) -> Neighbour | None:
         self.alive()

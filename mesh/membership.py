@@ -167,7 +167,8 @@ class Members:
         self._own = me
         self._records: dict[str, _Record] = {}
         self._alive: tuple[Member, ...] | None = None
-        self._digest: bytes | None = None
+        self._marks = 0  # of all claims but our own: what `digest` needs, without looking at each of them again
+        self._restless: set[str] = set()  # those who are not just alive: the passing of time changes them
 
     @property
     def me(self) -> Claim:
@@ -190,7 +191,8 @@ class Members:
 
     def gone(self) -> tuple[Member, ...]:
         """Those that may come back: a partition may end, a machine may be switched on again."""
-        return tuple(self._member(record) for record in self._records.values() if record.claim.state == State.GONE)
+        restless = (self._records[node_id] for node_id in self._restless)
+        return tuple(self._member(record) for record in restless if record.claim.state == State.GONE)
 
     def get(self, node_id: str) -> Member | None:
         record = self._records.get(node_id)
@@ -208,11 +210,7 @@ class Members:
 
     def digest(self) -> bytes:
         """Eight bytes that are equal for two nodes exactly if they believe the same of all who are not gone."""
-        if self._digest is None:
-            known = [self._own, *(record.claim for record in self._records.values())]
-            claims = sorted(claim for claim in known if claim.state <= State.SUSPECT)
-            self._digest = hashlib.sha256(msgspec.msgpack.encode(claims)).digest()[:8]
-        return self._digest
+        return (self._marks ^ _mark(self._own)).to_bytes(8, "big")
 
     def merge(self, claims: Iterable[Claim], now: float) -> list[Change]:
         """Take in checked claims, from anybody, in any order, any number of times."""
@@ -263,19 +261,18 @@ class Members:
         `patience` stretches the time to refute, for when it is this node that is slow.
         """
         changes = []
-        for node_id, record in list(self._records.items()):
+        for node_id in list(self._restless):
+            record = self._records[node_id]
             age = now - record.since
             if record.claim.state == State.SUSPECT and age >= record.grace * patience:
                 changes += self.merge([msgspec.structs.replace(record.claim, state=State.GONE)], now)
             elif record.claim.state >= State.GONE and age >= KEPT_SECONDS:
-                del self._records[node_id]
-                self._digest = None
+                self._drop(node_id)
         return changes
 
     def leave(self) -> Claim:
         """From now on this node says of itself that it left."""
         self._own = self._me = msgspec.structs.replace(self._me, state=State.LEFT)
-        self._digest = None
         return self._me
 
     def name_seed(self, node_id: str, address: Address) -> list[Change]:
@@ -320,17 +317,22 @@ class Members:
                 return None
             record = self._records[claim.node_id] = _Record(claim, now, self._suspect_for)
             was = None
+            self._marks ^= _mark(claim)
         elif claim > record.claim:
             was = record.claim.state
             if was != claim.state:
                 record.since, record.grace = now, self._suspect_for
             if claim.incarnation > record.claim.incarnation:
                 record.reached = None  # it may have moved
+            self._marks ^= _mark(record.claim) ^ _mark(claim)
             record.claim = claim
         else:
             return None
         self._touch(record)
-        self._digest = None
+        if claim.state == State.ALIVE:
+            self._restless.discard(claim.node_id)
+        else:
+            self._restless.add(claim.node_id)
         return Change(self._member(record), was)
 
     def _take_own(self, claim: Claim) -> None:
@@ -342,13 +344,24 @@ class Members:
         elif claim.incarnation + 1 < MAX_INCARNATION:
             self._me = msgspec.structs.replace(self._me, incarnation=claim.incarnation + 1)
             self._own = msgspec.structs.replace(self._own, incarnation=claim.incarnation + 1)
-        self._digest = None
 
     def _make_room(self) -> bool:
         if len(self._records) < MAX_MEMBERS - 1:
             return True
-        gone = [node_id for node_id, record in self._records.items() if record.claim.state >= State.GONE]
+        gone = [node_id for node_id in self._restless if self._records[node_id].claim.state >= State.GONE]
         if not gone:
             return False
-        del self._records[min(gone, key=lambda node_id: self._records[node_id].since)]
+        self._drop(min(gone, key=lambda node_id: self._records[node_id].since))
         return True
+
+    def _drop(self, node_id: str) -> None:
+        """Forget a node that is gone, which has no mark."""
+        del self._records[node_id]
+        self._restless.discard(node_id)
+
+
+def _mark(claim: Claim) -> int:
+    """64 bits that stand for a claim; nothing for one about a node that is gone."""
+    if claim.state > State.SUSPECT:
+        return 0
+    return int.from_bytes(hashlib.blake2b(msgspec.msgpack.encode(claim), digest_size=8).digest(), "big")

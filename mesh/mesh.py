@@ -171,6 +171,8 @@ class Mesh:
             await asyncio.sleep(0.05)  # what completes together is told together
 
     async def _announce_changes(self) -> None:
+        if not any(self.links.alive()):
+            return  # who comes later is told when it does
         by_tracker: dict[str, list[Digest]] = {}
         for number, (digest, _, _) in enumerate(list(self._store.blobs())):
             if number % 200 == 199:

@@ -121,8 +121,8 @@ class Swarm:
         """Until the blob is proven and stored, the fill has failed, or nobody wants it any more."""
         unsubscribe = self._house.exchange.subscribe(self.digest, self.size, self._notice)
         helpers = [
-            asyncio.get_running_loop().create_task(work, name=f"{name} {self.digest}")
-            for work, name in ((self._prove(), "prove"), (self._recheck(), "recheck"))
+            asyncio.get_running_loop().create_task(work(), name=f"{work.__name__} {self.digest}")
+            for work in ((self._prove, self._recheck) if self._partial.unchecked else (self._prove,))
         ]
         try:
             while not self.fill.is_over and not self._is_idle():

@@ -16,13 +16,14 @@ from proxy import caching
 from proxy.caching import Stored
 from proxy.catalog import ApiAnswer, Catalog, Ref, XetName
 from proxy.hearsay import Hearsay, Lookup
-from proxy.hub import rewrite
-from proxy.hub.access import EVERYBODY, OPEN_SECONDS, Grants, token_key
+from proxy.hub import metadata, rewrite
+from proxy.hub.access import EVERYBODY, OPEN_SECONDS, Grants, says_open, token_key
 from proxy.hub.client import Client
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.freshness import Freshness, is_immutable
 from proxy.hub.urls import ApiRoute, is_commit
 from proxy.hub.xet import XetUse
+from proxy.listings import Listings
 from proxy.origin import Answer, Origin
 
 log = logging.getLogger(__name__)
@@ -43,11 +44,19 @@ class Api:
     """One view of a repository: what a branch means is the same for files, trees and info at any moment."""
 
     def __init__(
-        self, *, origin: Origin, catalog: Catalog, freshness: Freshness, grants: Grants, xet: XetUse = "auto"
+        self,
+        *,
+        origin: Origin,
+        catalog: Catalog,
+        listings: Listings,
+        freshness: Freshness,
+        grants: Grants,
+        xet: XetUse = "auto",
     ) -> None:
         self._origin = origin
         self._xet = xet
         self._catalog = catalog
+        self._listings = listings
         self._freshness = freshness
         self._grants = grants
         self.hearsay: Hearsay | None = None
@@ -300,7 +309,22 @@ class Api:
         kept = ApiAnswer(answer.status, headers, body, said_at, commit)
         if route.kind == "info" and not (isinstance(document, dict) and "id" in document):
             return kept  # not about one repository, whatever its path looks like
-        return self._remember(route, question, kept, token) if _may_keep(kept, token) else kept
+        if not _may_keep(kept, token):
+            return kept
+        self._learn(route, commit, document, token, said_at)
+        return self._remember(route, question, kept, token)
+
+    def _learn(self, route: ApiRoute, commit: str, document: Any, token: str | None, said_at: float) -> None:
+        """What an answer says of files, besides what it is kept for."""
+        repo = str(route.repo)
+        is_open = bool(commit) and token is None and says_open(document)
+        if token is None:
+            self._catalog.told(repo, said_at, is_open=is_open)
+        if route.kind in ("tree", "paths-info") and isinstance(document, list) and is_commit(route.revision or ""):
+            files = map(metadata.listed, rewrite.entries(document))
+            self._listings.add(repo, route.revision or "", filter(None, files))
+        elif is_open:
+            self._listings.open(repo, commit, said_at)
 
     def _remember(self, route: ApiRoute, question: str, kept: ApiAnswer, token: str | None) -> ApiAnswer:
         repo, scope = str(route.repo), token_key(token) if token else EVERYBODY

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from aiohttp import web
 
+from mesh.errors import MeshError
 from proxy.admin.metrics import Metrics
 from proxy.api import Api
 from proxy.files import Files
@@ -44,7 +45,9 @@ class App:
         passthrough: Passthrough,
         xet_tokens: XetTokens,
         metrics: Metrics,
+        guard: Callable[[str], None],
     ) -> None:
+        self._guard = guard
         self._xet_tokens = xet_tokens
         self._files = files
         self._api = api
@@ -63,6 +66,11 @@ class App:
         except (HubError, OriginUnavailable) as error:
             request["outcome"] = "error"
             return errors.respond(error, client)
+        except MeshError as error:
+            # The head is sent and the connection closed, so that the client sees a body cut short.
+            request["outcome"] = "broken"
+            log.warning("%s broke off: %s", request.rel_url.raw_path, error)
+            return web.Response(status=502)
 
     def _route(self, request: web.Request, client: Client) -> tuple[str, Awaitable[web.StreamResponse]]:
         route = parse(request.raw_path)
@@ -87,11 +95,11 @@ class App:
     async def observe(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Give each request an id, a line in the log and its place in the figures."""
+        """Let in who asks for a name of ours, and give each request a line in the log and its place in the figures."""
         began = time.perf_counter()
-        request["id"] = request.headers.get("X-Request-Id", "")[:64] or f"{_RUN}-{next(self._numbers):x}"
         status = 500
         try:
+            self._guard(request.headers.get("Host", "localhost"))
             response = await handler(request)
             status = response.status
             return response
@@ -102,39 +110,35 @@ class App:
             seconds = time.perf_counter() - began
             route, outcome = request.get("route", "admin"), request.get("outcome", "pass")
             self._metrics.client_request(route, status, outcome, request.get("first_byte", seconds))
-            log.log(
-                logging.DEBUG if route == "admin" else logging.INFO,
-                "%s %s %d %s %.0f ms",
-                request.method,
-                request.rel_url.raw_path,
-                status,
-                outcome,
-                seconds * 1000,
-                extra={"request_id": request["id"], "client": request.remote},
-            )
+            level = logging.DEBUG if route == "admin" else logging.INFO
+            if log.isEnabledFor(level):
+                self._log(level, request, f"{status} {outcome} {seconds * 1000:.0f} ms")
+
+    def _log(self, level: int, request: web.Request, how: str) -> None:
+        request_id = request.headers.get("X-Request-Id", "")[:64] or f"{_RUN}-{next(self._numbers):x}"
+        about = {"request_id": request_id, "client": request.remote}
+        log.log(level, "%s %s %s", request.method, request.rel_url.raw_path, how, extra=about)
 
 
-def guard_host(allowed: Iterable[str]) -> Callable[..., Awaitable[web.StreamResponse]]:
+def guard_host(allowed: Iterable[str]) -> Callable[[str], None]:
     """Answer only for names that are ours, so that no web page can reach the node by DNS rebinding.
 
-    Addresses and localhost always are: a page can only use a name that it resolves itself.
+    Addresses and localhost always are: a page can only use a name that it resolves itself. What is returned takes a
+    `Host` field and raises HTTPMisdirectedRequest.
     """
     patterns = [name.lower() for name in allowed]
 
-    @web.middleware
-    async def guard(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        name = _host_name(request.headers.get("Host", "localhost"))
+    def guard(field: str) -> None:
+        name = _host_name(field)
         if not _is_local(name) and not any(fnmatch(name, pattern) for pattern in patterns):
             raise web.HTTPMisdirectedRequest(
                 text=f"This node does not answer for {name!r}. Start it with --allow-host {name} if it should.\n"
             )
-        return await handler(request)
 
     return guard
 
 
+@lru_cache(256)
 def _host_name(field: str) -> str:
     host = field.rsplit(":", 1)[0] if not field.endswith("]") and field.count(":") != 0 else field
     return host.strip("[]").rstrip(".").lower()

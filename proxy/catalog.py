@@ -55,10 +55,14 @@ class ApiAnswer(msgspec.Struct, frozen=True):
 
 
 class File(msgspec.Struct, frozen=True):
-    """A file of a commit, or that there is none; `open_at` is when the Hub last said so to an anonymous request."""
+    """A file of a commit, or that there is none; `open_at` is when the Hub last said so to an anonymous request.
+
+    `is_listed`: what a tree says of it, hence without how its answers are labelled.
+    """
 
     metadata: FileMetadata | None
     open_at: float = 0.0
+    is_listed: bool = False
 
 
 class BlobName(msgspec.Struct, frozen=True):
@@ -138,6 +142,12 @@ class Catalog:
 
     def set_publicness(self, repo: str, publicness: Publicness) -> None:
         self._set(_key("public", repo), publicness)
+
+    def told(self, repo: str, said_at: float, *, is_open: bool) -> None:
+        """An anonymous request was answered: see `Publicness.told`."""
+        known = self.publicness(repo)
+        if (told := known.told(said_at, is_open=is_open)) != known:
+            self.set_publicness(repo, told)
 
     def answer(self, repo: str, scope: str, question: str) -> ApiAnswer | None:
         """An API answer; `scope` is who may see it: everybody, or one token's holder."""

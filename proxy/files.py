@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from aiohttp import web
 
@@ -20,6 +21,7 @@ from mesh.transfer import Location
 from proxy.api import visible_base
 from proxy.hub import errors
 from proxy.hub.errors import HubError, OriginUnavailable
+from proxy.hub.metadata import FileMetadata
 from proxy.hub.urls import FileRoute
 from proxy.hub.xet import PLAIN_HTTP_LIMIT, XetUse, is_hash, is_spoken
 from proxy.ranges import Selection, select
@@ -84,7 +86,7 @@ class Files:
             if_match=request.headers.get("If-Match"),
             if_none_match=request.headers.get("If-None-Match"),
         )
-        headers = _headers(file) | self._xet_headers(request, file, route.prefix)
+        headers = _headers(file.commit, file.metadata) | self._xet_headers(request, file, route.prefix)
         if content_range := selection.content_range(file.size):
             headers["Content-Range"] = content_range
         if request.method == "HEAD":
@@ -197,23 +199,25 @@ def _as_hub_error(error: MeshError, name: str) -> HubError | OriginUnavailable:
     return OriginUnavailable(f"{name}: {error}", retry_after=retry_after)
 
 
-def _headers(file: ResolvedFile) -> dict[str, str]:
+@lru_cache(1024)
+def _headers(commit: str, metadata: FileMetadata) -> dict[str, str]:
+    """What is the same in every answer about a file; not to be changed."""
     headers = {
-        "ETag": f'"{file.etag}"',
-        "X-Repo-Commit": file.commit,
+        "ETag": f'"{metadata.etag}"',
+        "X-Repo-Commit": commit,
         "Accept-Ranges": "bytes",
-        "Content-Type": file.metadata.content_type or "application/octet-stream",
+        "Content-Type": metadata.content_type or "application/octet-stream",
         "Access-Control-Allow-Origin": "*",
         "Access-Control-Expose-Headers": (
             "X-Repo-Commit,X-Error-Code,X-Error-Message,ETag,Accept-Ranges,Content-Range,X-Linked-Size,X-Linked-ETag"
         ),
         "Vary": "Origin, Accept",
     }
-    if file.digest is not None and file.digest.algorithm == "sha256":
-        headers["X-Linked-Etag"] = f'"{file.etag}"'
-        headers["X-Linked-Size"] = str(file.size)
-    if file.metadata.content_disposition:
-        headers["Content-Disposition"] = file.metadata.content_disposition
+    if metadata.digest is not None and metadata.digest.algorithm == "sha256":
+        headers["X-Linked-Etag"] = f'"{metadata.etag}"'
+        headers["X-Linked-Size"] = str(metadata.size)
+    if metadata.content_disposition:
+        headers["Content-Disposition"] = metadata.content_disposition
     return headers
 
 

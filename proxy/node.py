@@ -49,6 +49,7 @@ from proxy.holdings import Holdings
 from proxy.hub.access import Grants
 from proxy.hub.freshness import Freshness
 from proxy.lfs import Lfs
+from proxy.listings import Listings
 from proxy.origin import Origin
 from proxy.passes import Passes
 from proxy.passes import load_key as load_xet_key
@@ -170,8 +171,9 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     stack.push_async_callback(origin.close)
     freshness, grants = Freshness(settings.freshness), Grants(settings.grant_life)
     Relay(mesh.questions, origin, catalog, freshness)
-    resolver = Resolver(origin=origin, catalog=catalog, freshness=freshness, grants=grants)
-    api = Api(origin=origin, catalog=catalog, freshness=freshness, grants=grants, xet=settings.xet)
+    listings = Listings()
+    resolver = Resolver(origin=origin, catalog=catalog, listings=listings, freshness=freshness, grants=grants)
+    api = Api(origin=origin, catalog=catalog, listings=listings, freshness=freshness, grants=grants, xet=settings.xet)
     resolver.hearsay = api.hearsay = hearsay = Hearsay(mesh, origin, catalog, tasks)
     outflow = Outflow(threads=_UPLOAD_THREADS, sent=lambda count: stats.add("client_sent", count))
     stack.callback(outflow.close)
@@ -193,6 +195,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
         passthrough=passthrough,
         xet_tokens=XetTokens(use=settings.xet, passes=passes, api=api, resolver=resolver, catalog=catalog),
         metrics=metrics,
+        guard=guard_host(settings.allow_hosts),
     )
     preheater = Preheater(api=api, resolver=resolver, blobs=blobs, mesh=mesh, tasks=tasks)
     holdings.connect(
@@ -229,8 +232,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     door = Door(mesh_runner.server, auth, tasks)
     stack.push_async_callback(door.close)
     door.open(mesh_listener)
-    client_app = _client_app(settings, app, xet, holdings, metrics)
-    runner = await _serve(client_app, stack, drain=settings.drain_timeout)
+    runner = await _serve(_client_app(app, xet, holdings, metrics), stack, drain=settings.drain_timeout)
     await web.SockSite(runner, listener, backlog=1024).start()
     _start_discovery(settings, mesh, mesh_listen, tasks, stack)
     if settings.hf_cache is not None:
@@ -242,9 +244,9 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     return Node(listen, mesh_listen)
 
 
-def _client_app(settings: Settings, app: App, xet: Xet, holdings: Holdings, metrics: Metrics) -> web.Application:
+def _client_app(app: App, xet: Xet, holdings: Holdings, metrics: Metrics) -> web.Application:
     # Uploads are streamed; what is read whole is bounded where it is read.
-    client_app = web.Application(client_max_size=1 << 62, middlewares=[app.observe, guard_host(settings.allow_hosts)])
+    client_app = web.Application(client_max_size=1 << 62, middlewares=[app.observe])
     add_routes(client_app, holdings, metrics)
     xet.add_routes(client_app, app.handle)
     client_app.router.add_route("*", "/{target:.*}", app.handle)

@@ -23,6 +23,7 @@ from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.freshness import Freshness
 from proxy.hub.metadata import FileMetadata
 from proxy.hub.urls import FileRoute, Repo, is_commit
+from proxy.listings import Listings
 from proxy.locations import Locations
 from proxy.origin import Answer, Origin
 
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 
 Outcome = Literal["hit", "miss", "stale"]
 _MAX_HOPS = 5
-_NOTE_SECONDS = 30.0  # a proof that is newer by less is not worth a write
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,10 +84,18 @@ class Resolver:
     """
 
     def __init__(
-        self, *, origin: Origin, catalog: Catalog, freshness: Freshness, grants: Grants, patience: float = 9.3
+        self,
+        *,
+        origin: Origin,
+        catalog: Catalog,
+        listings: Listings,
+        freshness: Freshness,
+        grants: Grants,
+        patience: float = 9.3,
     ) -> None:
         self._origin = origin
         self._catalog = catalog
+        self._listings = listings
         self._freshness = freshness
         self._grants = grants
         self._patience = patience
@@ -133,13 +141,15 @@ class Resolver:
         token = None if file.is_public else client.token
         if (location := self._locations.get(file.at_commit, token, time.time(), refused)) is not None:
             return location
+        noted = self._catalog.file(str(file.repo), file.commit, file.path)
+        known = noted.metadata if noted is not None and refused is None else None
         try:
-            await self._ask_as(file.at_commit, token, client.user_agent)
+            await self._ask_as(file.at_commit, token, client.user_agent, known)
         except OriginUnavailable as error:
             if token is not None or client.token is None or error.retry_after is None:
                 raise
             token = client.token
-            await self._ask_as(file.at_commit, token, client.user_agent)
+            await self._ask_as(file.at_commit, token, client.user_agent, known)
         if (location := self._locations.get(file.at_commit, token, time.time(), refused)) is None:
             raise OriginUnavailable(f"{self._origin.host} says nothing of where {file.path} is")
         return location
@@ -172,7 +182,7 @@ class Resolver:
         Raises HubError for a file that this commit is known not to have.
         """
         repo = str(route.repo)
-        known = self._catalog.file(repo, commit, route.path)
+        known = self._catalog.file(repo, commit, route.path) or self._listed(repo, commit, route.path)
         if known is None:
             return None
         publicness, may_ask = self._catalog.publicness(repo), self.may_ask and outcome != "stale"
@@ -181,7 +191,18 @@ class Resolver:
             return None
         if known.metadata is None:
             raise errors.entry_not_found(route.path, commit)
+        if known.is_listed and may_ask and client.hub_version is None:
+            return None  # others than huggingface_hub may look at the type of the content
         return ResolvedFile(route.repo, commit, route.path, known.metadata, is_open, outcome)
+
+    def _listed(self, repo: str, commit: str, path: str) -> File | None:
+        """What a tree said of a file that the Hub was never asked for, in a commit that it said to be open."""
+        listed = self._listings.find(repo, commit, path)
+        if listed is None:
+            return None
+        file = File(*listed, is_listed=True)
+        self._catalog.set_file(repo, commit, path, file)
+        return file
 
     async def _told(self, route: FileRoute, client: Client) -> ResolvedFile | None:
         """What was said before: to us, or to other nodes that we believe."""
@@ -223,14 +244,21 @@ class Resolver:
                     raise
         return await self._ask_as(route, client.token, client.user_agent)
 
-    async def _ask_as(self, route: FileRoute, token: str | None, user_agent: str) -> ResolvedFile:
+    async def _ask_as(
+        self, route: FileRoute, token: str | None, user_agent: str, known: FileMetadata | None = None
+    ) -> ResolvedFile:
         repo = str(route.repo)
         changed_at = self._catalog.publicness(repo).changed_at  # no joining a question from before a write
-        key = ("file", repo, route.revision, route.path, token_key(token) if token else "", changed_at)
-        return await self._origin.flights.join(key, lambda: self._fetch(route, token, user_agent))
+        key = ("file", repo, route.revision, route.path, token_key(token) if token else "", changed_at, known)
+        return await self._origin.flights.join(key, lambda: self._fetch(route, token, user_agent, known))
 
-    async def _fetch(self, route: FileRoute, token: str | None, user_agent: str) -> ResolvedFile:
-        """Ask the Hub for a file's metadata, following it where it leads within the Hub."""
+    async def _fetch(
+        self, route: FileRoute, token: str | None, user_agent: str, known: FileMetadata | None
+    ) -> ResolvedFile:
+        """Ask the Hub for a file's metadata, following it where it leads within the Hub.
+
+        `known` when all that is of interest is where these bytes are: then it ends where the Hub says that it has them.
+        """
         target, said_at = route.target, time.time()
         commit = route.revision if is_commit(route.revision) else ""
         for _ in range(_MAX_HOPS):
@@ -248,6 +276,10 @@ class Resolver:
             if not is_redirect:
                 raise OriginUnavailable(f"{self._origin.host} does not answer as a Hub would")
             target = self._origin.follow(target, where)
+            if known is not None and commit and metadata.named(target) == known.etag:
+                url, at_commit = self._origin.absolute(target), FileRoute(route.repo, commit, route.path)
+                self._locations.keep(at_commit, token, url, user_agent, time.time())
+                return ResolvedFile(route.repo, commit, route.path, known, token is None, "miss")
         raise OriginUnavailable(f"{self._origin.host} sends us in circles for {route.repo}")
 
     def _refusal(self, route: FileRoute, commit: str, answer: Answer, token: str | None, said_at: float) -> HubError:
@@ -271,12 +303,10 @@ class Resolver:
         That a file is missing proves nothing: it may be said before anybody looks at the gate.
         """
         repo = str(route.repo)
-        publicness = self._catalog.publicness(repo)
         proves = file.metadata is not None and not is_card(route.path)
         if token is None:
             file = msgspec.structs.replace(file, open_at=said_at)
-            if proves and (publicness.is_closed(said_at) or said_at - publicness.opened_at > _NOTE_SECONDS):
-                self._catalog.set_publicness(repo, msgspec.structs.replace(publicness, opened_at=said_at))
+            self._catalog.told(repo, said_at, is_open=proves)
         else:
             known = self._catalog.file(repo, commit, route.path)
             file = msgspec.structs.replace(file, open_at=known.open_at if known is not None else 0.0)

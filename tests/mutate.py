@@ -48,10 +48,10 @@ def edit(row: int, file: str, old: str, new: str, test: str = "") -> Mutation:
 
 FILES, API, RESOLVE, PASS = "proxy/files.py", "proxy/api.py", "proxy/resolve.py", "proxy/passthrough.py"
 REWRITE, URLS, ERRORS, ORIGIN = "proxy/hub/rewrite.py", "proxy/hub/urls.py", "proxy/hub/errors.py", "proxy/origin.py"
-ONWARD = "proxy/onward.py"
+ONWARD, ACCESS, LISTINGS = "proxy/onward.py", "proxy/hub/access.py", "proxy/listings.py"
 
 MUTATIONS = [
-    edit(1, FILES, '"X-Repo-Commit": file.commit,', ""),
+    edit(1, FILES, '"X-Repo-Commit": commit,', ""),
     edit(1, FILES, 'headers["X-Linked-Etag"] = ', "_ = "),
     edit(1, FILES, 'headers["Content-Length"] = str(file.size)', "pass"),
     edit(2, FILES, '"Accept-Ranges": "bytes",', '"Accept-Ranges": "bytes", "X-Xet-Hash": file.metadata.xet_hash,'),
@@ -88,6 +88,15 @@ MUTATIONS = [
         API,
         "repo, scope = str(route.repo), token_key(token) if token else EVERYBODY\n        self._catalog",
         "repo, scope = str(route.repo), EVERYBODY\n        self._catalog",
+    ),
+    edit(16, ACCESS, 'and info.get("gated") is False', "", "tests/proxy/test_listings.py"),
+    Mutation(
+        16,
+        (
+            (LISTINGS, "not kept.open_at or ", ""),
+            (LISTINGS, "[path], kept.open_at", "[path], max(each.open_at for each in self._commits.values())"),
+        ),
+        "tests/proxy/test_listings.py",
     ),
     edit(17, RESOLVE, "if is_fresh and (known := ", "if False and (known := "),
     edit(

@@ -35,10 +35,12 @@ class NodeProcess:
         call: Callable[[Callable[[], bytes]], bytes] = lambda work: work(),
         environment: dict[str, str] | None = None,
         module: str = "proxy.cli",
+        patience: float = _START_SECONDS,
     ) -> None:
         """`prefix` is put before the command, to run it elsewhere (`ip netns exec …`); `call` asks it from there.
 
-        `module` is what is run: the command line itself, or a load test's wrapper around it.
+        `module` is what is run: the command line itself, or a load test's wrapper around it. `patience` is how many
+        seconds it may take to start.
         """
         self.data_dir = data_dir
         self.log_file = data_dir.with_name(data_dir.name + ".log")
@@ -60,6 +62,7 @@ class NodeProcess:
         ]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HUBMESH_", "HF_"))}
         self._call = call
+        self._patience = patience
         self._environment = inherited | {"NO_PROXY": "*"} | (environment or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
@@ -90,7 +93,7 @@ class NodeProcess:
         self._process = subprocess.Popen(
             self._command, cwd=_TOP, env=self._environment, stdout=self._log, stderr=self._log
         )
-        until = time.monotonic() + _START_SECONDS
+        until = time.monotonic() + self._patience
         while time.monotonic() < until:
             if self._process.poll() is not None:
                 raise RuntimeError(f"the node ended with {self._process.returncode}:\n{self.log()}")
@@ -98,7 +101,7 @@ class NodeProcess:
                 return
             time.sleep(0.02)
         self.stop()
-        raise RuntimeError(f"the node is not ready after {_START_SECONDS} s:\n{self.log()}")
+        raise RuntimeError(f"the node is not ready after {self._patience} s:\n{self.log()}")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End it (with SIGKILL if asked to, or if it does not stop); its exit status."""

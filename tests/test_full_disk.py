@@ -50,6 +50,7 @@ def test_no_room_is_507_and_harms_nothing(hub: HubProcess, small_disk: Path, bud
             time.sleep(0.1)
         assert body == kept
         assert node.get("/-/health") == b"alive\n"
+        assert "Traceback" not in node.log()
 
 
 def read(url: str) -> bytes | None:

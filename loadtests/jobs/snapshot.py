@@ -1,8 +1,12 @@
-"""`snapshot_download` of a repository of 300 small files from an origin 30 ms away: straight, cold and warm."""
+"""`snapshot_download` of a repository of 300 small files from an origin 30 ms away: straight, cold and warm.
+
+And from an answerer that does no work, on this machine: what the client needs by itself, which no server can better.
+"""
 
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -10,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 from loadtests.jobs.bench import Bench, make_file
 from loadtests.measure import Bar, Sample, Table, interleave
-from loadtests.rivals import cpu_seconds
+from loadtests.rivals import Rival, cpu_seconds, free_port
 
 REPO = "acme/many"
 _FILES, _LATENCY = 300, 0.03
@@ -41,10 +45,15 @@ def tables(bench: Bench) -> Iterator[Table]:
     try:
         with bench.node() as warm:
             _download(bench, warm.url, warm.pid)
+            port = free_port()
+            command = [sys.executable, "-m", "loadtests.answerer", str(port), warm.url, REPO]
+            answerer = bench.keep(Rival("answerer", port, command))
+            assert answerer is not None
             targets: dict[str, Callable[[], Sample]] = {
                 "straight": lambda: _download(bench, bench.hub.url, bench.hub.pid),
                 "hubmesh cold": cold,
                 "hubmesh warm": lambda: _download(bench, warm.url, warm.pid),
+                "recorded answers": lambda: _download(bench, answerer.url, answerer.pid),
             }
             title = f"snapshot_download of {_FILES} files, origin {_LATENCY * 1000:.0f} ms away"
             table = Table("snapshot", title, "seconds", interleave(bench.rounds, targets))
@@ -61,7 +70,7 @@ def _download(bench: Bench, endpoint: str, pid: int) -> Sample:
     home = bench.scratch("home")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUBMESH_"))}
     environment = kept | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
-    before = cpu_seconds(pid)
+    before, used = cpu_seconds(pid), _children_cpu()
     said = subprocess.run(
         [sys.executable, "-c", _SCRIPT.format(repo=REPO)],
         check=True,
@@ -69,6 +78,12 @@ def _download(bench: Bench, endpoint: str, pid: int) -> Sample:
         stdout=subprocess.PIPE,
         text=True,
     )
-    sample = Sample(float(said.stdout), cpu_seconds(pid) - before)
+    sample = Sample(float(said.stdout), cpu_seconds(pid) - before, _children_cpu() - used)
     shutil.rmtree(home, ignore_errors=True)
     return sample
+
+
+def _children_cpu() -> float:
+    """CPU seconds of the client's processes that have ended, their start included."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -57,6 +57,9 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        # Looking a series up by its labels costs more than counting in it.
+        self._origin_series: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._client_series: dict[tuple[str, int, str], tuple[Counter, Histogram]] = {}
         self._totals = _Totals(stats)
         self.registry.register(self._totals)
 
@@ -66,13 +69,25 @@ class Metrics:
 
     def origin_request(self, kind: str, status: int, seconds: float) -> None:
         """Count one request to the origin; status 0 when none came back."""
-        self._origin_requests.labels(kind, str(status)).inc()
-        self._origin_seconds.labels(kind).observe(seconds)
+        series = self._origin_series.get((kind, status))
+        if series is None:
+            series = self._origin_requests.labels(kind, str(status)), self._origin_seconds.labels(kind)
+            self._origin_series[kind, status] = series
+        series[0].inc()
+        series[1].observe(seconds)
 
     def client_request(self, route: str, status: int, outcome: str, first_byte_seconds: float) -> None:
         """Count one answered client."""
-        self._client_requests.labels(route, str(status), outcome).inc()
-        self._first_byte_seconds.labels(route, outcome).observe(first_byte_seconds)
+        key = route, status, outcome
+        series = self._client_series.get(key)
+        if series is None:
+            series = (
+                self._client_requests.labels(route, str(status), outcome),
+                self._first_byte_seconds.labels(route, outcome),
+            )
+            self._client_series[key] = series
+        series[0].inc()
+        series[1].observe(first_byte_seconds)
 
     def figures(self) -> dict[str, float]:
         """The counters and gauges by name; those with labels as ``name{label="value"}``."""

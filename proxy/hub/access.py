@@ -4,13 +4,15 @@ Holding a blob is no permission to hand it out. A file is open when the Hub gave
 others the Hub is asked with the client's own token, and its word is good for minutes.
 
 Gates stand before files, not before repositories: of a gated one anybody may read the info, and perhaps its card. So
-the info proves nothing about the files, and a card (README.md) nothing about other files.
+the info proves nothing about the files, unless it says that there is no gate, and a card (README.md) nothing about
+other files.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from typing import Any
 
 import msgspec
 
@@ -18,6 +20,7 @@ import msgspec
 OPEN_SECONDS = 3600.0
 # One that was not may be opened; asking costs one request.
 CLOSED_SECONDS = 300.0
+_NOTE_SECONDS = 30.0  # a proof that is newer by less is not worth a write
 _MAX_GRANTS = 10_000
 EVERYBODY = "*"  # who may see what was said to nobody in particular; stands where a token's key would
 _CARDS = ("readme.md", ".gitattributes")
@@ -32,17 +35,29 @@ def is_card(path: str) -> bool:
     return path.rpartition("/")[2].lower() in _CARDS
 
 
+def says_open(info: Any) -> bool:
+    """Whether an info answer, given to nobody in particular, says that anybody may have the repository's files."""
+    return (
+        isinstance(info, dict)
+        and info.get("private") is False
+        and info.get("gated") is False
+        and not info.get("disabled")
+    )
+
+
 class Publicness(msgspec.Struct, frozen=True):
     """When (seconds since the epoch; 0 for never) the Hub last told an anonymous request something of a repository.
 
-    `opened_at`: it gave a file. `closed_at`: it refused one. `hidden_at`: it did not know the repository at all.
-    `changed_at`: somebody wrote to it through us, and all that was told before may have changed.
+    `opened_at`: it gave a file, or said that there is no gate. `closed_at`: it refused a file. `hidden_at`: it did not
+    know the repository at all. `changed_at`: somebody wrote to it through us, and all that was told before may have
+    changed. `shown_at`: after it had been hidden, it was not.
     """
 
     opened_at: float = 0.0
     closed_at: float = 0.0
     hidden_at: float = 0.0
     changed_at: float = 0.0
+    shown_at: float = 0.0
 
     def is_open(self, open_at: float, now: float, *, may_ask: bool) -> bool:
         """Whether anybody may have a file that the Hub gave to an anonymous request at `open_at`.
@@ -61,7 +76,17 @@ class Publicness(msgspec.Struct, frozen=True):
 
     def is_hidden(self, now: float) -> bool:
         """Whether an anonymous request for anything would most likely be refused."""
-        return self.hidden_at > max(self.opened_at, self.changed_at) and now - self.hidden_at < CLOSED_SECONDS
+        known_at = max(self.opened_at, self.changed_at, self.shown_at)
+        return self.hidden_at > known_at and now - self.hidden_at < CLOSED_SECONDS
+
+    def told(self, said_at: float, *, is_open: bool) -> Publicness:
+        """After an answer to an anonymous request; `is_open`: it gave a file, or said that anybody may have all."""
+        told = self
+        if is_open and (self.is_closed(said_at) or said_at - self.opened_at > _NOTE_SECONDS):
+            told = msgspec.structs.replace(told, opened_at=said_at)
+        if told.is_hidden(said_at):  # not any more: whoever comes next is to ask as nobody again
+            told = msgspec.structs.replace(told, shown_at=said_at)
+        return told
 
 
 class Grants:

@@ -6,12 +6,15 @@ import calendar
 import re
 import time
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
 from mesh.content import Digest
 
+_SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}\Z"), re.compile(r"[0-9a-f]{40}\Z")
 _AMZ_DATE = re.compile(r"\d{8}T\d{6}Z\Z")
 # How long an address is good that does not say so: well below the hour that the Hub's are.
 _UNKNOWN_LIFE = 600.0
@@ -29,12 +32,17 @@ class FileMetadata(msgspec.Struct, frozen=True):
     @property
     def digest(self) -> Digest | None:
         """The blob's digest; None when the ETag is not one, as at some mirrors: then nothing can be proven."""
-        if len(self.etag) not in (40, 64):
-            return None
-        try:
-            return Digest("sha256" if len(self.etag) == 64 else "git-sha1", self.etag)
-        except ValueError:
-            return None
+        return _digest(self.etag)
+
+
+@lru_cache(1024)  # asked for several times in each request
+def _digest(etag: str) -> Digest | None:
+    if len(etag) not in (40, 64):
+        return None
+    try:
+        return Digest("sha256" if len(etag) == 64 else "git-sha1", etag)
+    except ValueError:
+        return None
 
 
 def bare_etag(field: str) -> str:
@@ -54,6 +62,29 @@ def direct(headers: Mapping[str, str]) -> FileMetadata | None:
     etag = headers.get("X-Linked-Etag") or headers.get("ETag", "")
     size = headers.get("X-Linked-Size") or headers.get("Content-Length", "")
     return _metadata(headers, etag, size) if etag and size.isdigit() else None
+
+
+def named(target: str) -> str:
+    """The bare ETag in the address that the Hub redirects to for a small file; empty in any other."""
+    path, _, query = target.partition("?")
+    return bare_etag(parse_qs(query).get("etag", [""])[-1]) if path.startswith("/api/resolve-cache/") else ""
+
+
+def listed(entry: Mapping[str, Any]) -> tuple[str, FileMetadata] | None:
+    """A file's path and what a tree or paths-info answer says of it; None for a folder, or for what we cannot read.
+
+    How the file's answers are labelled is not among it.
+    """
+    path, digest, size, lfs, xet_hash = (entry.get(name) for name in ("path", "oid", "size", "lfs", "xetHash"))
+    if entry.get("type") != "file" or (xet_hash and not lfs):
+        return None
+    if lfs:
+        digest, size = (lfs.get("oid"), lfs.get("size")) if isinstance(lfs, dict) else (None, None)
+    if not isinstance(path, str) or not isinstance(digest, str) or not isinstance(size, int):
+        return None
+    if size < 0 or not (_SHA256 if lfs else _SHA1).match(digest):
+        return None
+    return path, FileMetadata(digest, size, xet_hash=xet_hash if isinstance(xet_hash, str) else "")
 
 
 def _metadata(headers: Mapping[str, str], etag: str, size: str) -> FileMetadata:

@@ -60,7 +60,7 @@ def is_xet_header(name: str) -> bool:
 
 def strip_xet(document: Any, use: XetUse) -> Any:
     """Take `xetHash` out of the entries of a tree, paths-info or info answer, in place, but where Xet is spoken."""
-    for entry in _entries(document):
+    for entry in entries(document):
         size = entry.get("size")
         if not xet.is_spoken(use, size if isinstance(size, int) else 0):
             entry.pop("xetHash", None)
@@ -69,13 +69,14 @@ def strip_xet(document: Any, use: XetUse) -> Any:
 
 def xet_names(document: Any) -> Iterator[tuple[str, str]]:
     """(Xet hash, path) of the large files that a tree, paths-info or info answer speaks of."""
-    for entry in _entries(document):
+    for entry in entries(document):
         xet_hash, path = entry.get("xetHash"), entry.get("path", entry.get("rfilename"))
         if isinstance(xet_hash, str) and xet.is_hash(xet_hash) and isinstance(path, str):
             yield xet_hash, path
 
 
-def _entries(document: Any) -> Iterator[dict[str, Any]]:
+def entries(document: Any) -> Iterator[dict[str, Any]]:
+    """What a tree, paths-info or info answer lists."""
     if isinstance(document, dict):
         document = document.get("siblings")
     for entry in document if isinstance(document, list) else ():

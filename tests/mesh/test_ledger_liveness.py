@@ -196,4 +196,4 @@ class Swarm(RuleBasedStateMachine):
 
 
 TestSwarm = Swarm.TestCase
-TestSwarm.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestSwarm.settings = settings(max_examples=60, stateful_step_count=25)

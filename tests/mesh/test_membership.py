@@ -61,6 +61,21 @@ def test_all_agree_whatever_the_order_and_however_often(claims, rng):
     assert {c for c in one.snapshot(0.0)} == {c for c in two.snapshot(0.0)}
 
 
+@given(st.lists(CLAIMS, max_size=12), st.lists(st.floats(0, 2 * KEPT_SECONDS), max_size=3))
+def test_a_digest_stands_for_what_is_believed_however_one_came_to_it(claims, ticks):
+    one, two = members(), members()
+    one.merge(claims, 0.0)
+    for now in sorted(ticks):
+        one.tick(now)
+    believed = [c for c in one.snapshot(0.0) if c.state <= SUSPECT and c != one.me]
+    two.merge(believed, 0.0)
+    assert one.digest() == two.digest()
+    for some in believed:
+        other = members()
+        other.merge([c for c in believed if c != some], 0.0)
+        assert other.digest() != one.digest()
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.sampled_from(["gossip", "fail", "time"])), max_size=60),
     st.sets(st.integers(0, 3), max_size=2),

@@ -12,6 +12,7 @@ from proxy.catalog import Catalog
 from proxy.hub.access import Grants
 from proxy.hub.freshness import Freshness
 from proxy.hub.urls import ApiRoute, FileRoute, Repo, parse
+from proxy.listings import Listings
 from proxy.origin import Origin
 from proxy.passthrough import Passthrough
 from proxy.resolve import Client, ResolvedFile, Resolver
@@ -66,14 +67,15 @@ async def parts(
     figures = Figures()
     origin = Origin(url, metrics=figures, offline=offline, connect_timeout=2.0, answer_timeout=answer_timeout)
     catalog = Catalog(root / "catalog")
-    freshness, grants = Freshness(named), Grants(grant_life)
+    known = {"origin": origin, "catalog": catalog, "listings": Listings()}
+    known |= {"freshness": Freshness(named), "grants": Grants(grant_life)}
     try:
         yield Parts(
             figures,
             origin,
             catalog,
-            Resolver(origin=origin, catalog=catalog, freshness=freshness, grants=grants, patience=patience),
-            Api(origin=origin, catalog=catalog, freshness=freshness, grants=grants),
+            Resolver(**known, patience=patience),
+            Api(**known),
             Passthrough(origin=origin, catalog=catalog),
         )
     finally:

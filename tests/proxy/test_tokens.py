@@ -291,15 +291,36 @@ _THEN_HIDDEN = [
     *((name, who, *rest) for who in ("nobody", "bob") for name, *rest in _ASKED),
 ]
 
+# Shown to everybody for a while, and hidden again: who was told that it is gone is not told of it after that.
+_SHOWN_BETWEEN = [
+    ("list", "nobody", "", None, b""),
+    ("rule", "gated", frozenset()),
+    ("list", "nobody", "/paths-info/{sha}", 0, b"paths=config.json"),
+    ("rule", "private", frozenset({"carol"})),
+    ("list", "bob", "", None, b""),
+    ("list", "bob", "/paths-info/{sha}", 0, b"paths=config.json"),
+]
+
+# A gate that came between two commits: what was said of the older one opens nothing of the newer one.
+_THEN_GATED = [
+    ("rule", "public", frozenset({"alice"})),
+    *((name, who, *rest) for who in ("nobody", "alice") for name, *rest in _ASKED),
+    ("rule", "gated", frozenset({"alice"})),
+    ("commit",),
+    *(("list", "nobody", tail, 1, b"") for tail in ("/revision/{sha}", "/tree/{sha}?recursive=true")),
+    *(("read", who, "w.bin", 1, method, "") for who in ("alice", "bob", "nobody") for method in ("GET", "HEAD")),
+]
+
 
 @settings(
     max_examples=60,
-    deadline=None,
     phases=[Phase.explicit, Phase.generate],  # what else the node remembers is part of it: nothing to be shrunk
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @example(steps=_FIRST_HER)
 @example(steps=_THEN_HIDDEN)
+@example(steps=_SHOWN_BETWEEN)
+@example(steps=_THEN_GATED)
 @given(steps=st.lists(STEPS, min_size=12, max_size=50))
 def test_no_private_answer_reaches_another_token(hub: HubProcess, node: str, steps: list[tuple[Any, ...]]) -> None:
     world = World(hub, node)

@@ -1,9 +1,11 @@
 """Who may read what: openness proven by what nobody in particular was given, grants that end."""
 
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.hub.access import CLOSED_SECONDS, OPEN_SECONDS, Grants, Publicness, is_card
+from proxy.hub.access import CLOSED_SECONDS, OPEN_SECONDS, Grants, Publicness, is_card, says_open
 
 times = st.floats(0, 10_000)
 
@@ -40,6 +42,34 @@ def test_what_was_closed_is_tried_again_after_a_while():
     assert not shut.is_closed(1000 + CLOSED_SECONDS)
     assert not Publicness(opened_at=1002, closed_at=1000).is_closed(1003)
     assert not Publicness(changed_at=1002, closed_at=1000, hidden_at=1000).is_closed(1003)
+
+
+def test_what_was_hidden_and_is_told_again_is_not_hidden_any_more():
+    """Or what was told meanwhile would outlive the next refusal, which only an anonymous request can meet."""
+    hidden = Publicness(hidden_at=1000)
+    shown = hidden.told(1010, is_open=False)
+    assert hidden.is_hidden(1010)
+    assert not shown.is_hidden(1010)
+    assert shown.is_closed(1010)  # its files may still have a gate
+    assert not hidden.told(1010, is_open=True).is_closed(1010)
+    assert msgspec.structs.replace(shown, hidden_at=1020).is_hidden(1021)
+
+
+@pytest.mark.parametrize(
+    ("info", "is_open"),
+    [
+        ({"private": False, "gated": False, "disabled": False}, True),
+        ({"private": False, "gated": False}, True),
+        ({"private": False, "gated": "auto"}, False),
+        ({"private": False}, False),
+        ({"gated": False}, False),
+        ({"private": True, "gated": False}, False),
+        ({"private": False, "gated": False, "disabled": True}, False),
+        ([], False),
+    ],
+)
+def test_an_info_says_that_there_is_no_gate_in_so_many_words(info, is_open):
+    assert says_open(info) is is_open
 
 
 def test_a_grant_is_for_one_token_and_one_repository_and_ends():

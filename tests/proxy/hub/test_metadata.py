@@ -27,6 +27,31 @@ def test_a_small_file_is_told_by_the_answer_itself():
     assert metadata.direct({"ETag": f'"{SHA1}"', "Content-Length": "-1"}) is None
 
 
+def test_a_tree_tells_of_files():
+    small = {"type": "file", "path": "a/b.json", "oid": SHA1, "size": 12}
+    large = {**small, "size": 123, "lfs": {"oid": SHA256, "size": 123, "pointerSize": 135}, "xetHash": "ef" * 32}
+    assert metadata.listed(small) == ("a/b.json", metadata.FileMetadata(SHA1, 12))
+    assert metadata.listed(large) == ("a/b.json", metadata.FileMetadata(SHA256, 123, xet_hash="ef" * 32))
+    for strange in (
+        {"type": "directory"},
+        {"oid": SHA256},
+        {"oid": "G" * 40},
+        {"size": -1},
+        {"size": "12"},
+        {"path": None},
+        {"lfs": {"oid": SHA1, "size": 12}},
+        {"lfs": "x"},
+        {"xetHash": "ef" * 32},  # in a storage that is no LFS: what its ETag would be is not known
+    ):
+        assert metadata.listed({**small, **strange}) is None, strange
+
+
+def test_the_address_of_a_small_file_names_it():
+    assert metadata.named(f"/api/resolve-cache/models/a/b/c/d?%2Fa%2Fb=&etag=%22{SHA1}%22") == SHA1
+    assert metadata.named(f"/a/b/resolve/main/d?etag=%22{SHA1}%22") == ""
+    assert metadata.named("/api/resolve-cache/models/a/b/c/d") == ""
+
+
 @pytest.mark.parametrize("etag", ["", "abc", "g" * 40, "AB" * 32, "../" + "a" * 37])
 def test_what_is_no_digest_proves_nothing(etag):
     assert metadata.FileMetadata(etag, 1).digest is None

@@ -35,7 +35,7 @@ def unpack(xorb: bytes) -> list[bytes]:
     return chunks
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, SIZE - 1), st.integers(1, SIZE))
 def test_what_a_client_puts_together_is_the_file(start: int, length: int) -> None:
     stop = min(SIZE, start + length)
@@ -51,7 +51,6 @@ def test_what_a_client_puts_together_is_the_file(start: int, length: int) -> Non
     assert got[offset : offset + stop - start] == BLOB[start:stop]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1), st.data())
 def test_any_range_of_a_xorb_is_that_part_of_it(number: int, data: st.DataObject) -> None:
     size = Xorb(SIZE, number).stored_size
