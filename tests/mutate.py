@@ -89,14 +89,16 @@ MUTATIONS = [
         "repo, scope = str(route.repo), token_key(token) if token else EVERYBODY\n        self._catalog",
         "repo, scope = str(route.repo), EVERYBODY\n        self._catalog",
     ),
-    edit(16, ACCESS, 'and info.get("gated") is False', "", "tests/proxy/test_listings.py"),
+    edit(
+        16, ACCESS, 'and info.get("gated") is False', "", "tests/proxy/test_listings.py::test_a_listing_opens_no_gate"
+    ),
     Mutation(
         16,
         (
             (LISTINGS, "not kept.open_at or ", ""),
             (LISTINGS, "[path], kept.open_at", "[path], max(each.open_at for each in self._commits.values())"),
         ),
-        "tests/proxy/test_listings.py",
+        "tests/proxy/test_listings.py::test_an_open_commit_says_nothing_of_the_next_one",
     ),
     edit(17, RESOLVE, "if is_fresh and (known := ", "if False and (known := "),
     edit(
