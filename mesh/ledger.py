@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import islice
 
 from mesh import policy
 from mesh.books import Books, Node, with_slot
@@ -280,19 +281,21 @@ class Ledger:
         return self._books.spare if len(node.tasks) < policy.FEW else self._books.open
 
     def _on_offer(self, takers: int, wanted: int) -> int:
-        """What some of these nodes hold: of those who send nothing if there are such, or their lines stay idle."""
+        """What some of these nodes hold: of those who send nothing if there are such, or their lines stay idle.
+
+        All that is wanted, when it is little, or when a look at many of them finds nothing.
+        """
+        if wanted.bit_count() <= policy.FEW_PIECES:
+            return wanted
         start = int(self._random.random() * self._books.slots)
-        pieces, useful = 0, 0
         for some in (takers & self._books.idle & self._books.holding, takers):
-            for slot in members_from(some, start):
-                if new := self._books.at(slot).have & wanted:
-                    pieces |= new
-                    useful += 1
-                    if useful >= policy.FEW_TAKERS:
-                        return pieces
+            offers = (self._books.at(slot).have & wanted for slot in members_from(some, start))
+            pieces = 0
+            for offer in islice(filter(None, islice(offers, policy.MANY_TAKERS)), policy.FEW_TAKERS):
+                pieces |= offer
             if pieces:
                 return pieces
-        return pieces
+        return wanted
 
     def _order(self, node: Node, pieces: int) -> Iterator[int]:
         """Rarest first, equally rare ones from another start each time, so that nodes take different ones.

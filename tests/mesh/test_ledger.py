@@ -78,14 +78,14 @@ def test_a_source_is_not_sent_more_than_it_can_serve() -> None:
     assert {"n3", "n4", "n5"} <= set(ledger.waiting(1 << done.piece))
 
 
-def test_an_idle_line_is_used_before_a_busy_one_that_has_a_rarer_piece() -> None:
-    ledger = Ledger(2 * MIB)
-    ledger.report(hello("x", 2, held=0b01, wants=False), 0.0)
-    assert ledger.report(hello("a", 2, fetches=False), 0.0).tasks[0].sources == ("x",)
+def test_an_idle_line_is_used_before_a_busy_one_that_has_rarer_pieces() -> None:
+    ledger = Ledger(64 * MIB)
+    ledger.report(hello("x", 64, held=(1 << 32) - 1, wants=False), 0.0)
+    assert ledger.report(hello("a", 64, slots=1, fetches=False), 0.0).tasks[0].sources == ("x",)
     for source in ("y1", "y2", "y3"):
-        ledger.report(hello(source, 2, held=0b10, wants=False), 0.0)
-    plan = ledger.report(hello("b", 2, slots=1), 0.0)
-    assert [(task.piece, task.sources[0][0]) for task in plan.tasks] == [(1, "y")]
+        ledger.report(hello(source, 64, held=(1 << 64) - (1 << 32), wants=False), 0.0)
+    plan = ledger.report(hello("b", 64, slots=1), 0.0)
+    assert [(task.piece >= 32, task.sources[0][0]) for task in plan.tasks] == [(True, "y")]
 
 
 def test_of_two_nodes_the_one_that_is_behind_has_more() -> None:
