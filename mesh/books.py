@@ -52,6 +52,9 @@ class Node:
     under_way: int = 0  # the pieces of `tasks`
     leases: int = 0  # how many of `tasks` are leases
     uploads: policy.Uploads = field(default_factory=policy.Uploads)
+    shown: tuple[bool, bool, bool] = (False, False, False)  # whether its slot is in `open`, `spare` and `idle`
+    room: int = 0  # its part in the room of all
+    lacks: int = 0  # pieces that it wants and does not hold
     pace: policy.Mean = field(default_factory=policy.Mean)  # seconds until a piece from a peer is here
     avoid: dict[str, Avoided] = field(default_factory=dict)
     accusers: set[str] = field(default_factory=set)
@@ -63,10 +66,6 @@ class Node:
         return (self.wanted | self.urgent) & ~self.have & ~self.under_way
 
     @property
-    def is_done(self) -> bool:
-        return not (self.wanted | self.urgent) & ~self.have
-
-    @property
     def is_trusted(self) -> bool:
         return len(self.accusers) < policy.ACCUSERS
 
@@ -74,7 +73,8 @@ class Node:
 class Books:
     """Keeps sets and counts in step with each other. Decides nothing."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, piece_size: int) -> None:
+        self._room = policy.first_room(piece_size)
         self.all = (1 << count) - 1
         self.nodes: dict[str, Node] = {}
         self.holdings = Holdings(count)
@@ -83,9 +83,13 @@ class Books:
         self.leased = 0  # the same as a set
         self.open = 0  # slots of those who can take another upload
         self.spare = 0  # slots of those who can, for a node that has next to nothing to do
+        self.holding = 0  # slots of those who hold something
+        self.idle = 0  # slots of those who have no upload at all, and are not slow
         self.hungry = 0  # slots of those who asked and got nothing
         self.fetching_seeds = 0  # slots
         self.wanting = 0  # slots of those who miss something
+        self.lacks = 0  # pieces that nodes want and do not hold, all together
+        self.room = 0  # uploads that all who hold something can have outstanding
         self.freed = 0  # pieces that may be had now by more nodes than before
         self._names: list[str] = []  # by slot; empty for a free one
         self._vouched: set[int] = set()  # pieces whose digest was told by who brought them from the origin
@@ -113,7 +117,7 @@ class Books:
             raise ValueError(f"{name}: this swarm has {policy.MAX_NODES} nodes already")
         slot = self._names.index("") if len(self.nodes) < len(self._names) else len(self._names)
         self._names[slot : slot + 1] = [name]
-        node = self.nodes[name] = Node(slot, now)
+        node = self.nodes[name] = Node(slot, now, uploads=policy.Uploads(room=self._room))
         self.show(node)
         return node
 
@@ -124,11 +128,15 @@ class Books:
             return
         self.end_all(node)
         self.holdings.remove(node.slot)
+        self.room -= node.room
+        self.lacks -= node.lacks
         self._withdraw(name, node)
         self._names[node.slot] = ""
         others = ~(1 << node.slot)
         self.open &= others
         self.spare &= others
+        self.idle &= others
+        self.holding &= others
         self.hungry &= others
         self.fetching_seeds &= others
         self.wanting &= others
@@ -136,7 +144,10 @@ class Books:
     def note(self, node: Node) -> None:
         """After its wishes or its means have changed."""
         self.fetching_seeds = with_slot(self.fetching_seeds, node.slot, node.seed and node.can_fetch)
-        self.wanting = with_slot(self.wanting, node.slot, not node.is_done)
+        lacks = ((node.wanted | node.urgent) & ~node.have).bit_count()
+        self.lacks += lacks - node.lacks
+        node.lacks = lacks
+        self.wanting = with_slot(self.wanting, node.slot, lacks > 0)
 
     # --- pieces
 
@@ -146,11 +157,15 @@ class Books:
         if node.have & ~have:
             self.holdings.remove(node.slot)
         node.have = 0
+        self.holding &= ~(1 << node.slot)
         self.add(node, have)
 
     def add(self, node: Node, pieces: int) -> None:
         """The node holds these pieces (as well)."""
         node.have |= pieces
+        if not self.holding >> node.slot & 1 and node.have:
+            self.holding |= 1 << node.slot
+            self.show(node)
         if node.is_trusted:
             self.holdings.add(node.slot, pieces)
             self.freed |= pieces
@@ -195,11 +210,19 @@ class Books:
 
     def show(self, server: Node) -> None:
         """After its uploads changed: whether it can take another one."""
-        was_open = self.open >> server.slot & 1
-        self.open = with_slot(self.open, server.slot, server.uploads.is_open)
-        self.spare = with_slot(self.spare, server.slot, server.uploads.is_spare)
-        if server.uploads.is_open and not was_open:
+        uploads = server.uploads
+        room = int(uploads.room) if server.have else 0
+        self.room += room - server.room
+        server.room = room
+        state = (uploads.is_open, uploads.is_spare, uploads.is_idle)
+        if state == server.shown:
+            return
+        if state[0] and not server.shown[0]:
             self.freed |= server.have
+        server.shown = state
+        self.open = with_slot(self.open, server.slot, state[0])
+        self.spare = with_slot(self.spare, server.slot, state[1])
+        self.idle = with_slot(self.idle, server.slot, state[2])
 
     # --- trust
 

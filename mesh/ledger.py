@@ -7,9 +7,10 @@ The rules:
 
 1. A piece that nobody holds is fetched from the origin by one node at a time: its lease. Leases go to seeds while
    there are seeds that can fetch, else round those who ask, and no more at once than keep the origin busy.
-2. A piece that somebody holds comes from whoever will be done first: fewest uploads outstanding for its measured
-   speed. A source has only a few uploads at a time; who gets none waits, and soon there are more holders.
-3. First what a reader waits for, then leases, then what is rarest, copies under way included.
+2. A piece that somebody holds comes from whoever will be done first, an idle line before all others. A source has
+   only a few uploads at a time, and a node its share of them; who gets none waits, and soon there are more holders.
+3. First what a reader waits for, then leases, then what is rarest, copies under way included: of what some of those
+   hold whose lines are idle, if there are any.
 4. Nothing lasts for ever: leases end when the origin's bytes stop coming, tasks and nodes when nothing is heard.
 5. Nobody is believed without bound: who accuses many others is not heard, and who is said to miss pieces announces
    itself anew. A node for which no holder of a piece is of any use may lease it.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import islice
 
 from mesh import policy
 from mesh.books import Books, Node, with_slot
@@ -38,7 +40,7 @@ class Ledger:
         self.pieces = Pieces.of(size)
         self.is_alone = False
         self.expects_seed = False
-        self._books = Books(self.pieces.count)
+        self._books = Books(self.pieces.count, self.pieces.piece_size)
         self._window = policy.Window(self.pieces.piece_size)
         self._pace = policy.Mean()  # of all nodes: seconds until a piece from a peer is there
         self._service = policy.Mean()  # of all sources: seconds that a piece takes when nothing else is uploaded
@@ -83,12 +85,13 @@ class Ledger:
         each time; take as many as can be served.
         """
         books = self._books
-        pieces, books.freed = gained | books.freed, 0
+        pieces = books.freed = gained | books.freed
         for slot in members_from(books.hungry, int(self._random.random() * books.slots)):
             node = books.at(slot)
             useful = node.missing | (~self.held if node.seed and node.can_fetch else 0)
             if useful & pieces:
                 yield books.name(slot)
+        books.freed = 0
 
     # --- what happens
 
@@ -126,9 +129,10 @@ class Ledger:
         tasks: list[Task] = []
         free = node.slots - len(node.tasks)
         if free > 0:
-            tasks += self._from_peers(node, node.urgent, free, now)
+            share = self._share(node) - len(node.tasks)
+            tasks += self._from_peers(node, node.urgent, min(free, share), now)
             tasks += self._from_origin(name, node, free - len(tasks), now)
-            tasks += self._from_peers(node, node.wanted, free - len(tasks), now)
+            tasks += self._from_peers(node, node.wanted, min(free, share) - len(tasks), now)
         self._books.hungry = with_slot(self._books.hungry, node.slot, free > 0 and not tasks)
         must_wait = not node.tasks and (node.seed or bool(node.missing))
         return Plan(tuple(tasks), retry_after=1.0 if must_wait else policy.RETRY_SECONDS)
@@ -236,13 +240,14 @@ class Ledger:
 
     def _from_peers(self, node: Node, wanted: int, free: int, now: float) -> list[Task]:
         books, holdings = self._books, self._books.holdings
-        tasks: list[Task] = []
+        missing = wanted & node.missing & holdings.held
+        if not missing or free <= 0:
+            return []
         useful = ~(1 << node.slot)
         for slot, _ in books.avoided(node, now):
             useful &= ~(1 << slot)
-        missing = wanted & node.missing & holdings.held
-        if missing and free > 0:
-            missing &= self._on_offer(self._takers(node) & useful)
+        missing = self._on_offer(self._takers(node) & useful, missing)
+        tasks: list[Task] = []
         blocked = 0
         for piece in self._order(node, missing):
             takers = self._takers(node) & useful
@@ -252,30 +257,53 @@ class Ledger:
             if not sources:
                 blocked += 1
                 continue
-            seconds = self._patience(node, sources[0])
+            seconds = self._patience(node, sources)
             names = tuple(books.name(server.slot) for server in sources)
             books.assign(node, piece, names[0], now, seconds * len(sources) + 5.0)
             tasks.append(Task(piece, names, self.digests.get(piece, b""), seconds))
         return tasks
 
+    def _share(self, node: Node) -> int:
+        """How many tasks this node can have, so that all who miss something have some, and are done together.
+
+        Who is behind has more.
+        """
+        books = self._books
+        wanting = max(1, books.wanting.bit_count())
+        share = books.room / wanting
+        if not self._is_slow(node):
+            behind = node.lacks * wanting / max(1, books.lacks)
+            share *= min(policy.BEHIND, max(1 / policy.BEHIND, behind))
+        return max(policy.FEW, round(policy.FAIR + share))
+
     def _takers(self, node: Node) -> int:
         """Slots of the nodes that can take an upload to this one."""
         return self._books.spare if len(node.tasks) < policy.FEW else self._books.open
 
-    def _on_offer(self, takers: int) -> int:
-        """What these nodes hold, if they are few; else all, as nearly everything will be among it."""
-        if takers.bit_count() > policy.FEW_TAKERS:
-            return self._books.all
-        pieces = 0
-        for slot in members(takers):
-            pieces |= self._books.at(slot).have
-        return pieces
+    def _on_offer(self, takers: int, wanted: int) -> int:
+        """What some of these nodes hold: of those who send nothing if there are such, or their lines stay idle.
+
+        All that is wanted, when it is little, or when a look at many of them finds nothing.
+        """
+        if wanted.bit_count() <= policy.FEW_PIECES:
+            return wanted
+        start = int(self._random.random() * self._books.slots)
+        for some in (takers & self._books.idle & self._books.holding, takers):
+            offers = (self._books.at(slot).have & wanted for slot in members_from(some, start))
+            pieces = 0
+            for offer in islice(filter(None, islice(offers, policy.MANY_TAKERS)), policy.FEW_TAKERS):
+                pieces |= offer
+            if pieces:
+                return pieces
+        return wanted
 
     def _order(self, node: Node, pieces: int) -> Iterator[int]:
         """Rarest first, equally rare ones from another start each time, so that nodes take different ones.
 
         What many hold cannot become rare: of that, a reader has what it comes to first.
         """
+        if not pieces:
+            return
         common = self._books.holdings.common(policy.COMMON) if node.urgent else 0
         start = int(self._random.random() * self.pieces.count)
         for part in self._books.holdings.rarest_first(pieces & ~common):
@@ -285,25 +313,33 @@ class Ledger:
     def _sources(self, slots: int) -> list[Node]:
         """Some of these nodes, best first. The best of a few taken at random is nearly as good as the best of all."""
         found: list[Node] = []
-        while slots and len(found) < policy.TRIED:
-            slot = first_from(slots, int(self._random.random() * slots.bit_length()))
-            slots ^= 1 << slot
-            found.append(self._books.at(slot))
+        for some in (slots & self._books.idle, slots & ~self._books.idle):
+            while some and len(found) < policy.TRIED:
+                slot = first_from(some, int(self._random.random() * some.bit_length()))
+                some ^= 1 << slot
+                found.append(self._books.at(slot))
         return sorted(found, key=self._expected)[:MAX_SOURCES]
 
     def _expected(self, server: Node) -> float:
-        """Seconds until this source would be done with one more upload."""
-        service = server.uploads.service.value or self._pace.value / policy.FEWEST_UPLOADS or 0.01
+        """Seconds until this source would be done with one more upload.
+
+        What is measured depends on the receivers, too, and most of all on how much the source has to do: the busier,
+        the quicker it seems for each. So all count as equally quick but those that are much slower.
+        """
+        usual = self._service.value or self._pace.value / policy.FEWEST_UPLOADS or 0.01
+        service = server.uploads.service.value if server.uploads.is_slow else usual
         return service * (server.uploads.outstanding + 1)
 
-    def _patience(self, node: Node, server: Node) -> float:
-        """Seconds that a task is given."""
-        expected = max(self._expected(server), node.pace.value)
+    def _patience(self, node: Node, sources: list[Node]) -> float:
+        """Seconds that a task is given: what it may well take, or less where others can take over from a slow one."""
+        expected = max(self._expected(sources[0]), node.pace.value) if len(sources) == 1 else node.pace.value
         shortest = policy.SHORTEST + self.pieces.piece_size / policy.SLOW_RATE
         return min(policy.SLOWEST, max(shortest, policy.PATIENCE * expected))
 
     def _from_origin(self, name: str, node: Node, free: int, now: float) -> list[Task]:
         if free <= 0 or not node.can_fetch or now < self._settled_at:
+            return []
+        if self.held == self._books.all and not node.avoid:
             return []
         wanted, urgent = node.wanted, node.urgent
         lacking = ~node.have & ~node.under_way & ~self._books.leased & ~self._usable(node, now)
@@ -341,13 +377,15 @@ class Ledger:
 
     def _allowance(self, node: Node) -> int:
         """How many more leases a node can have now."""
-        if self.is_alone or self._books.wanting == 1 << node.slot:
+        if self.is_alone:
             return MAX_TASKS
         limit = self._window.limit
         if self._is_slow(node):
             limit //= 2  # others will ask, too, and have it sooner
-        fetchers = self._books.fetching_seeds or self._books.wanting
-        share = max(policy.SHARE, limit // max(1, fetchers.bit_count()))
+        fetchers = (self._books.fetching_seeds or self._books.wanting).bit_count()
+        if self._window.is_new and not node.seed:
+            fetchers = max(fetchers, policy.FIRST_SHARE)
+        share = max(1, limit // max(1, fetchers))
         return min(limit - len(self._books.leases), share - node.leases)
 
     def _is_slow(self, node: Node) -> bool:

@@ -18,14 +18,19 @@ BELIEVED_SECONDS = 10.0  # after an announcement
 MAX_NODES = 1 << 14  # in one swarm
 
 # Sources
-FEWEST_UPLOADS = 4  # outstanding for one source; as long as it is done with them quickly, more and more
+FEWEST_UPLOADS = 2  # outstanding for one source; as long as it is done with them quickly, more and more
+FIRST_UPLOADS = 8 << 20  # bytes outstanding for a new source
 MOST_UPLOADS = 32
 HARD = 2.0  # times that, for nodes with less than FEW tasks
-FEW = 4
-QUICK = 0.3  # from assignment to arrival
+FEW = 4  # tasks, that each node can have at least
+FAIR = 1.0  # tasks that each node may have beyond its share of all uploads: for what is on its way to the tracker
+BEHIND = 2.0  # times its share, at most, that a node has which misses more than others
+QUICK = 0.45  # from assignment to arrival
 SLUGGISH = 1.0  # the same
-TRIED = 4  # sources compared for each piece
-FEW_TAKERS = 16  # so many that it is worth while to see what they hold before looking for a piece
+TRIED = 8  # sources compared for each piece
+FEW_TAKERS = 16  # idle sources among whose pieces one is chosen
+MANY_TAKERS = 64  # looked at to find those
+FEW_PIECES = 16  # so few that they are looked for one by one
 BLOCKED_PIECES = 128  # looked at in vain until a plan is left as it is
 PATIENCE = 6.0  # times the time expected
 SHORTEST = 2.0  # that a task is given, besides the time that a slow line needs
@@ -45,7 +50,7 @@ MAX_AVOIDED = 64  # sources that one node avoids
 # The origin
 FIRST_BYTES = 8 << 20  # leased at first, to all together
 FEWEST_LEASES = 4
-SHARE = 2  # leases that each node can have, even if there are more nodes than leases to go round
+FIRST_SHARE = 4  # so many nodes have the first leases, as others will ask in a moment
 
 SLOW = 3.0  # times the pace of all: such a node leases only while few others do
 
@@ -72,6 +77,11 @@ class Uploads:
     outstanding: int = 0
     room: float = FEWEST_UPLOADS
     service: Mean = field(default_factory=Mean)  # seconds that a piece takes when nothing else is uploaded
+    is_slow: bool = False  # much slower than others
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.outstanding and not self.is_slow
 
     @property
     def is_open(self) -> bool:
@@ -91,10 +101,15 @@ class Uploads:
         # Quick ones leave the line idle until the next is assigned: then more are needed to fill it. On a slow line
         # more than one would hold those up who wait for them.
         # Where machines rather than lines are the limit, each more only makes all of them later.
-        is_slow = self.service.value > SLOW * usual > 0
-        fewest = 1 if is_slow or seconds > SLUGGISH else FEWEST_UPLOADS
+        self.is_slow = self.service.value > SLOW * usual > 0
+        fewest = 1 if self.is_slow or seconds > SLUGGISH else FEWEST_UPLOADS
         step = _STEP if seconds < QUICK else -_STEP if seconds <= SLUGGISH else -3 * _STEP
         self.room = min(MOST_UPLOADS, max(fewest, self.room + step))
+
+
+def first_room(piece_size: int) -> int:
+    """Uploads outstanding for a new source: of small pieces more, as one alone does not fill a line."""
+    return max(FEWEST_UPLOADS, FIRST_UPLOADS // piece_size)
 
 
 class Window:
@@ -113,6 +128,7 @@ class Window:
         self._rate = 0.0  # now, as the sum of what each node had of late
         self._steady = 0.0  # follows it up soon and down slowly
         self._seconds = self._LONGEST
+        self.is_new = True  # nothing has come yet
         self._looked_at = float("-inf")
 
     def flowed(self, rate: float, before: float, now: float) -> None:
@@ -124,6 +140,7 @@ class Window:
 
     def fulfilled(self, seconds: float) -> None:
         """A leased piece is there, so long after the lease began."""
+        self.is_new = False
         self._seconds = min(self._seconds, max(self._SHORTEST, 2 * seconds))
 
     @property

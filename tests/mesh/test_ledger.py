@@ -9,10 +9,10 @@ from mesh.ledger import Ledger
 from mesh.messages import HELD, MAX_TASKS, ORIGIN, Failure, Gain, Report
 from mesh.policy import (
     FEWEST_LEASES,
-    FEWEST_UPLOADS,
     HARD,
     LONGEST_LEASE,
     SETTLE_SECONDS,
+    first_room,
 )
 
 MIB = 1 << 20
@@ -33,7 +33,7 @@ def test_nodes_that_start_together_fetch_different_pieces() -> None:
     plans = {node: ledger.report(hello(node, 64), 0.0) for node in ("a", "b", "c")}
     leased = [task.piece for plan in plans.values() for task in plan.tasks]
     assert all(task.lease for plan in plans.values() for task in plan.tasks)
-    assert len(leased) == len(set(leased)) == 8  # as many as are leased at first, to all together
+    assert len(leased) == len(set(leased)) == 6  # no node has all that are leased at first: others will ask, too
 
 
 def test_a_node_that_is_alone_gets_all_it_asks_for_at_once() -> None:
@@ -52,7 +52,7 @@ def test_only_seeds_go_out_while_there_is_one_that_can() -> None:
     assert {task.piece for task in plan.tasks} == set(range(8))
     assert all(task.lease for task in plan.tasks)
     ledger.report(replace(seed, have=bytes(1), can_fetch=False), 0.2)
-    assert len(ledger.report(hello("a", 8), 0.3).tasks) == 8
+    assert ledger.report(hello("a", 8), 0.3).tasks[0].lease
 
 
 def test_what_a_reader_waits_for_comes_first_then_what_is_rare() -> None:
@@ -68,14 +68,35 @@ def test_what_a_reader_waits_for_comes_first_then_what_is_rare() -> None:
 def test_a_source_is_not_sent_more_than_it_can_serve() -> None:
     ledger = Ledger(16 * MIB)
     ledger.report(hello("x", 16, held=(1 << 16) - 1, wants=False), 0.0)
-    plans = [ledger.report(hello(f"n{i}", 16, fetches=False), 0.0) for i in range(4)]
-    assert len(plans[0].tasks) == FEWEST_UPLOADS
+    plans = [ledger.report(hello(f"n{i}", 16, fetches=False), 0.0) for i in range(6)]
+    assert len(plans[0].tasks) == first_room(MIB)
     assert len(plans[1].tasks) > 0, "who has nothing to do does not wait for those who came first"
-    assert sum(len(plan.tasks) for plan in plans) == FEWEST_UPLOADS * HARD
+    assert sum(len(plan.tasks) for plan in plans) == first_room(MIB) * HARD
     done = plans[0].tasks[0]
     again = ledger.report(Report(node="n0", wanted=((0, 16),), slots=8, gained=(Gain(done.piece, "x"),)), 1.0)
-    assert len(again.tasks) == 1
-    assert {"n2", "n3"} <= set(ledger.waiting(1 << done.piece))
+    assert not again.tasks, "nor for those who have more"
+    assert {"n3", "n4", "n5"} <= set(ledger.waiting(1 << done.piece))
+
+
+def test_an_idle_line_is_used_before_a_busy_one_that_has_rarer_pieces() -> None:
+    ledger = Ledger(64 * MIB)
+    ledger.report(hello("x", 64, held=(1 << 32) - 1, wants=False), 0.0)
+    assert ledger.report(hello("a", 64, slots=1, fetches=False), 0.0).tasks[0].sources == ("x",)
+    for source in ("y1", "y2", "y3"):
+        ledger.report(hello(source, 64, held=(1 << 64) - (1 << 32), wants=False), 0.0)
+    plan = ledger.report(hello("b", 64, slots=1), 0.0)
+    assert [(task.piece >= 32, task.sources[0][0]) for task in plan.tasks] == [(True, "y")]
+
+
+def test_of_two_nodes_the_one_that_is_behind_has_more() -> None:
+    def tasks(held: int) -> int:
+        ledger = Ledger(64 * MIB)
+        for source in range(8):
+            ledger.report(hello(f"x{source}", 64, held=(1 << 64) - 1, wants=False), 0.0)
+        ledger.report(hello("other", 64, held=(1 << 32) - 1, slots=0), 0.0)
+        return len(ledger.report(hello("a", 64, held=held, slots=48), 0.0).tasks)
+
+    assert tasks(0) > tasks((1 << 32) - 1) > tasks((1 << 48) - 1) > 0
 
 
 def test_a_failed_source_is_left_alone_for_a_while_and_a_liar_for_ever() -> None:
