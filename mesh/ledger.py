@@ -43,6 +43,7 @@ class Ledger:
         self._pace = policy.Mean()  # of all nodes: seconds until a piece from a peer is there
         self._service = policy.Mean()  # of all sources: seconds that a piece takes when nothing else is uploaded
         self._settled_at = float("-inf")
+        self._began_at: float | None = None
         self._random = random.Random(seed)
 
     # --- what can be asked
@@ -101,6 +102,7 @@ class Ledger:
         if report.node not in self and report.have is None:
             return Plan(resync=True, retry_after=0.0)
         node = self._books.enter(report.node, now)
+        self._began_at = now if self._began_at is None else self._began_at
         if report.have is not None:
             self._announced(node, report, PieceSet.from_bytes(self.pieces.count, report.have).bits, now)
         self._progressed(node, report.fetched, now)
@@ -314,7 +316,7 @@ class Ledger:
                 urgent |= other.urgent & ~other.have
         elif self._books.fetching_seeds or self.expects_seed:
             lacking &= self.held  # what the seeds will not fetch again
-        free = min(free, self._allowance(node))
+        free = min(free, self._allowance(node, now))
         tasks: list[Task] = []
         at_least = 1 if len(self._books.leases) < self._window.limit + policy.FEWEST_LEASES else 0
         for part, count in ((urgent & lacking, max(at_least, free)), (wanted & ~urgent & lacking, free)):
@@ -339,9 +341,11 @@ class Ledger:
                 usable &= ~(1 << piece)
         return usable
 
-    def _allowance(self, node: Node) -> int:
+    def _allowance(self, node: Node, now: float) -> int:
         """How many more leases a node can have now."""
-        if self.is_alone or self._books.wanting == 1 << node.slot:
+        # Where many ask in the same instant one is the first: what it leases then, all others have from its line.
+        is_gathered = self._began_at is not None and now - self._began_at >= policy.GATHER_SECONDS
+        if self.is_alone or (is_gathered and self._books.wanting == 1 << node.slot):
             return MAX_TASKS
         limit = self._window.limit
         if self._is_slow(node):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 LEASE_SECONDS = 30.0  # without a byte from the origin
 LONGEST_LEASE = 300.0  # without a whole piece from it, whatever a node says of its progress
 NODE_SECONDS = 20.0  # without a report
+GATHER_SECONDS = 1.0  # from the first report on, in which who wants a blob alone leases no more than any other
 SETTLE_SECONDS = 1.0  # for announcements after a change of tracker, before new leases
 RETRY_SECONDS = 5.0
 ANNOUNCE_SECONDS = 5.0  # for a node that is said to miss what it announced to announce itself anew

@@ -10,6 +10,7 @@ from mesh.messages import HELD, MAX_TASKS, ORIGIN, Failure, Gain, Report
 from mesh.policy import (
     FEWEST_LEASES,
     FEWEST_UPLOADS,
+    GATHER_SECONDS,
     HARD,
     LONGEST_LEASE,
     SETTLE_SECONDS,
@@ -41,6 +42,15 @@ def test_a_node_that_is_alone_gets_all_it_asks_for_at_once() -> None:
     ledger.is_alone = True
     plan = ledger.report(hello("a", 64, slots=48), 0.0)
     assert [task.piece for task in plan.tasks] == list(range(48))
+
+
+def test_who_asks_first_of_many_leaves_leases_for_the_others_and_gets_all_when_none_come() -> None:
+    ledger = Ledger(64 * MIB)
+    first = ledger.report(hello("a", 64, slots=48), 0.0)
+    assert len(first.tasks) == 8
+    rest = replace(hello("a", 64, slots=40), have=None)
+    assert len(ledger.report(rest, 0.9 * GATHER_SECONDS).tasks) == 0
+    assert len(ledger.report(rest, GATHER_SECONDS).tasks) == 40
 
 
 def test_only_seeds_go_out_while_there_is_one_that_can() -> None:
