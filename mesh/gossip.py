@@ -85,7 +85,7 @@ class Gossip:
         self._accused: set[str] = set()  # those we found silent: asked again until that is settled
         self._strain = 0
         self._late_at = float("-inf")
-        self._news_at = float("-inf")
+        self._news_at = self._told_at = float("-inf")
         self._is_met = False
         self._is_doubled = False
 
@@ -119,7 +119,7 @@ class Gossip:
         else:
             self._take(message, _host(remote))
             self.members.heard(sender.node_id, self._clock())
-        return self._message(with_claims=message.digest != self.members.digest())
+        return self._message(with_claims=message.digest != self.members.digest() and self._may_tell())
 
     async def join(self, address: Address, *, named_seed: bool = False) -> str:
         """Exchange with whoever is at an address, and return its node id (which may be our own).
@@ -166,7 +166,8 @@ class Gossip:
         is_news = now - self._news_at < _NEWS_ROUNDS * self._interval
         # On a machine that has more to do than it can, rounds only add to that.
         strain = 1.0 + self._strain / 2
-        return self._interval * crowd * strain * (_HASTE if is_news and not self._strain else 0.9)
+        haste = min(0.9, _HASTE * crowd) if is_news and not self._strain else 0.9  # news of many come all the time
+        return self._interval * crowd * strain * haste
 
     def _chosen(self) -> list[Member]:
         """Whom to ask in this round: the next in turn (two while there are few), whom we accuse, one that is gone."""
@@ -188,7 +189,9 @@ class Gossip:
             patience = _PATIENCE * (1 + self._strain)
             answered = await self._exchange(member.address, expected, member.named_seed, patience)
         except TimeoutError as error:
-            if self._late_at < asked_at:
+            is_silent = not self.members.was_heard(member.node_id, asked_at)  # or it has other things to do first
+            self._strain = min(_MAX_STRAIN, self._strain + 1)  # it may be our fault
+            if self._late_at < asked_at and is_silent:
                 self._accuse(member.node_id, error)
         except (OSError, MeshError, ValueError) as error:
             log.debug("no exchange with %s: %s", member.node_id, error)
@@ -211,7 +214,7 @@ class Gossip:
         self.members.heard(node_id, self._clock(), address)
         if named_seed:
             self._tell(self.members.name_seed(node_id, address))
-        if message.digest != self.members.digest():  # we know what it does not
+        if message.digest != self.members.digest() and self._may_tell():  # we know what it does not
             answer = await asyncio.wait_for(self._ask(address, self._message(with_claims=True), node_id), patience)
             message = self._decode(answer)
             if message.sender.node_id == node_id:
@@ -220,6 +223,14 @@ class Gossip:
         if message.digest == self.members.digest():
             self.ready.set()
         return node_id
+
+    def _may_tell(self) -> bool:
+        """Whether to send all we know: under strain only now and then, as lists of hundreds are most of the work."""
+        now = self._clock()
+        if self._strain and now - self._told_at < self._strain * self._interval:
+            return False
+        self._told_at = now
+        return True
 
     def _accuse(self, node_id: str, error: Exception) -> None:
         self._accused.add(node_id)

@@ -149,6 +149,7 @@ class _Record:
     reached: Address | None = None  # an address that works, whatever others say
     accused: int = 0  # times in a row that we suspected it and it refuted
     calm_until: float = 0.0  # no new suspicion from us before
+    heard_at: float = float("-inf")  # when it last spoke to us, of whatever
     member: Member | None = None  # what all this amounts to, until it changes
 
 
@@ -228,6 +229,7 @@ class Members:
         """
         if (record := self._records.get(node_id)) is None:
             return
+        record.heard_at = now
         if record.claim.state == State.SUSPECT:
             record.since = now
         if address is not None:
@@ -235,6 +237,11 @@ class Members:
             if record.reached != address:
                 record.reached = address
                 self._touch(record)
+
+    def was_heard(self, node_id: str, since: float) -> bool:
+        """Whether a node has spoken to us since then."""
+        record = self._records.get(node_id)
+        return record is not None and record.heard_at > since
 
     def failed(self, node_id: str, now: float, *, is_refused: bool = False) -> list[Change]:
         """A call to a node failed; `is_refused` if its machine said that nobody listens there."""

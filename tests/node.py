@@ -150,6 +150,9 @@ class NodeProcess:
             said = json.loads((self.data_dir / "node.json").read_text())
             self.url, self.mesh = f"http://{said['listen']}", said["mesh_listen"]
             self.get("/-/ready")
+        except urllib.error.HTTPError as error:
+            error.close()  # not ready; its socket would stay open as long as the error
+            return False
         except (OSError, ValueError, urllib.error.URLError):
             return False
         return True

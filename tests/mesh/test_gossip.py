@@ -81,6 +81,37 @@ async def test_lists_travel_only_while_there_is_news():
         assert {claim.host for claim in nodes[0].members.snapshot(0.0)} == {""}
 
 
+async def test_on_a_busy_machine_nobody_is_accused_who_speaks_and_lists_are_rare():
+    """Or a mesh of hundreds on few cores would spend them on suspicions, and on lists that say who refuted them."""
+    now = [0.0]
+    members = Members(Claim("a", 1, State.ALIVE, "", 1, "peer", "1"))
+    members.merge([Claim(name, 1, State.ALIVE, "10.0.0.1", 1, "peer", "1") for name in ("busy", "silent")], 0.0)
+    asked = set()
+
+    async def ask(address, body, node_id):
+        asked.add(node_id)
+        now[0] += 0.001
+        if node_id == "busy":
+            gossip.heard(node_id)  # it delivers a piece, say
+        raise TimeoutError
+
+    tasks = Tasks()
+    gossip = Gossip(members, ask, tasks, interval=0.0, clock=lambda: now[0])
+    question = msgspec.msgpack.encode(["", SENDER_CLAIM, b"x", []])
+
+    def is_answered_with_a_list():
+        return bool(gossip._decode(gossip.handle(question, "127.0.0.1")).claims)
+
+    assert [is_answered_with_a_list() for _ in range(3)] == [True] * 3
+    gossip.start()
+    await until(lambda: asked >= {"busy", "silent"} and members.get("silent").state != State.ALIVE)
+    await tasks.close()
+    assert members.get("busy").state == State.ALIVE
+    gossip._interval = 1.0
+    now[0] += 60.0
+    assert [is_answered_with_a_list() for _ in range(3)] == [True, False, False]
+
+
 async def test_ready_with_the_first_answer_or_when_none_comes():
     async with mesh("a") as (a,):
         await asyncio.wait_for(a.gossip.ready.wait(), 5)  # nobody to wait for

@@ -1,0 +1,136 @@
+"""A swarm of real nodes in trouble: whoever dies, the origin gone, the network in two halves."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from loadtests.network import Site
+from mesh.placement import ranked
+from tests.http import Answer, ask
+from tests.hub.process import HubProcess
+from tests.netns import Host, Unsupported, network
+from tests.node import NodeProcess
+
+MIB = 1 << 20
+REPO, FILE = "acme/tiny", "model.safetensors"
+CONTENT = random.Random(5).randbytes(10 * MIB + 77)
+DIGEST = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+FROM_ORIGIN = "hubmesh_origin_received_bytes_total"
+LIMIT = 60.0  # seconds until what is waited for counts as never
+
+
+def until(is_so: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + LIMIT
+    while not is_so():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+
+
+def meet(nodes: list[NodeProcess]) -> None:
+    until(lambda: all(node.metric("hubmesh_peers") == len(nodes) - 1 for node in nodes), "they do not find each other")
+
+
+@pytest.fixture
+def nodes(hub: HubProcess, tmp_path: Path) -> Iterator[list[NodeProcess]]:
+    """Four, without a seed; the first is the one that leads the swarm of CONTENT. They send slowly."""
+    hub.folder.commit(REPO, {FILE: CONTENT})
+    with ExitStack() as stack:
+        contacts: list[str] = []
+        started = []
+        for number in range(4):
+            node = NodeProcess(tmp_path / f"node-{number}", hub.url, "--max-upload", "2MB/s", *contacts)
+            started.append(stack.enter_context(node))
+            contacts = ["--seed", started[0].mesh]
+        meet(started)
+        hub.reset()
+        by_id = {str(node.status()["node_id"]): node for node in started}
+        yield [by_id[name] for name in ranked(DIGEST, by_id)]
+
+
+def begin(pool: ThreadPoolExecutor, nodes: list[NodeProcess]) -> list[Future[Answer]]:
+    return [pool.submit(ask, f"{node.url}/{REPO}/resolve/main/{FILE}") for node in nodes]
+
+
+def ask_again(url: str) -> Answer:
+    """As clients do it: a 429 means later."""
+    answers = (ask(url) for _ in range(5))
+    return next(answer for answer in answers if answer.status != 429)
+
+
+@pytest.mark.parametrize("victim", [0, 3], ids=["tracker", "holder"])
+def test_who_dies_on_the_way_costs_what_it_alone_had(hub: HubProcess, nodes: list[NodeProcess], victim: int) -> None:
+    hub.turn(bandwidth=4 * MIB)
+    others = [node for node in nodes if node is not nodes[victim]]
+    with ThreadPoolExecutor(4) as pool:
+        answers = begin(pool, nodes)
+        until(lambda: int(hub.stats()["total_bytes"]) >= 5 * MIB, "nothing comes from the Hub")
+        nodes[victim].kill()
+        del answers[victim]
+        assert all(answer.result().body == CONTENT for answer in answers)
+    # Those who live have fetched nothing twice: all that came in twice is what the dead one had brought.
+    assert sum(node.metric(FROM_ORIGIN) for node in others) <= len(CONTENT)
+
+
+def test_one_copy_between_all_is_enough_when_the_origin_goes(hub: HubProcess, nodes: list[NodeProcess]) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        answers = begin(pool, nodes)
+        until(lambda: sum(node.metric(FROM_ORIGIN) for node in nodes) >= len(CONTENT), "the Hub sends too little")
+        hub.turn(dark="close")
+        assert not all(answer.done() for answer in answers), "it went too late to matter"
+        assert all(answer.result().body == CONTENT for answer in answers)
+    assert hub.stats()["total_bytes"] == len(CONTENT)
+
+
+@pytest.mark.slow
+def test_two_halves_cost_a_copy_each_and_are_one_swarm_when_healed(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        try:
+            net = stack.enter_context(network(8, prefix="10.214.0"))
+        except Unsupported as reason:
+            pytest.skip(str(reason))
+        first, second = net.hosts[:4], net.hosts[4:]
+        # The Hub is within reach of both halves: it has a front in each.
+        fronts = [
+            HubProcess(tmp_path / "hub", host=half[0].ip, prefix=tuple(half[0].command())) for half in (first, second)
+        ]
+        fronts[0].folder.commit(REPO, {FILE: CONTENT})
+        nodes: list[NodeProcess] = []
+        for half, front in zip((first, second), fronts, strict=True):
+            stack.enter_context(front)
+            for host in half[1:]:
+                contacts = ("--seed", nodes[0].mesh) if nodes else ()
+                nodes.append(stack.enter_context(_node(tmp_path / host.namespace, front, host, *contacts)))
+        meet(nodes)
+        places = [Site(host.ip, host.namespace) for host in (*first[1:], *second[1:])]
+
+        def total() -> list[int]:
+            asked = zip(fronts, (first, second), strict=True)
+            return [int(Site(half[0].ip, half[0].namespace).call(front.stats)["total_bytes"]) for front, half in asked]
+
+        net.split(second)
+        with ThreadPoolExecutor(6) as pool:
+            answers = [
+                pool.submit(place.call, partial(ask_again, f"{node.url}/{REPO}/resolve/main/{FILE}"))
+                for node, place in zip(nodes, places, strict=True)
+            ]
+            until(lambda: min(total()) >= len(CONTENT) // 2, "a half gets nothing from the Hub")
+            net.heal()
+            assert all(answer.result().body == CONTENT for answer in answers)
+        # Two copies. The half that lost its tracker may fetch some pieces twice until all in it know who leads instead.
+        assert sum(total()) < 2.5 * len(CONTENT)
+        meet(nodes)
+
+
+def _node(folder: Path, front: HubProcess, host: Host, *flags: str) -> NodeProcess:
+    flags = (*flags, "--max-upload", "1MB/s")
+    place = Site(host.ip, host.namespace)
+    return NodeProcess(folder, front.url, *flags, mesh_host=host.ip, prefix=place.prefix, call=place.call)
