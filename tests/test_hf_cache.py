@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -18,8 +19,7 @@ from blake3 import blake3
 from mesh.adopt import take
 from mesh.content import Digest, Pieces
 from mesh.errors import StoreUnusable
-from mesh.mapping import Mappings
-from mesh.outflow import _Windows
+from mesh.outflow import Held, send_some
 from proxy.hf_cache import scan
 from tests.http import ask
 from tests.hub.process import HubProcess
@@ -182,13 +182,15 @@ def test_a_file_written_to_while_it_is_read(tmp_path: Path) -> None:
     assert taken is not None
     if taken.stamp is None:
         pytest.skip("this file system clones files: there is nothing to notice")
-    with staged.open("rb") as ours:
-        windows = _Windows(Mappings(), ours.fileno(), taken.stamp)
-        assert bytes(windows.view(0, 100)) == BIG[:100]
+    mine, client = socket.socketpair()
+    with staged.open("rb") as ours, mine, client:
+        source = Held(ours.fileno(), len(BIG), taken.stamp)
+        assert send_some(mine, source, 0, 100) == 100
+        assert client.recv(200) == BIG[:100]
         with file.open("r+b") as theirs:
             theirs.write(b"x")
         with pytest.raises(StoreUnusable):
-            windows.view(100, 200)
+            send_some(mine, source, 100, 200)
 
 
 def test_a_file_system_that_clones(tmp_path: Path) -> None:
