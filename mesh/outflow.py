@@ -3,8 +3,8 @@
 The loop sends the header; a pool thread then sends the file straight to the socket. A thread leaves a socket that would
 block after a short while, and the loop waits for it instead: slow readers cost no thread.
 
-The file's pages go out as they are, by sendfile(2): against sending from a mapping that costs a fifth to a third less CPU
-time (docs/benchmarks.md).
+The file's pages go out as they are, by sendfile(2): against sending from a mapping that costs a fifth to a third less
+CPU time (docs/benchmarks.md).
 """
 
 from __future__ import annotations

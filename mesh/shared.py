@@ -2,7 +2,7 @@
 
 Every write moves a file's time of modification. So the time it had when its bytes were proven is kept, and bytes of
 such a file count only if it is still the same *after* they were copied out: what was read before was proven then.
-Sending straight from the page cache, would leave a gap between the look and the sending.
+Sending straight from the page cache would leave a gap between the look and the sending.
 """
 
 from __future__ import annotations
