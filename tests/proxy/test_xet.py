@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import contextlib
 import http.client
 import json
 import os
@@ -254,8 +255,8 @@ def test_nobody_completes_a_file_of_which_a_byte_was_wrong(filled: HubProcess, n
     assert ask(url, Range=wanted).body[8:28] != MODEL[:20], "the origin's word, as for any range"
     first = ask(url, Range=f"bytes={MIB + 8 * 8}-").body
     assert first[8:28] == MODEL[MIB : MIB + 20]
-    with pytest.raises(http.client.IncompleteRead):
-        ask(url.replace("/0?", "/1?"))
+    with contextlib.suppress(http.client.IncompleteRead):  # broken off, or refused when the proof has failed before
+        assert ask(url.replace("/0?", "/1?")).status >= 400
     assert ask(url, Range=wanted).status == 403
     assert reconstruction(said, xet_hash).status == 401
     until = time.monotonic() + 10
