@@ -13,6 +13,7 @@ import asyncio
 import os
 import select
 import socket
+import sys
 from collections.abc import Callable
 from collections.abc import Mapping as Fields
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from mesh.limiter import Limiter
 from mesh.shared import Stamp
 
 SMALL = 256 << 10  # sent by the loop itself: a thread would cost more than it saves
-_WINDOW = 512 << 10  # bytes for one send
+_WINDOW = 4 << 20  # bytes for one send
 _TLS_WINDOW = 256 << 10  # bytes encrypted at once: a millisecond in which the loop does nothing else
 _QUANTUM = 32 << 20  # bytes until a thread lets others have a turn
 _LINGER_MS = 20  # a reader about as fast as we are is waited for in the thread
@@ -174,6 +175,7 @@ class Outflow:
         began = position
         poll = select.poll()
         poll.register(sock, select.POLLOUT)
+        _cork(sock, True)
         try:
             while position < end:
                 try:
@@ -186,6 +188,7 @@ class Outflow:
                 if self._limiter is not None:
                     self._limiter.take(count)
         finally:
+            _cork(sock, False)
             self._sent(position - began)
         return position, False
 
@@ -200,6 +203,12 @@ def send_some(sock: socket.socket, source: Source, position: int, end: int) -> i
     if not count:
         raise OSError("the file is shorter than it was")
     return count
+
+
+def _cork(sock: socket.socket, is_corked: bool) -> None:
+    """Have the kernel send full segments only, or what is left (TCP_CORK in tcp(7)): windows would end in short ones."""
+    if sys.platform == "linux":
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, is_corked)
 
 
 def _read_cached(fd: int, start: int, stop: int) -> bytearray | bytes | None:
