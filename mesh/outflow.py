@@ -206,7 +206,7 @@ def send_some(sock: socket.socket, source: Source, position: int, end: int) -> i
 
 
 def _cork(sock: socket.socket, is_corked: bool) -> None:
-    """Have the kernel send full segments only, or what is left (TCP_CORK in tcp(7)): windows would end in short ones."""
+    """Have the kernel send full segments only, or the last (TCP_CORK in tcp(7)): windows would end in short ones."""
     if sys.platform == "linux":
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, is_corked)
 
