@@ -28,8 +28,13 @@ _FETCHERS = 2
 
 
 def _serve(client: socket.socket, source: str, size: int, folder: Path) -> None:
-    while b"\r\n\r\n" not in client.recv(64 << 10):
-        pass
+    asked = b""
+    while b"\r\n\r\n" not in asked:
+        part = client.recv(64 << 10)
+        if not part:  # it only looked whether somebody listens
+            client.close()
+            return
+        asked += part
     pieces: list[Future[memoryview]] = [Future() for _ in range(-(-size // PIECE))]
     numbers, room = itertools.count(), queue.SimpleQueue[bytearray]()
     for _ in range(_AHEAD):

@@ -39,6 +39,7 @@ REPO, FILE = "acme/model", "model.safetensors"
 OUTPUT = Path(".build")
 _READ = 256 << 10
 _ON_THE_WIRE = 1514 / 1448  # bytes of Ethernet frames, which the links' limits count, for each byte of a TCP stream
+_MOST_RETRIES = 5  # as in huggingface_hub.utils.http_backoff
 _STARTERS = 4  # nodes that start at the same time
 _START_SECONDS = 120.0  # for a node to be ready, and for all to find each other
 
@@ -53,6 +54,7 @@ class Download:
     sha256: str = ""
     error: str = ""
     longest_wait: float = 0.0  # for a byte
+    retries: int = 0  # after a 429
     progress: list[tuple[float, int]] = field(default_factory=list)
 
 
@@ -83,7 +85,7 @@ class Result:
 
 
 def download(url: str, node: int, site: Site, start: threading.Barrier, began: list[float]) -> Download:
-    """What an impatient client does: 10 s without a byte and it gives up."""
+    """What the Hub's clients do: 10 s without a byte and they give up, after a 429 they come again."""
     result = Download(node)
     site.enter()
     hasher = hashlib.sha256()
@@ -94,8 +96,14 @@ def download(url: str, node: int, site: Site, start: threading.Barrier, began: l
     began_at = heard_at = began[0] = began[0] or time.monotonic()
     connection = http.client.HTTPConnection(parts.netloc, timeout=10)
     try:
-        connection.request("GET", parts.path, headers={"User-Agent": "hf_hub/2.4.0; swarm"})
-        response = connection.getresponse()
+        while True:
+            connection.request("GET", parts.path, headers={"User-Agent": "hf_hub/2.4.0; swarm"})
+            response = connection.getresponse()
+            if response.status != 429 or result.retries == _MOST_RETRIES:
+                break
+            response.read()
+            result.retries += 1
+            time.sleep(float(response.headers["Retry-After"]))
         if response.status != 200:
             result.error = f"HTTP {response.status} {response.read(300)!r}"
         else:
@@ -282,7 +290,8 @@ def report(result: Result) -> str:
         f"origin bytes ÷ one copy:   {result.copies:.3f}",
         f"origin requests:           {result.origin_requests}",
         f"last node: {result.last:.2f} s, median {result.median:.2f} s" + _ratios(result),
-        f"longest wait of a client for a byte: {max(waits):.1f} s, median of all {statistics.median(waits):.1f} s",
+        f"longest wait of a client for a byte: {max(waits):.1f} s, median of all {statistics.median(waits):.1f} s; "
+        f"told to come again (429): {sum(d.retries > 0 for d in result.downloads)} clients",
         f"CPU: {statistics.mean(result.node_cpu):.2f} s a node, {sum(result.node_cpu):.1f} s in all; "
         f"clients {result.client_cpu:.1f} s, stand-in Hub {result.hub_cpu:.1f} s",
         f"share of uploads per node: smallest {shares[0]:.1%}, median {statistics.median(shares):.1%}, "

@@ -14,6 +14,7 @@ from mesh.content import Digest, Pieces
 from mesh.errors import BlobCorrupt, StoreFull, Unavailable
 from mesh.fill import Reader
 from mesh.house import House
+from mesh.policy import CROWD
 from mesh.swarm import Swarm
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,11 @@ class Blobs:
     def swarms(self) -> Mapping[Digest, Swarm]:
         """What is arriving now."""
         return self._swarms
+
+    @property
+    def is_crowd(self) -> bool:
+        """Whether so many nodes may want the same at once that it can take long until this one has a turn."""
+        return self._house.exchange.others > CROWD
 
     async def read(
         self,

@@ -47,6 +47,10 @@ class Neighbours(Protocol):
     @property
     def is_keyed(self) -> bool: ...
 
+    @property
+    def is_strained(self) -> bool:
+        """Whether this node is itself too slow to judge others."""
+
     def alive(self) -> Sequence[Neighbour]:
         """The same object as long as nothing has changed."""
 
@@ -59,6 +63,9 @@ class Neighbours(Protocol):
     async def ask(self, node: str, target: str, body: bytes, limit: int = MAX_MESSAGE) -> bytes:
         """POST a message to a live node and return its answer, of at most `limit` bytes. Raises Unavailable."""
 
+    def parted(self, node: str) -> None:
+        """Nobody need wait for this node's answers any more."""
+
     def sign(self, target: str, node: str) -> dict[str, str]:
         """Headers for a GET that prove to a node that we hold the key of this mesh; {} without one."""
 
@@ -67,6 +74,7 @@ class Alone:
     """No other nodes."""
 
     is_keyed = False
+    is_strained = False
 
     def alive(self) -> Sequence[Neighbour]:
         return ()
@@ -75,6 +83,9 @@ class Alone:
         return None
 
     def heard(self, node: str) -> None:
+        return None
+
+    def parted(self, node: str) -> None:
         return None
 
     async def ask(self, node: str, target: str, body: bytes, limit: int = MAX_MESSAGE) -> bytes:
@@ -129,6 +140,10 @@ class MeshExchange:
 
     def is_alone(self, digest: Digest) -> bool:
         return not self._may_share(digest) or not self._neighbours.alive()
+
+    @property
+    def others(self) -> int:
+        return len(self._neighbours.alive())
 
     def is_local(self, digest: Digest) -> bool:
         return self.tracker_of(digest) == self._node_id
@@ -194,9 +209,10 @@ class MeshExchange:
     def doubt(self, digest: Digest) -> None:
         """Whoever leads this blob's swarm leaves readers without a byte: for a while another one has to."""
         tracker = self.tracker_of(digest)
-        if tracker != self._node_id:
+        if tracker != self._node_id and not self._neighbours.is_strained:
             log.warning("%s: readers starve with the tracker %s; another one has to lead", digest, tracker)
             self._down_until[tracker] = time.monotonic() + _LONGEST_DOWN
+            self._neighbours.parted(tracker)
 
     def ended(self, digest: Digest, *, is_complete: bool) -> None:
         """The swarm of this blob has ended here."""

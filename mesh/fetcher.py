@@ -33,6 +33,7 @@ _PEER_RUN_BYTES = 4 << 20
 _MAX_FAILURES = 6  # in a row without a byte: about six seconds
 _MAX_ACCESSES = 8
 _LEASE_SECONDS = 60.0  # for what is taken back from a transfer of our own
+_FIRST_SECONDS = 0.02  # that the first run has the origin to itself, from its first byte on
 _SOONEST_EXPIRY = 20.0  # seconds: a signed URL closer to its end than this is renewed first
 
 
@@ -50,6 +51,7 @@ class Fetcher:
         self.origin_error: SourceFailed | None = None
         self.runs: set[Run] = set()
         self.last_landed = self.access_at = time.monotonic()
+        self.assigned_at = time.monotonic()  # when the tracker last sent us for something
         self._house = house
         self._fill = fill
         self._partial = fill.partial
@@ -361,7 +363,8 @@ class Fetcher:
     def _answered(self) -> None:
         if not self._has_answered:
             self._has_answered = True
-            self.launch()
+            # Not at once: more threads would keep the loop from the reader that waits for these bytes.
+            asyncio.get_running_loop().call_later(_FIRST_SECONDS, self.launch)
 
     def _landed(self, run: Run, piece: int, digest: bytes) -> None:
         start, stop = self._partial.pieces.span(piece)

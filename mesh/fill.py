@@ -176,7 +176,7 @@ class Reader:
         self._fill = fill
         # One of our own: a thread may still be sending when the fill is given up and its file closed.
         self.fd = os.dup(fill.partial.fd)
-        self.position = start
+        self.start = self.position = start
         self.stop = stop
         self.is_whole = is_whole
 

@@ -30,12 +30,20 @@ MAX_MESSAGE = 512 << 10  # bytes; a thousand members with the longest names are 
 TARGET = "/mesh/gossip"
 _INTERVAL = 1.0  # seconds between two rounds
 _PATIENCE = 2.5  # seconds for an answer: a node that moves 500 MB/s is a busy one
+# The same among many, where machines are likelier to have more to do than they can, and a tracker more to lose: a swarm
+# that takes it for dead fetches everything again. Longer than a connection needs to show that a machine is gone.
+_PATIENCE_OF_CROWD = 5.0
+_HUNG_SECONDS = 15.0  # among many: without an answer from a process whose machine is there, until it counts as hung
 _JOIN_PATIENCE = 5.0  # where many may come at once, and nobody is accused
 _MAX_STRAIN = 4
 _LATE = 0.3  # seconds: a loop that comes this late to its timer cannot judge the speed of others
+_STRAIN_SECONDS = 10.0  # after which a node that was late may judge again
 _SETTLE = 2.0  # seconds without any answer, after which we are alone
 _MAX_SETTLE = 5.0  # seconds without agreement
-_CROWD = 100  # nodes from which on rounds are rarer
+_CROWD = 50  # nodes from which on rounds are rarer
+_RAREST = 4.0  # times the usual interval
+_CROWD_WITH_NEWS = 100  # the same while there is news to spread
+_RAREST_WITH_NEWS = 3.0
 _HASTE = 0.3  # of the usual time between rounds, while there is news
 _NEWS_ROUNDS = 2.0  # usual rounds that news is news
 _TOLD = 8  # peers that are told when we leave
@@ -83,6 +91,7 @@ class Gossip:
         self._turn: list[str] = []  # of whom to ask, shuffled anew each time everybody was asked
         self._gone_turn: list[str] = []
         self._accused: set[str] = set()  # those we found silent: asked again until that is settled
+        self._silent_since: dict[str, float] = {}  # those that let us wait in vain, and did not speak to us since
         self._strain = 0
         self._late_at = float("-inf")
         self._news_at = self._told_at = float("-inf")
@@ -132,6 +141,11 @@ class Gossip:
         """An address does not stand for a seed any more."""
         self._tell(self.members.unname_seed(address))
 
+    @property
+    def is_strained(self) -> bool:
+        """Whether this node has been too late for its own timers to judge how quick others are."""
+        return self._clock() - self._late_at < _STRAIN_SECONDS
+
     def heard(self, node_id: str) -> None:
         """Some other part of the node had word from a peer."""
         self.members.heard(node_id, self._clock())
@@ -161,12 +175,19 @@ class Gossip:
                 for member in self._chosen():
                     self._tasks.start(self._probe(member), name=f"gossip with {member.node_id}")
 
+    @property
+    def _is_crowd(self) -> bool:
+        return len(self.members.alive()) > _CROWD
+
     def _pause(self, now: float) -> float:
-        crowd = min(3.0, max(1.0, len(self.members.alive()) / _CROWD))
-        is_news = now - self._news_at < _NEWS_ROUNDS * self._interval
         # On a machine that has more to do than it can, rounds only add to that.
         strain = 1.0 + self._strain / 2
-        haste = min(0.9, _HASTE * crowd) if is_news and not self._strain else 0.9  # news of many come all the time
+        count = len(self.members.alive())
+        if now - self._news_at < _NEWS_ROUNDS * self._interval:
+            crowd = min(_RAREST_WITH_NEWS, max(1.0, count / _CROWD_WITH_NEWS))
+            haste = min(0.9, _HASTE * crowd) if not self._strain else 0.9  # news of many come all the time
+        else:
+            crowd, haste = min(_RAREST, max(1.0, count / _CROWD)), 0.9
         return self._interval * crowd * strain * haste
 
     def _chosen(self) -> list[Member]:
@@ -174,6 +195,7 @@ class Gossip:
         alive = {member.node_id: member for member in self.members.alive()}
         gone = {member.node_id: member for member in self.members.gone()}
         self._accused.intersection_update(alive)
+        self._silent_since = {node_id: since for node_id, since in self._silent_since.items() if node_id in alive}
         chosen = {node_id: alive[node_id] for node_id in self._accused}
         for _ in range(2 if len(alive) <= 16 else 1):
             if (node_id := _next(self._turn, alive)) is not None:
@@ -186,17 +208,23 @@ class Gossip:
         asked_at = self._clock()
         try:
             expected = "" if member.named_seed else member.node_id
-            patience = _PATIENCE * (1 + self._strain)
+            patience = (_PATIENCE_OF_CROWD if self._is_crowd else _PATIENCE) * (1 + self._strain)
             answered = await self._exchange(member.address, expected, member.named_seed, patience)
         except TimeoutError as error:
-            is_silent = not self.members.was_heard(member.node_id, asked_at)  # or it has other things to do first
             self._strain = min(_MAX_STRAIN, self._strain + 1)  # it may be our fault
-            if self._late_at < asked_at and is_silent:
+            hung_after = _HUNG_SECONDS if self._is_crowd else 0.0
+            silent_since = self._silent_since.setdefault(member.node_id, asked_at)
+            if self.members.was_heard(member.node_id, silent_since):  # it has other things to do first
+                del self._silent_since[member.node_id]
+            elif self._late_at < asked_at and self._clock() - silent_since >= hung_after:
                 self._accuse(member.node_id, error)
+            else:
+                self._accused.add(member.node_id)
         except (OSError, MeshError, ValueError) as error:
             log.debug("no exchange with %s: %s", member.node_id, error)
             self._accuse(member.node_id, error)
         else:
+            self._silent_since.pop(member.node_id, None)
             if answered == member.node_id:
                 self._accused.discard(answered)
             elif not member.named_seed:  # its address has another owner by now; a named one belongs to whoever answers

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from mesh.stats import Stats
     from mesh.store import Store
     from mesh.tasks import Tasks
+from mesh.threads import bulk_pool
 
 _THREADS = 64  # transfers at the same time, whatever they are for
+_PROOFS = 8  # blobs that are being hashed at the same time
 _ORIGIN_CONNECTIONS = 32
 
 
@@ -46,6 +48,10 @@ class Exchange(Protocol):
 
         Raises Unavailable when no tracker answers.
         """
+
+    @property
+    def others(self) -> int:
+        """How many other nodes there are."""
 
     def doubt(self, digest: Digest) -> None:
         """The tracker of this blob left readers without a byte, again."""
@@ -92,9 +98,11 @@ class House:
     origin_limiter: Limiter = field(default_factory=lambda: Limiter(None))
     peer_limiter: Limiter = field(default_factory=lambda: Limiter(None))
     origin_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_ORIGIN_CONNECTIONS))
-    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_THREADS, thread_name_prefix="intake"))
+    pool: ThreadPoolExecutor = field(default_factory=lambda: bulk_pool(_THREADS, "intake"))
+    proofs: ThreadPoolExecutor = field(default_factory=lambda: bulk_pool(_PROOFS, "proof"))
 
     def close(self) -> None:
         self.origin_connections.close()
         self.peer_connections.close()
         self.pool.shutdown(wait=False, cancel_futures=True)
+        self.proofs.shutdown(wait=False, cancel_futures=True)

@@ -270,15 +270,15 @@ class Ledger:
         """
         books = self._books
         wanting = max(1, books.wanting.bit_count())
-        share = books.room / wanting
+        share = policy.share(books.room / wanting, self._pace.value)
         if not self._is_slow(node):
             behind = node.lacks * wanting / max(1, books.lacks)
             share *= min(policy.BEHIND, max(1 / policy.BEHIND, behind))
-        return max(policy.FEW, round(policy.FAIR + share))
+        return max(policy.few(self._pace.value), round(policy.FAIR + share))
 
     def _takers(self, node: Node) -> int:
         """Slots of the nodes that can take an upload to this one."""
-        return self._books.spare if len(node.tasks) < policy.FEW else self._books.open
+        return self._books.spare if len(node.tasks) < policy.few(self._pace.value) else self._books.open
 
     def _on_offer(self, takers: int, wanted: int) -> int:
         """What some of these nodes hold: of those who send nothing if there are such, or their lines stay idle.
@@ -304,7 +304,8 @@ class Ledger:
         """
         if not pieces:
             return
-        common = self._books.holdings.common(policy.COMMON) if node.urgent else 0
+        enough = policy.common(len(self), self._pace.value)
+        common = self._books.holdings.common(enough) if node.urgent else 0
         start = int(self._random.random() * self.pieces.count)
         for part in self._books.holdings.rarest_first(pieces & ~common):
             yield from members_from(part, start)

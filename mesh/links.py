@@ -15,7 +15,9 @@ from mesh.exchange import MAX_MESSAGE, Neighbour
 from mesh.gossip import Gossip
 from mesh.membership import Address, Member, Members
 
-_ANSWER_SECONDS = 8.0  # more than a tracker holds an answer back, on a busy machine too
+# On a machine with more to do than it can a tracker of hundreds is late by many seconds. One that is dead shows long
+# before, at its connection (mesh/dial.py) or to the membership.
+_ANSWER_SECONDS = 30.0
 
 
 class Links:
@@ -34,6 +36,10 @@ class Links:
     @property
     def is_keyed(self) -> bool:
         return self._auth.is_keyed
+
+    @property
+    def is_strained(self) -> bool:
+        return self.gossip is not None and self.gossip.is_strained
 
     def alive(self) -> Sequence[Neighbour]:
         known = self._members.alive()
@@ -80,7 +86,7 @@ class Links:
         return await ask(self._session, self._auth, address, target, body, limit=limit, to=node)
 
     def parted(self, node: str) -> None:
-        """A node is gone: nobody need wait for its answers any more."""
+        """A node is gone, or of no use: nobody need wait for its answers any more."""
         for time_limit in self._limits.pop(node, ()):
             if not time_limit.expired():
                 time_limit.reschedule(asyncio.get_running_loop().time())

@@ -16,13 +16,13 @@ import socket
 import sys
 from collections.abc import Callable
 from collections.abc import Mapping as Fields
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from aiohttp import web
 
 from mesh.limiter import Limiter
 from mesh.shared import Stamp
+from mesh.threads import bulk_pool
 
 SMALL = 256 << 10  # sent by the loop itself: a thread would cost more than it saves
 _WINDOW = 4 << 20  # bytes for one send
@@ -77,7 +77,7 @@ class Outflow:
         limiter: Limiter | None = None,
         sent: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="outflow")
+        self._pool = bulk_pool(threads, "outflow")
         self._limiter = limiter
         self._sent = sent
 

@@ -23,6 +23,7 @@ FIRST_UPLOADS = 8 << 20  # bytes outstanding for a new source
 MOST_UPLOADS = 32
 HARD = 2.0  # times that, for nodes with less than FEW tasks
 FEW = 4  # tasks, that each node can have at least
+FEWER = 2  # the same where pieces take long: each more would only make all of them later, and readers wait for one
 FAIR = 1.0  # tasks that each node may have beyond its share of all uploads: for what is on its way to the tracker
 BEHIND = 2.0  # times its share, at most, that a node has which misses more than others
 QUICK = 0.45  # from assignment to arrival
@@ -37,6 +38,9 @@ SHORTEST = 2.0  # that a task is given, besides the time that a slow line needs
 SLOW_RATE = 4e6
 
 COMMON = 4  # two to the power of it: copies from which on a piece is in no danger of being rare
+COMMON_SLOW = 2  # the same where pieces take long: a reader has nothing from those that it is not at yet
+
+CROWD = 32  # other nodes, from which on one that is late is likelier to be busy than hung
 
 # Trust
 BACK_OFF = 2.0  # that a source which failed a node is not offered to it; doubled for each failure in a row
@@ -105,6 +109,25 @@ class Uploads:
         fewest = 1 if self.is_slow or seconds > SLUGGISH else FEWEST_UPLOADS
         step = _STEP if seconds < QUICK else -_STEP if seconds <= SLUGGISH else -3 * _STEP
         self.room = min(MOST_UPLOADS, max(fewest, self.room + step))
+
+
+def few(pace: float) -> int:
+    """Tasks that each node can have at least, when a piece is there after `pace` seconds."""
+    return FEW if pace < SLUGGISH else FEWER
+
+
+def share(uploads: float, pace: float) -> float:
+    """A node's part of all uploads: where pieces take long, sources that are new have less room than they say."""
+    return uploads if pace < SLUGGISH else min(uploads, FAIR)
+
+
+def common(nodes: int, pace: float) -> int:
+    """Two to the power of it: copies from which on a reader has a piece when it comes to it, rather than the rarest.
+
+    In a swarm of `nodes`, at most half of them; a piece is there after `pace` seconds.
+    """
+    most = COMMON if pace < SLUGGISH else COMMON_SLOW
+    return max(1, min(most, nodes.bit_length() - 2))
 
 
 def first_room(piece_size: int) -> int:

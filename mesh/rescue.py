@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from mesh.messages import ORIGIN, Task
+from mesh.policy import CROWD
 
 if TYPE_CHECKING:
     from mesh.fetcher import Fetcher
@@ -22,10 +23,15 @@ log = logging.getLogger(__name__)
 # Without a byte, for a reader that would take one. Clients give up after 10: the origin needs some of them to answer.
 _STARVED = 5.5
 _NOTHING = 3.0  # and without a piece of any kind: then nobody does anything for this node
+# The more nodes wait for one tracker the likelier it is just busy, and the more the origin would send if all of them
+# turned to it at once. Before its first byte a client can be told to come again.
+_FIRST_OF_CROWD = 15.0
 # When others keep it busy it is the swarm that is slow, as on machines with more to do than they can: wait for longer,
 # since all of its nodes are about to ask.
 _LONGEST = 7.0
+_LONGEST_OF_CROWD = 8.0
 _MANY = 2  # pieces rescued: then it is not chance, and not a piece that the origin is just sending to somebody else
+_UNSERVED = 8.0  # without being sent for anything: then it is the tracker that does nothing for us
 _LEASE_SECONDS = 60.0
 
 
@@ -37,11 +43,15 @@ class Rescue:
         self._fill = fill
         self._fetcher = fetcher
         self._waits: dict[Reader, tuple[int, float]] = {}  # where it waits, and since when
+        self._began_at = time.monotonic()
         self._count = 0
 
     def look(self) -> None:
         now = time.monotonic()
-        longest = _STARVED if now - self._fetcher.last_landed >= _NOTHING else _LONGEST
+        landed_at = self._fetcher.last_landed
+        is_crowd = self._house.exchange.others > CROWD
+        is_early = is_crowd and now - max(self._began_at, landed_at) < _FIRST_OF_CROWD
+        longest = _STARVED if now - landed_at >= _NOTHING else _LONGEST_OF_CROWD if is_crowd else _LONGEST
         waits: dict[Reader, tuple[int, float]] = {}
         for reader in self._fill.readers:
             position = reader.position
@@ -49,6 +59,8 @@ class Rescue:
                 continue  # it is the client that takes its time
             before, since = self._waits.get(reader, (-1, now))
             waits[reader] = (position, since if before == position else now)
+            if position == reader.start and is_early:
+                continue
             if before == position and now - since >= longest and self._fetcher.can_fetch:
                 self._fetch(position // self._fill.partial.pieces.piece_size, now - since)
         self._waits = waits
@@ -65,6 +77,6 @@ class Rescue:
         if not under_way and (piece, ORIGIN) not in self._fetcher.active():
             log.info("%s: a reader has waited %.0f s: asking the origin for piece %d", partial.digest, seconds, piece)
             self._count += 1
-            if self._count % _MANY == 0:
+            if self._count >= _MANY and time.monotonic() - self._fetcher.assigned_at >= _UNSERVED:
                 self._house.exchange.doubt(partial.digest)
             self._fetcher.take([Task(piece, (ORIGIN,), b"", _LEASE_SECONDS)])

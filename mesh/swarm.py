@@ -283,6 +283,8 @@ class Swarm:
         if plan.resync:
             self._must_sync = self._has_moved = True
             self._notice()
+        if plan.tasks:
+            self.fetcher.assigned_at = time.monotonic()
         if not self.fill.is_over:
             doubted = self._house.doubted.get(self.digest, {}) if self.fetcher.can_fetch else {}
             self.fetcher.take([self._task(task) for task in plan.tasks if task.piece not in doubted])
@@ -336,7 +338,7 @@ class Swarm:
         while partial.unchecked:
             heads = [partial.pieces.covering(r.position, r.stop) for r in self.fill.readers]
             piece = next((p for head in heads for p in head if p in partial.unchecked), next(iter(partial.unchecked)))
-            if await asyncio.to_thread(partial.recheck, piece):
+            if await asyncio.get_running_loop().run_in_executor(self._house.proofs, partial.recheck, piece):
                 partial.accept(piece)
                 self.fetcher.gained.append(self._held(piece))
                 self.fill.added(piece)
@@ -347,7 +349,7 @@ class Swarm:
 
     async def _prove(self) -> None:
         """Hash the prefix as it grows; at its end, publish the blob or break every reader's connection."""
-        proof, fill = self.fill.proof, self.fill
+        proof, fill, loop = self.fill.proof, self.fill, asyncio.get_running_loop()
         try:
             while not proof.is_complete:
                 stop = min(fill.prefix(), proof.hashed + _PROOF_STEP)
@@ -356,7 +358,7 @@ class Swarm:
                     if fill.is_over:
                         return
                     continue
-                await asyncio.to_thread(proof.extend, stop)
+                await loop.run_in_executor(self._house.proofs, proof.extend, stop)
                 fill.wake()
             if proof.holds():
                 fill.prove()

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 # Clients give up after 10 s without a byte: we say so before they do.
 _FIRST_BYTE_SECONDS = 8.5
+_FIRST_BYTE_OF_CROWD = 6.0  # the same where our own answer may be seconds late, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +180,7 @@ async def open_blob(
             wanted.digest, wanted.size, start, stop, access, is_whole=is_whole, is_public=wanted.is_public
         )
         if source.ready(start) <= start:
-            async with asyncio.timeout(_FIRST_BYTE_SECONDS):
+            async with asyncio.timeout(_FIRST_BYTE_OF_CROWD if blobs.is_crowd else _FIRST_BYTE_SECONDS):
                 await source.wait(start)
     except BaseException as error:
         if source is not None:

@@ -22,6 +22,7 @@ from mesh.access import OriginAccess
 from mesh.auth import Auth, load_key
 from mesh.blobs import Blobs
 from mesh.content import Digest
+from mesh.dial import peer_socket
 from mesh.discovery.seeds import Seeds
 from mesh.door import Door
 from mesh.gossip import MAX_MESSAGE
@@ -125,7 +126,10 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     stack.push_async_callback(tasks.close)
     session = await stack.enter_async_context(
         # Nothing that nodes say to each other is compressed: a small answer could become a huge one.
-        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=256, limit_per_host=8), auto_decompress=False)
+        aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=256, limit_per_host=8, socket_factory=peer_socket),
+            auto_decompress=False,
+        )
     )
 
     def may_share(digest: Digest) -> bool:

@@ -1,0 +1,27 @@
+"""Threads that move and hash bytes. They stand back for event loops where there are too few cores for both.
+
+A node with much to do has a dozen of such threads runnable, and one event loop. To the scheduler all are alike: where
+many nodes share a machine, the loop that leads a swarm of hundreds would get a hundredth of it, and all others wait for
+its answers.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+_NICE = 10  # a tenth of a loop's weight (sched(7)); nothing is lost while there is a core to spare
+
+
+def bulk_pool(threads: int, name: str) -> ThreadPoolExecutor:
+    """Up to so many threads, of a lower priority than that of the caller."""
+    return ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=_stand_back)
+
+
+def _stand_back() -> None:
+    if sys.platform == "linux":  # elsewhere priorities belong to processes
+        thread = threading.get_native_id()
+        nice = os.getpriority(os.PRIO_PROCESS, thread)
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, nice + _NICE))
