@@ -43,6 +43,7 @@ class Ledger:
         self._books = Books(self.pieces.count, self.pieces.piece_size)
         self._window = policy.Window(self.pieces.piece_size)
         self._pace = policy.Mean()  # of all nodes: seconds until a piece from a peer is there
+        self._is_late = False  # more so than lines account for
         self._service = policy.Mean()  # of all sources: seconds that a piece takes when nothing else is uploaded
         self._settled_at = float("-inf")
         self._random = random.Random(seed)
@@ -211,6 +212,7 @@ class Ledger:
                 self._books.show(server)
             node.pace.add(seconds)
             self._pace.add(seconds, weight=0.01)
+            self._is_late = policy.is_late(self._pace.value, self.pieces.piece_size)
 
     def _failed(self, name: str, node: Node, failure: Failure, now: float) -> None:
         task = node.tasks.get(failure.piece)
@@ -219,8 +221,7 @@ class Ledger:
         server = self._books.nodes.get(failure.source)
         if server is None or server is node:
             return
-        before = node.avoid.get(failure.source)
-        failures = before.failures + 1 if before else 1
+        failures = before.failures + 1 if (before := node.avoid.get(failure.source)) else 1
         seconds = min(policy.LONGEST_BACK_OFF, policy.BACK_OFF * 2.0 ** min(failures - 1, 10))
         if failure.reason == "corrupt":
             failures, seconds = policy.HOPELESS, policy.CORRUPT_BACK_OFF
@@ -270,15 +271,15 @@ class Ledger:
         """
         books = self._books
         wanting = max(1, books.wanting.bit_count())
-        share = policy.share(books.room / wanting, self._pace.value)
+        share = policy.share(books.room / wanting, self._is_late)
         if not self._is_slow(node):
             behind = node.lacks * wanting / max(1, books.lacks)
             share *= min(policy.BEHIND, max(1 / policy.BEHIND, behind))
-        return max(policy.few(self._pace.value), round(policy.FAIR + share))
+        return max(policy.few(self._is_late), round(policy.FAIR + share))
 
     def _takers(self, node: Node) -> int:
         """Slots of the nodes that can take an upload to this one."""
-        return self._books.spare if len(node.tasks) < policy.few(self._pace.value) else self._books.open
+        return self._books.spare if len(node.tasks) < policy.few(self._is_late) else self._books.open
 
     def _on_offer(self, takers: int, wanted: int) -> int:
         """What some of these nodes hold: of those who send nothing if there are such, or their lines stay idle.
@@ -304,8 +305,7 @@ class Ledger:
         """
         if not pieces:
             return
-        enough = policy.common(len(self), self._pace.value)
-        common = self._books.holdings.common(enough) if node.urgent else 0
+        common = self._books.holdings.common(policy.common(len(self), self._is_late)) if node.urgent else 0
         start = int(self._random.random() * self.pieces.count)
         for part in self._books.holdings.rarest_first(pieces & ~common):
             yield from members_from(part, start)

@@ -23,7 +23,7 @@ FIRST_UPLOADS = 8 << 20  # bytes outstanding for a new source
 MOST_UPLOADS = 32
 HARD = 2.0  # times that, for nodes with less than FEW tasks
 FEW = 4  # tasks, that each node can have at least
-FEWER = 2  # the same where pieces take long: each more would only make all of them later, and readers wait for one
+FEWER = 2  # the same where machines are the limit: each more would only make all of them later, and readers wait for one
 FAIR = 1.0  # tasks that each node may have beyond its share of all uploads: for what is on its way to the tracker
 BEHIND = 2.0  # times its share, at most, that a node has which misses more than others
 QUICK = 0.45  # from assignment to arrival
@@ -38,7 +38,7 @@ SHORTEST = 2.0  # that a task is given, besides the time that a slow line needs
 SLOW_RATE = 4e6
 
 COMMON = 4  # two to the power of it: copies from which on a piece is in no danger of being rare
-COMMON_SLOW = 2  # the same where pieces take long: a reader has nothing from those that it is not at yet
+COMMON_SLOW = 2  # the same where machines are the limit: readers have nothing from pieces that they are not at yet
 
 CROWD = 32  # other nodes, from which on one that is late is likelier to be busy than hung
 
@@ -111,22 +111,27 @@ class Uploads:
         self.room = min(MOST_UPLOADS, max(fewest, self.room + step))
 
 
-def few(pace: float) -> int:
-    """Tasks that each node can have at least, when a piece is there after `pace` seconds."""
-    return FEW if pace < SLUGGISH else FEWER
+def is_late(pace: float, piece_size: int) -> bool:
+    """Whether pieces that are there after `pace` seconds take longer than lines alone would account for."""
+    return pace >= SLUGGISH + piece_size / SLOW_RATE
 
 
-def share(uploads: float, pace: float) -> float:
-    """A node's part of all uploads: where pieces take long, sources that are new have less room than they say."""
-    return uploads if pace < SLUGGISH else min(uploads, FAIR)
+def few(is_late: bool) -> int:
+    """Tasks that each node can have at least."""
+    return FEWER if is_late else FEW
 
 
-def common(nodes: int, pace: float) -> int:
+def share(uploads: float, is_late: bool) -> float:
+    """A node's part of all uploads: where pieces are late, sources that are new have less room than they say."""
+    return min(uploads, FAIR) if is_late else uploads
+
+
+def common(nodes: int, is_late: bool) -> int:
     """Two to the power of it: copies from which on a reader has a piece when it comes to it, rather than the rarest.
 
-    In a swarm of `nodes`, at most half of them; a piece is there after `pace` seconds.
+    In a swarm of `nodes`, at most half of them.
     """
-    most = COMMON if pace < SLUGGISH else COMMON_SLOW
+    most = COMMON_SLOW if is_late else COMMON
     return max(1, min(most, nodes.bit_length() - 2))
 
 
