@@ -14,7 +14,6 @@ from mesh.content import Digest, Pieces
 from mesh.errors import BlobCorrupt, StoreFull, Unavailable
 from mesh.fill import Reader
 from mesh.house import House
-from mesh.policy import CROWD
 from mesh.swarm import Swarm
 
 log = logging.getLogger(__name__)
@@ -40,8 +39,8 @@ class Blobs:
 
     @property
     def is_crowd(self) -> bool:
-        """Whether so many nodes may want the same at once that it can take long until this one has a turn."""
-        return self._house.exchange.others > CROWD
+        """Whether it can take long until this node has a turn, as so many may want the same at once."""
+        return self._house.exchange.is_crowd
 
     async def read(
         self,

@@ -15,6 +15,7 @@ from mesh.content import Digest, Pieces
 from mesh.errors import SourceBanned, SourceFailed, Unavailable, Unreachable
 from mesh.messages import Plan, Report
 from mesh.placement import ranked
+from mesh.policy import CROWD
 from mesh.tracker import Tracker
 from mesh.transfer import Location
 from mesh.wire import Decoder
@@ -142,8 +143,8 @@ class MeshExchange:
         return not self._may_share(digest) or not self._neighbours.alive()
 
     @property
-    def others(self) -> int:
-        return len(self._neighbours.alive())
+    def is_crowd(self) -> bool:
+        return len(self._neighbours.alive()) > CROWD
 
     def is_local(self, digest: Digest) -> bool:
         return self.tracker_of(digest) == self._node_id

@@ -50,8 +50,8 @@ class Fetcher:
         self.received: Counter[str] = Counter()  # bytes by source
         self.origin_error: SourceFailed | None = None
         self.runs: set[Run] = set()
-        self.last_landed = self.access_at = time.monotonic()
-        self.assigned_at = time.monotonic()  # when the tracker last sent us for something
+        # Of the last piece, of the last way to the origin, and when the tracker last sent us for something.
+        self.last_landed = self.access_at = self.assigned_at = time.monotonic()
         self._house = house
         self._fill = fill
         self._partial = fill.partial

@@ -50,8 +50,8 @@ class Exchange(Protocol):
         """
 
     @property
-    def others(self) -> int:
-        """How many other nodes there are."""
+    def is_crowd(self) -> bool:
+        """Whether so many nodes may want the same at once that it can take long until this one has a turn."""
 
     def doubt(self, digest: Digest) -> None:
         """The tracker of this blob left readers without a byte, again."""

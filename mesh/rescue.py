@@ -11,7 +11,6 @@ import time
 from typing import TYPE_CHECKING
 
 from mesh.messages import ORIGIN, Task
-from mesh.policy import CROWD
 
 if TYPE_CHECKING:
     from mesh.fetcher import Fetcher
@@ -43,15 +42,13 @@ class Rescue:
         self._fill = fill
         self._fetcher = fetcher
         self._waits: dict[Reader, tuple[int, float]] = {}  # where it waits, and since when
-        self._began_at = time.monotonic()
         self._count = 0
 
     def look(self) -> None:
         now = time.monotonic()
-        landed_at = self._fetcher.last_landed
-        is_crowd = self._house.exchange.others > CROWD
-        is_early = is_crowd and now - max(self._began_at, landed_at) < _FIRST_OF_CROWD
-        longest = _STARVED if now - landed_at >= _NOTHING else _LONGEST_OF_CROWD if is_crowd else _LONGEST
+        idle = now - self._fetcher.last_landed  # or since the fill began
+        is_crowd = self._house.exchange.is_crowd
+        longest = _STARVED if idle >= _NOTHING else _LONGEST_OF_CROWD if is_crowd else _LONGEST
         waits: dict[Reader, tuple[int, float]] = {}
         for reader in self._fill.readers:
             position = reader.position
@@ -59,7 +56,7 @@ class Rescue:
                 continue  # it is the client that takes its time
             before, since = self._waits.get(reader, (-1, now))
             waits[reader] = (position, since if before == position else now)
-            if position == reader.start and is_early:
+            if is_crowd and idle < _FIRST_OF_CROWD and position == reader.start:
                 continue
             if before == position and now - since >= longest and self._fetcher.can_fetch:
                 self._fetch(position // self._fill.partial.pieces.piece_size, now - since)
