@@ -18,6 +18,10 @@ class Limiter:
         self._lock = threading.Lock()
         self._free_at = 0.0
 
+    @property
+    def is_unlimited(self) -> bool:
+        return self._rate is None
+
     def take(self, count: int) -> None:
         """Wait (blocking this thread) until `count` more bytes are within the limit."""
         if self._rate is None or count <= 0:

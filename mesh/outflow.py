@@ -26,6 +26,7 @@ from mesh.threads import bulk_pool
 
 SMALL = 256 << 10  # sent by the loop itself: a thread would cost more than it saves
 _WINDOW = 4 << 20  # bytes for one send
+_LIMITED_WINDOW = 512 << 10  # the same under a limit: what goes at once is followed by silence
 _TLS_WINDOW = 256 << 10  # bytes encrypted at once: a millisecond in which the loop does nothing else
 _QUANTUM = 32 << 20  # bytes until a thread lets others have a turn
 _LINGER_MS = 20  # a reader about as fast as we are is waited for in the thread
@@ -173,13 +174,14 @@ class Outflow:
         """Send until `stop`, the end of our turn, or a socket that stays full: where we got to, and if it is full."""
         end = min(stop, position + _QUANTUM)
         began = position
+        window = _WINDOW if self._limiter is None or self._limiter.is_unlimited else _LIMITED_WINDOW
         poll = select.poll()
         poll.register(sock, select.POLLOUT)
         _cork(sock, True)
         try:
             while position < end:
                 try:
-                    count = send_some(sock, source, position, min(end, position + _WINDOW))
+                    count = send_some(sock, source, position, min(end, position + window))
                 except (BlockingIOError, InterruptedError):
                     if not poll.poll(_LINGER_MS):
                         return position, True

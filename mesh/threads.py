@@ -7,9 +7,9 @@ its answers.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 _NICE = 10  # a tenth of a loop's weight (sched(7)); nothing is lost while there is a core to spare
@@ -21,7 +21,6 @@ def bulk_pool(threads: int, name: str) -> ThreadPoolExecutor:
 
 
 def _stand_back() -> None:
-    if sys.platform == "linux":  # elsewhere priorities belong to processes
-        thread = threading.get_native_id()
-        nice = os.getpriority(os.PRIO_PROCESS, thread)
-        os.setpriority(os.PRIO_PROCESS, thread, min(19, nice + _NICE))
+    if sys.platform == "linux":  # where it is of a thread; elsewhere it would be of the whole process
+        with contextlib.suppress(OSError):  # refused in a sandbox; a pool whose threads cannot begin is of no use
+            os.nice(_NICE)

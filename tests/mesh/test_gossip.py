@@ -112,6 +112,36 @@ async def test_on_a_busy_machine_nobody_is_accused_who_speaks_and_lists_are_rare
     assert [is_answered_with_a_list() for _ in range(3)] == [True, False, False]
 
 
+@pytest.mark.parametrize(("others", "patience"), [(50, 0.0), (51, 15.0)])
+async def test_among_many_a_silent_process_counts_as_hung_only_after_a_while(others, patience):
+    now = [0.0]
+    members = Members(Claim("a", 1, State.ALIVE, "", 1, "peer", "1"))
+    members.merge([Claim(f"n{i}", 1, State.ALIVE, "10.0.0.1", 1, "peer", "1") for i in range(others)], 0.0)
+
+    async def ask(address, body, node_id):
+        now[0] += 1.0
+        raise TimeoutError
+
+    gossip = Gossip(members, ask, Tasks(), clock=lambda: now[0])
+    while members.get("n0").state == State.ALIVE:
+        assert now[0] <= 20.0
+        await gossip._probe(members.get("n0"))
+    assert max(1.0, patience) == now[0]
+    # Who breaks the connection is not just busy.
+    gossip.failed("n1", ConnectionResetError())
+    assert members.get("n1").state == State.SUSPECT
+
+
+async def test_who_was_late_itself_says_so_for_a_while():
+    now = [100.0]
+    gossip = Gossip(Members(Claim("a", 1, State.ALIVE, "", 1, "peer", "1")), None, Tasks(), clock=lambda: now[0])
+    assert not gossip.is_strained
+    gossip._late_at = now[0]
+    assert gossip.is_strained
+    now[0] += 10.0
+    assert not gossip.is_strained
+
+
 async def test_ready_with_the_first_answer_or_when_none_comes():
     async with mesh("a") as (a,):
         await asyncio.wait_for(a.gossip.ready.wait(), 5)  # nobody to wait for

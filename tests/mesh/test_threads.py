@@ -1,0 +1,65 @@
+"""The threads that move bytes beside the loop that answers."""
+
+import os
+import socket
+import sys
+import threading
+
+import pytest
+
+from mesh import outflow, threads
+from mesh.limiter import Limiter
+from mesh.outflow import Held, Outflow
+
+
+def _nice() -> int:
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere priorities belong to processes")
+def test_bulk_threads_stand_back_and_their_caller_does_not():
+    before = _nice()
+    with threads.bulk_pool(1, "bulk") as pool:
+        assert pool.submit(_nice).result() == min(19, before + 10)
+    assert _nice() == before
+
+
+def test_a_sandbox_that_refuses_lower_priorities_stops_nothing(monkeypatch):
+    def refuse(_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "nice", refuse)
+    with threads.bulk_pool(1, "bulk") as pool:
+        assert pool.submit(lambda: "done").result() == "done"
+
+
+@pytest.mark.parametrize(("rate", "most"), [(None, 4 << 20), (1e12, 512 << 10)])
+def test_under_a_limit_less_goes_at_once(tmp_path, monkeypatch, rate, most):
+    """Or a slow limit would let megabytes go, and then nothing for longer than clients wait."""
+    asked = []
+    send_some = outflow.send_some
+
+    def watched(sock, source, position, end):
+        asked.append(end - position)
+        return send_some(sock, source, position, end)
+
+    monkeypatch.setattr(outflow, "send_some", watched)
+    (tmp_path / "file").write_bytes(bytes(8 << 20))
+    sender = Outflow(limiter=Limiter(rate))
+    with (
+        (tmp_path / "file").open("rb") as file,
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as client,
+    ):
+        sending, _ = listener.accept()
+        with sending:
+            sending.setblocking(False)
+            reading = threading.Thread(target=lambda: client.recv(8 << 20, socket.MSG_WAITALL))
+            reading.start()
+            position, is_blocked = 0, True
+            while position < 8 << 20:
+                position, is_blocked = sender._push(sending, Held(file.fileno(), 8 << 20), position, 8 << 20)
+            reading.join()
+    sender.close()
+    assert not is_blocked
+    assert max(asked) == most
