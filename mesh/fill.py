@@ -138,7 +138,8 @@ class Fill:
             elif piece in partial.have:
                 break
             else:
-                shown = self._held_back(piece, first + self.progress.get(piece, 0))
+                # All of it only once it counts: two pieces could fill up at once, and neither be the last to come.
+                shown = self._held_back(piece, min(last - 1, first + self.progress.get(piece, 0)))
             end = max(end, shown)
             if shown < last:
                 break

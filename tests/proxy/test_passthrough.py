@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from typing import Any
 
 import pytest
-from aiohttp import ClientError, ClientSession, web
+from aiohttp import ClientError, ClientSession, ThreadedResolver, web
 from yarl import URL
 
 from proxy.hub import errors
@@ -245,12 +245,12 @@ async def test_addresses_in_parquet_listings_lead_here(node, echo, client):
 async def test_the_datasets_viewer_is_asked_under_its_own_name(node, echo, client, monkeypatch):
     port = echo.url.rpartition(":")[2]
     node.origin.url = f"http://localhost:{port}"
-    real = socket.getaddrinfo
+    real = ThreadedResolver.resolve
 
-    def resolve(host: str, *rest: object, **named: object) -> object:
-        return real("127.0.0.1" if host == "datasets-server.localhost" else host, *rest, **named)
+    async def resolve(self: ThreadedResolver, host: str, *rest: Any, **named: Any) -> object:
+        return await real(self, "127.0.0.1" if host == "datasets-server.localhost" else host, *rest, **named)
 
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(ThreadedResolver, "resolve", resolve)
     echo.answer = partial(web.Response, headers={"X-Revision": "c" * 40})
     host = {"Host": "datasets-server.localhost:8090"}
     async with client.get(f"{node.url}/info?dataset=a/b", headers=host) as answer:
