@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 import time
@@ -26,6 +27,8 @@ MAX_MESSAGE = 256 << 10  # bytes
 _PATIENCE = 3  # questions in a row without an answer
 _LONGEST_DOWN = 60.0
 _DOWN_SECONDS = 5.0  # that a tracker which did not answer is passed over
+_HERE_SECONDS = 1.0  # for one that is near and has time to answer that it is there
+_CANDIDATES = 16  # asked for that at once
 _BANNED_SECONDS = 600.0  # that a peer which sent wrong bytes is not asked
 _MAX_RANKS = 64  # blobs whose trackers are known without asking again: those that move now
 _REMOTE_INTERVAL = 0.08
@@ -64,6 +67,9 @@ class Neighbours(Protocol):
     async def ask(self, node: str, target: str, body: bytes, limit: int = MAX_MESSAGE) -> bytes:
         """POST a message to a live node and return its answer, of at most `limit` bytes. Raises Unavailable."""
 
+    async def answers(self, node: str, seconds: float) -> bool:
+        """Whether a node speaks to us now, within this time."""
+
     def parted(self, node: str) -> None:
         """Nobody need wait for this node's answers any more."""
 
@@ -85,6 +91,9 @@ class Alone:
 
     def heard(self, node: str) -> None:
         return None
+
+    async def answers(self, node: str, seconds: float) -> bool:
+        return False
 
     def parted(self, node: str) -> None:
         return None
@@ -199,6 +208,8 @@ class MeshExchange:
                 # One that is there and never answers is tried more and more rarely: each time costs seconds.
                 down = _DOWN_SECONDS * 2.0 ** max(0, min(10, failures - _PATIENCE))
                 self._down_until[tracker] = time.monotonic() + min(_LONGEST_DOWN, down)
+            if isinstance(error, Unreachable) and not self.is_crowd:
+                await self._pass_over(digest)
             raise Unavailable(f"the tracker {tracker} did not answer: {error}") from error
         except ValueError as error:  # msgspec.DecodeError is one
             self._down_until[tracker] = time.monotonic() + _BANNED_SECONDS
@@ -206,6 +217,29 @@ class MeshExchange:
             raise Unavailable(f"the tracker {tracker} talks nonsense: {error}") from error
         self._failures.pop(tracker, None)
         return plan
+
+    async def _pass_over(self, digest: Digest) -> None:
+        """A tracker cannot be reached. When a line is cut that goes for others too: find who leads next among the rest.
+
+        One after the other would take the time of a dead connection for each of them, and of all nodes that lost
+        their tracker each would lead for itself meanwhile.
+        """
+        now = time.monotonic()
+        following = [node for node in self._order(digest) if self._down_until.get(node, 0.0) <= now]
+        if self._node_id in following:
+            following = following[: following.index(self._node_id)]
+        loop = asyncio.get_running_loop()
+        answers = {
+            node: loop.create_task(self._neighbours.answers(node, _HERE_SECONDS)) for node in following[:_CANDIDATES]
+        }
+        try:
+            for node, answer in answers.items():
+                if await answer:
+                    return
+                self._down_until[node] = time.monotonic() + _DOWN_SECONDS
+        finally:
+            for answer in answers.values():
+                answer.cancel()
 
     def doubt(self, digest: Digest) -> None:
         """Whoever leads this blob's swarm leaves readers without a byte: for a while another one has to."""

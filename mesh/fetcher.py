@@ -17,6 +17,7 @@ from mesh.access import OriginAccess
 from mesh.errors import LocationRefused, MeshError, RangeIgnored, SourceBanned, SourceDishonest, SourceFailed, StoreFull
 from mesh.intake import Begun, PieceCorrupt, Run
 from mesh.messages import ORIGIN, Failure, Gain, Reason, Task
+from mesh.watch import Watch
 
 if TYPE_CHECKING:
     from mesh.fill import Fill
@@ -263,12 +264,12 @@ class Fetcher:
         self._house.tasks.start(self._fetch(run, lambda run: self._from_peer(run, tasks)), name=f"peer {first}")
 
     async def _from_peer(self, run: Run, tasks: list[Task]) -> None:
-        limit = asyncio.get_running_loop().call_later(max(2.0, tasks[0].seconds), run.cancel)
+        pieces, first = self._partial.pieces, tasks[0]
+        watch = Watch(run, first.seconds, pieces.piece_size, is_only_source=len(first.sources) == 1)
         reason: Reason = "refused"
-        start = run.begun.position if run.begun else self._partial.pieces.span(run.first)[0]
-        stop = self._partial.pieces.span(run.stop - 1)[1]
         try:
-            location = self._house.peers.locate(run.source, self._partial.digest, start, stop)
+            stop = pieces.span(run.stop - 1)[1]
+            location = self._house.peers.locate(run.source, self._partial.digest, run.position, stop)
             await self._in_thread(run, location)
         except SourceDishonest as error:
             reason = "corrupt"
@@ -282,7 +283,7 @@ class Fetcher:
             reason = "timeout" if "timed out" in error.reason or error.reason == "cancelled" else "refused"
             log.debug("%s: %s", self._partial.digest, error)
         finally:
-            limit.cancel()
+            watch.close()
         by_piece = {task.piece: task for task in tasks}
         for piece in run.pieces:
             self.failed.append(Failure(piece, run.source, reason))

@@ -34,6 +34,9 @@ class Exchange(Protocol):
     def is_wanted(self, digest: Digest) -> bool:
         """Whether others still miss something of a blob that is tracked here."""
 
+    def tracker_of(self, digest: Digest) -> str:
+        """The id of the node that a report goes to now."""
+
     def is_local(self, digest: Digest) -> bool:
         """Whether this node tracks the blob: then a report costs next to nothing."""
 

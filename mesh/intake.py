@@ -93,6 +93,11 @@ class Run:
         """What is still to come, the piece that is arriving included."""
         return range(self.piece, self.stop)
 
+    @property
+    def position(self) -> int:
+        """How far it has come, in the blob."""
+        return self._position
+
     def is_trusted(self, piece: int) -> bool:
         """Whether the bytes of a landed piece are beyond doubt by themselves."""
         return self.is_origin or piece in self._digests

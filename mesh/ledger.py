@@ -222,6 +222,8 @@ class Ledger:
         if server is None or server is node:
             return
         failures = before.failures + 1 if (before := node.avoid.get(failure.source)) else 1
+        if before and failure.reason == "timeout" and now < before.until:
+            failures = before.failures  # the same delay, of another piece
         seconds = min(policy.LONGEST_BACK_OFF, policy.BACK_OFF * 2.0 ** min(failures - 1, 10))
         if failure.reason == "corrupt":
             failures, seconds = policy.HOPELESS, policy.CORRUPT_BACK_OFF
@@ -260,7 +262,7 @@ class Ledger:
                 continue
             seconds = self._patience(node, sources)
             names = tuple(books.name(server.slot) for server in sources)
-            books.assign(node, piece, names[0], now, seconds * len(sources) + 5.0)
+            books.assign(node, piece, names[0], now, seconds * max(len(sources), policy.EXTENSIONS) + 5.0)
             tasks.append(Task(piece, names, self.digests.get(piece, b""), seconds))
         return tasks
 

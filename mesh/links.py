@@ -85,6 +85,9 @@ class Links:
         """POST a message to whoever is at an address. Raises OSError or NotAuthentic."""
         return await ask(self._session, self._auth, address, target, body, limit=limit, to=node)
 
+    async def answers(self, node: str, seconds: float) -> bool:
+        return self.gossip is not None and await self.gossip.answers(node, seconds)
+
     def parted(self, node: str) -> None:
         """A node is gone, or of no use: nobody need wait for its answers any more."""
         for time_limit in self._limits.pop(node, ()):

@@ -327,6 +327,11 @@ class Members:
             self._marks ^= _mark(claim)
         elif claim > record.claim:
             was = record.claim.state
+            if claim.state == State.GONE and was <= State.SUSPECT and now - record.heard_at < self._suspect_for:
+                # It has spoken to us since whoever says so gave it up: behind a broken line, say. It may say so itself.
+                claim = msgspec.structs.replace(claim, state=State.SUSPECT)
+                if claim <= record.claim:
+                    return None
             if was != claim.state:
                 record.since, record.grace = now, self._suspect_for
             if claim.incarnation > record.claim.incarnation:

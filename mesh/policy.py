@@ -36,6 +36,7 @@ BLOCKED_PIECES = 128  # looked at in vain until a plan is left as it is
 PATIENCE = 6.0  # times the time expected
 SHORTEST = 2.0  # that a task is given, besides the time that a slow line needs
 SLOW_RATE = 4e6
+EXTENSIONS = 5  # times that, in which a task counts as being worked on: a node gives the only source time as bytes come
 
 COMMON = 4  # two to the power of it: copies from which on a piece is in no danger of being rare
 COMMON_SLOW = 2  # the same where machines are the limit: readers have nothing from pieces that they are not at yet

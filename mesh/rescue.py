@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mesh.fetcher import Fetcher
     from mesh.fill import Fill, Reader
     from mesh.house import House
+    from mesh.intake import Run
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ _LONGEST_OF_CROWD = 8.0
 _MANY = 2  # pieces rescued: then it is not chance, and not a piece that the origin is just sending to somebody else
 _UNSERVED = 8.0  # without being sent for anything: then it is the tracker that does nothing for us
 _LEASE_SECONDS = 60.0
+_PATIENCE = 9.0  # of a client: a piece that will be here by then comes soonest from where it is coming from
 
 
 class Rescue:
@@ -43,6 +45,8 @@ class Rescue:
         self._fetcher = fetcher
         self._waits: dict[Reader, tuple[int, float]] = {}  # where it waits, and since when
         self._count = 0
+        self._looked_at = time.monotonic()
+        self._places: dict[Run, int] = {}  # how far transfers had come by then
 
     def look(self) -> None:
         now = time.monotonic()
@@ -59,8 +63,21 @@ class Rescue:
             if is_crowd and idle < _FIRST_OF_CROWD and position == reader.start:
                 continue
             if before == position and now - since >= longest and self._fetcher.can_fetch:
-                self._fetch(position // self._fill.partial.pieces.piece_size, now - since)
+                piece = position // self._fill.partial.pieces.piece_size
+                if not self._is_near(piece, now, now - since):
+                    self._fetch(piece, now - since)
         self._waits = waits
+        self._places = {run: run.position for run in self._fetcher.runs}
+        self._looked_at = now
+
+    def _is_near(self, piece: int, now: float, waited: float) -> bool:
+        """Whether a peer sends a piece so fast that it is here before clients give up."""
+        stop, left = self._fill.partial.pieces.span(piece)[1], max(0.0, _PATIENCE - waited)
+        for run in self._fetcher.runs:
+            if run.piece == piece and not run.is_origin and (before := self._places.get(run)) is not None:
+                rate = (run.position - before) / max(0.01, now - self._looked_at)
+                return rate * left >= stop - run.position
+        return False
 
     def _fetch(self, piece: int, seconds: float) -> None:
         partial = self._fill.partial

@@ -263,13 +263,16 @@ class Swarm:
         )
 
     async def _exchange(self) -> None:
-        report = self._report()
+        exchange, report = self._house.exchange, self._report()
+        tracker = exchange.tracker_of(self.digest)
         try:
-            plan = await self._house.exchange.report(self.digest, self.size, report, self.fetcher.hint)
+            plan = await exchange.report(self.digest, self.size, report, self.fetcher.hint)
         except Unavailable as error:
             log.info("%s: no tracker: %s", self.digest, error)
             self._must_sync = self._has_moved = True
-            self._next_talk = time.monotonic() + 0.5
+            has_other = exchange.tracker_of(self.digest) != tracker
+            self._next_talk = time.monotonic() + (0.0 if has_other else 0.5)
+            self._notice()
             return
         except MeshError as error:
             self.fill.finish(error)

@@ -2,8 +2,10 @@
 
 import pytest
 
-from mesh.content import Digest
+from mesh.content import Digest, PieceSet
+from mesh.errors import Unavailable, Unreachable
 from mesh.exchange import Alone, MeshExchange, Neighbour
+from mesh.messages import Report
 from mesh.placement import ranked
 from mesh.tracker import Tracker
 
@@ -32,3 +34,35 @@ def test_who_is_doubted_is_not_waited_for_and_who_is_slow_itself_doubts_nobody(i
     exchange.doubt(DIGEST)
     assert exchange.tracker_of(DIGEST) == (first if is_strained else second)
     assert neighbours.given_up == ([] if is_strained else [first])
+
+
+class Halved(Neighbours):
+    """All but one are behind a line that is cut, where a question takes long to fail."""
+
+    def __init__(self, within_reach: str) -> None:
+        super().__init__(is_strained=False)
+        self.within_reach = within_reach
+        self.asked: list[str] = []
+
+    async def ask(self, node: str, target: str, body: bytes, limit: int = 0) -> bytes:
+        self.asked.append(node)
+        raise Unreachable(f"{node} cannot be reached")
+
+    async def answers(self, node: str, seconds: float) -> bool:
+        return node == self.within_reach
+
+
+async def test_when_the_tracker_is_behind_a_cut_line_the_next_within_reach_leads_at_once():
+    order = [node for node in ranked(str(DIGEST), ["me", *(other.node for other in OTHERS)]) if node != "me"]
+    digest = next(
+        digest
+        for digest in (Digest("sha256", f"{number:064x}") for number in range(1000))
+        if ranked(str(digest), ["me", *order])[-1] == "me"
+    )
+    first, _, third, _ = ranked(str(digest), ["me", *order])
+    neighbours = Halved(third)
+    exchange = MeshExchange("me", Tracker(), neighbours=neighbours)
+    with pytest.raises(Unavailable):
+        await exchange.report(digest, 1 << 20, Report(node="me", have=PieceSet(1).to_bytes(), slots=1), b"")
+    assert exchange.tracker_of(digest) == third
+    assert neighbours.asked == [first], "nobody else's dead connection was waited for"

@@ -292,3 +292,17 @@ def test_plans_and_swarms_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         ledger.report(hello("c", 512), 0.0)
     ledger.forget("a")
     ledger.report(hello("c", 512), 0.0)
+
+
+def test_a_slow_line_is_one_failure_however_many_pieces_it_was_to_bring() -> None:
+    """Or the origin would be asked for all that a slow source is just sending."""
+    ledger = Ledger(4 * MIB)
+    ledger.report(hello("holder", 4, held=0b1111, wants=False), 0.0)
+    tasks = ledger.report(hello("a", 4), 0.0).tasks
+    assert {task.sources for task in tasks} == {("holder",)}
+    late = tuple(Failure(task.piece, "holder", "timeout") for task in tasks)
+    assert len(late) >= 3
+    report = Report(node="a", failed=late, wanted=((0, 4),), slots=8, can_fetch=True)
+    assert not any(task.lease for task in ledger.report(report, 3.0).tasks)
+    again = ledger.report(replace(report, failed=()), 10.0).tasks
+    assert {task.sources for task in again} == {("holder",)}

@@ -274,3 +274,20 @@ def test_a_refused_connection_is_stronger_evidence_than_silence():
     assert states(me) == {"silent": SUSPECT}
     me.tick(4.0, patience=2.0)
     assert states(me) == {}
+
+
+def test_who_has_just_spoken_to_us_is_not_gone_for_what_others_say_but_may_still_go():
+    """Two halves that meet again have each given up the other one."""
+    known = members(suspect_for=2.0)
+    known.merge([claim("x"), claim("y")], 0.0)
+    known.heard("x", 9.0)
+    known.merge([claim("x", state=GONE), claim("y", state=GONE)], 10.0)
+    assert states(known) == {"x": SUSPECT}
+    refuting = members(suspect_for=2.0)
+    refuting.merge(known.snapshot(10.0), 10.0)
+    known.merge([claim("x", incarnation=2)], 10.5)
+    assert states(known) == {"x": ALIVE}
+    known.merge([claim("x", incarnation=2, state=GONE)], 20.0)
+    assert states(known) == {}, "it has been silent for long"
+    refuting.tick(12.5)
+    assert states(refuting) == {}, "nor does a suspicion that nobody refutes keep it"

@@ -1,0 +1,36 @@
+"""How long a peer may take with what it was asked for: the time that the tracker gave, as long as bytes come."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mesh.intake import Run
+
+_SHORTEST = 2.0
+# Of a piece, that must come in the time it was given when nobody else has it: what came so far would be for nothing,
+# and the origin the only other way.
+_LEAST = 0.2
+
+
+class Watch:
+    """Cancels a run when in `seconds` less comes than a piece, or than a part of it where `is_only_source`."""
+
+    def __init__(self, run: Run, seconds: float, piece_size: int, *, is_only_source: bool) -> None:
+        self._run = run
+        self._seconds = max(_SHORTEST, seconds)
+        self._least = int(piece_size * (_LEAST if is_only_source else 1))
+        self._position = run.position
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._look)
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        position = self._run.position
+        if position - self._position < self._least:
+            self._run.cancel()
+        else:
+            self._position = position
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._look)
