@@ -65,6 +65,13 @@ class Node:
         """What it wants and is not sent for."""
         return (self.wanted | self.urgent) & ~self.have & ~self.under_way
 
+    def failures(self, source: str, now: float, *, is_late: bool) -> int:
+        """How often in a row a source has failed this node by now. One delay of many pieces counts once."""
+        before = self.avoid.get(source)
+        if before is None:
+            return 1
+        return before.failures if is_late and now < before.until else before.failures + 1
+
     @property
     def is_trusted(self) -> bool:
         return len(self.accusers) < policy.ACCUSERS

@@ -221,9 +221,7 @@ class Ledger:
         server = self._books.nodes.get(failure.source)
         if server is None or server is node:
             return
-        failures = before.failures + 1 if (before := node.avoid.get(failure.source)) else 1
-        if before and failure.reason == "timeout" and now < before.until:
-            failures = before.failures  # the same delay, of another piece
+        failures = node.failures(failure.source, now, is_late=failure.reason == "timeout")
         seconds = min(policy.LONGEST_BACK_OFF, policy.BACK_OFF * 2.0 ** min(failures - 1, 10))
         if failure.reason == "corrupt":
             failures, seconds = policy.HOPELESS, policy.CORRUPT_BACK_OFF
