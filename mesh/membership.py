@@ -215,7 +215,7 @@ class Members:
 
     def merge(self, claims: Iterable[Claim], now: float) -> list[Change]:
         """Take in checked claims, from anybody, in any order, any number of times."""
-        return [change for claim in claims if (change := self._take(claim, now)) is not None]
+        return [change for claim in claims if (change := self._take(self._as_hearsay(claim, now), now)) is not None]
 
     def knows(self, claim: Claim) -> bool:
         """Whether exactly this is known already."""
@@ -272,7 +272,8 @@ class Members:
             record = self._records[node_id]
             age = now - record.since
             if record.claim.state == State.SUSPECT and age >= record.grace * patience:
-                changes += self.merge([msgspec.structs.replace(record.claim, state=State.GONE)], now)
+                gone = self._take(msgspec.structs.replace(record.claim, state=State.GONE), now)
+                changes += [gone] if gone else []
             elif record.claim.state >= State.GONE and age >= KEPT_SECONDS:
                 self._drop(node_id)
         return changes
@@ -314,6 +315,17 @@ class Members:
             )
         return record.member
 
+    def _as_hearsay(self, claim: Claim, now: float) -> Claim:
+        """Who has just spoken to us is at most suspect, as whoever gave it up may have been behind a broken line.
+
+        It hears of that and can refute it; if it does not, it is gone a little later.
+        """
+        record = self._records.get(claim.node_id)
+        if claim.state != State.GONE or record is None or record.claim.state > State.SUSPECT:
+            return claim
+        has_spoken = now - record.heard_at < self._suspect_for
+        return msgspec.structs.replace(claim, state=State.SUSPECT) if has_spoken else claim
+
     def _take(self, claim: Claim, now: float) -> Change | None:
         if claim.node_id == self._me.node_id:
             self._take_own(claim)
@@ -327,11 +339,6 @@ class Members:
             self._marks ^= _mark(claim)
         elif claim > record.claim:
             was = record.claim.state
-            if claim.state == State.GONE and was <= State.SUSPECT and now - record.heard_at < self._suspect_for:
-                # It has spoken to us since whoever says so gave it up: behind a broken line, say. It may say so itself.
-                claim = msgspec.structs.replace(claim, state=State.SUSPECT)
-                if claim <= record.claim:
-                    return None
             if was != claim.state:
                 record.since, record.grace = now, self._suspect_for
             if claim.incarnation > record.claim.incarnation:

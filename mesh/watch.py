@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from mesh.policy import EXTENSIONS, SHORTEST
+
 if TYPE_CHECKING:
     from mesh.intake import Run
 
-_SHORTEST = 2.0
-# Of a piece, that must come in the time it was given when nobody else has it: what came so far would be for nothing,
-# and the origin the only other way.
-_LEAST = 0.2
-
 
 class Watch:
-    """Cancels a run when in `seconds` less comes than a piece, or than a part of it where `is_only_source`."""
+    """Cancels a run when in `seconds` less comes than a piece, or than a part of it where `is_only_source`.
+
+    There what came so far would be for nothing, and the origin the only other way.
+    """
 
     def __init__(self, run: Run, seconds: float, piece_size: int, *, is_only_source: bool) -> None:
         self._run = run
-        self._seconds = max(_SHORTEST, seconds)
-        self._least = int(piece_size * (_LEAST if is_only_source else 1))
+        self._seconds = max(SHORTEST, seconds)
+        self._least = piece_size // EXTENSIONS if is_only_source else piece_size
         self._position = run.position
         self._timer = asyncio.get_running_loop().call_later(self._seconds, self._look)
 

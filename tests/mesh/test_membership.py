@@ -291,3 +291,12 @@ def test_who_has_just_spoken_to_us_is_not_gone_for_what_others_say_but_may_still
     assert states(known) == {}, "it has been silent for long"
     refuting.tick(12.5)
     assert states(refuting) == {}, "nor does a suspicion that nobody refutes keep it"
+
+
+def test_what_we_found_out_ourselves_is_not_softened_by_an_earlier_word():
+    known = members(suspect_for=2.0)
+    known.merge([claim("x")], 0.0)
+    known.heard("x", 9.0)
+    known.failed("x", 9.1, is_refused=True)
+    known.tick(10.2)
+    assert states(known) == {}

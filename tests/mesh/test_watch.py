@@ -37,7 +37,7 @@ class Slow:
 async def test_a_run_lives_as_long_as_enough_comes(
     monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...], is_only_source: bool, lived: int
 ) -> None:
-    monkeypatch.setattr(watch, "_SHORTEST", 0.0)
+    monkeypatch.setattr(watch, "SHORTEST", 0.0)
     run = Slow(*steps)
     watching = Watch(cast("Run", run), 0.05, SIZE, is_only_source=is_only_source)
     look = watching._look
