@@ -88,6 +88,7 @@ class Gossip:
         self._interval = interval
         self._clock = clock
         self._callbacks: list[Callable[[Sequence[Change]], None]] = []
+        self._seeds: set[Address] = set()  # where named seeds are
         self._turn: list[str] = []  # of whom to ask, shuffled anew each time everybody was asked
         self._gone_turn: list[str] = []
         self._accused: set[str] = set()  # those we found silent: asked again until that is settled
@@ -115,7 +116,8 @@ class Gossip:
         message = self._message(with_claims=False)
         asking = asyncio.gather(*(self._ask(m.address, message, m.node_id) for m in told), return_exceptions=True)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asking, 1.0)
+            async with asyncio.timeout(1.0):
+                await asking
 
     def handle(self, body: bytes, remote: str | None, signed_by: str | None = None) -> bytes:
         """The answer to a peer's message; `remote` is the host it came from. Raises ValueError if it is not sane."""
@@ -135,10 +137,13 @@ class Gossip:
 
         Raises OSError, MeshError or ValueError when that fails.
         """
-        return await self._exchange(address, "", named_seed, _JOIN_PATIENCE)
+        if named_seed:
+            self._seeds.add(address)
+        return await self._exchange(address, "", _JOIN_PATIENCE)
 
     def unname_seed(self, address: Address) -> None:
         """An address does not stand for a seed any more."""
+        self._seeds.discard(address)
         self._tell(self.members.unname_seed(address))
 
     @property
@@ -158,7 +163,7 @@ class Gossip:
         """Whether a peer speaks to us now, within so many seconds."""
         member = self.members.get(node_id)
         try:
-            return member is not None and await self._exchange(member.address, node_id, False, patience) == node_id
+            return member is not None and await self._exchange(member.address, node_id, patience) == node_id
         except (OSError, MeshError, ValueError):  # TimeoutError is an OSError
             return False
 
@@ -217,7 +222,7 @@ class Gossip:
         try:
             expected = "" if member.named_seed else member.node_id
             patience = (_PATIENCE_OF_CROWD if self._is_crowd else _PATIENCE) * (1 + self._strain)
-            answered = await self._exchange(member.address, expected, member.named_seed, patience)
+            answered = await self._exchange(member.address, expected, patience)
         except TimeoutError as error:
             self._strain = min(_MAX_STRAIN, self._strain + 1)  # it may be our fault
             hung_after = _HUNG_SECONDS if self._is_crowd else 0.0
@@ -240,18 +245,21 @@ class Gossip:
             if self._late_at < asked_at:
                 self._strain = max(0, self._strain - 1)
 
-    async def _exchange(self, address: Address, expected: str, named_seed: bool, patience: float) -> str:
-        answer = await asyncio.wait_for(self._ask(address, self._message(with_claims=False), expected), patience)
+    async def _exchange(self, address: Address, expected: str, patience: float) -> str:
+        # Not wait_for(): before Python 3.12 it may swallow a cancellation, and who gave a seed up would go on.
+        async with asyncio.timeout(patience):
+            answer = await self._ask(address, self._message(with_claims=False), expected)
         message = self._decode(answer)
         node_id = message.sender.node_id
         if node_id == self.members.me.node_id:
             return node_id
         self._take(message, _host(address.host))
         self.members.heard(node_id, self._clock(), address)
-        if named_seed:
+        if address in self._seeds:  # now: it may have ceased to be one while we asked
             self._tell(self.members.name_seed(node_id, address))
         if message.digest != self.members.digest() and self._may_tell():  # we know what it does not
-            answer = await asyncio.wait_for(self._ask(address, self._message(with_claims=True), node_id), patience)
+            async with asyncio.timeout(patience):
+                answer = await self._ask(address, self._message(with_claims=True), node_id)
             message = self._decode(answer)
             if message.sender.node_id == node_id:
                 self._take(message, _host(address.host))

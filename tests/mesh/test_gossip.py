@@ -50,6 +50,28 @@ async def test_five_nodes_find_each_other_and_notice_who_dies_and_who_returns(ke
         assert len({node.members.digest() for node in nodes}) == 1
 
 
+async def test_a_seed_that_is_none_any_more_is_not_made_one_by_an_answer_that_was_under_way():
+    async with mesh("seed", "me") as (seed, me):
+        is_asked, may_go_on = asyncio.Event(), asyncio.Event()
+        ask = me.gossip._ask
+
+        async def slow(address, body, node_id):
+            answer = await ask(address, body, node_id)
+            is_asked.set()
+            await may_go_on.wait()
+            return answer
+
+        me.gossip._ask = slow
+        joining = me.tasks.start(me.gossip.join(seed.address, named_seed=True), name="join")
+        await is_asked.wait()
+        me.gossip.unname_seed(seed.address)
+        may_go_on.set()
+        assert await joining == "seed"
+        assert not me.members.get("seed").named_seed
+        await me.gossip.join(seed.address, named_seed=True)
+        assert me.members.get("seed").named_seed
+
+
 async def test_a_node_that_leaves_is_gone_at_once_and_without_being_suspected():
     async with mesh("a", "b", "c") as nodes:
         await until(lambda: all_know(nodes))
