@@ -10,7 +10,8 @@ The rules:
 2. A piece that somebody holds comes from whoever will be done first, an idle line before all others. A source has
    only a few uploads at a time, and a node its share of them; who gets none waits, and soon there are more holders.
 3. First what a reader waits for, then leases, then what is rarest, copies under way included: of what some of those
-   hold whose lines are idle, if there are any.
+   hold whose lines are idle, if there are any. What plenty hold, a reader has however busy they are. In a crowd on
+   machines that are the limit, a piece that next to nobody has goes first, or all readers would wait for it together.
 4. Nothing lasts for ever: leases end when the origin's bytes stop coming, tasks and nodes when nothing is heard.
 5. Nobody is believed without bound: who accuses many others is not heard, and who is said to miss pieces announces
    itself anew. A node for which no holder of a piece is of any use may lease it.
@@ -26,7 +27,8 @@ from mesh import policy
 from mesh.books import Books, Node, with_slot
 from mesh.content import Pieces, PieceSet
 from mesh.holdings import first_from, members, members_from
-from mesh.messages import HELD, MAX_SOURCES, MAX_TASKS, ORIGIN, Failure, Gain, Plan, Report, Runs, Task
+from mesh.messages import HELD, MAX_SOURCES, MAX_TASKS, ORIGIN, Failure, Gain, Plan, Report, Task, bits_of
+from mesh.speeds import Speeds
 
 
 class Ledger:
@@ -42,9 +44,7 @@ class Ledger:
         self.expects_seed = False
         self._books = Books(self.pieces.count, self.pieces.piece_size)
         self._window = policy.Window(self.pieces.piece_size)
-        self._pace = policy.Mean()  # of all nodes: seconds until a piece from a peer is there
-        self._is_late = False  # more so than lines account for
-        self._service = policy.Mean()  # of all sources: seconds that a piece takes when nothing else is uploaded
+        self._speeds = Speeds(self.pieces.piece_size)
         self._settled_at = float("-inf")
         self._random = random.Random(seed)
 
@@ -113,7 +113,7 @@ class Ledger:
             self._failed(report.node, node, failure, now)
         for gain in report.gained:
             self._gained(node, gain, now)
-        node.wanted, node.urgent = _bits(report.wanted), _bits(report.urgent)
+        node.wanted, node.urgent = bits_of(report.wanted), bits_of(report.urgent)
         node.can_fetch, node.seed = report.can_fetch, report.seed
         # The node counts its free slots without the tasks that it was sent.
         node.slots = min(MAX_TASKS, report.slots + len(node.tasks))
@@ -131,7 +131,8 @@ class Ledger:
         free = node.slots - len(node.tasks)
         if free > 0:
             share = self._share(node) - len(node.tasks)
-            tasks += self._from_peers(node, node.urgent, min(free, share), now)
+            tasks += self._spread(node, now)
+            tasks += self._from_peers(node, node.urgent, min(free, share) - len(tasks), now)
             tasks += self._from_origin(name, node, free - len(tasks), now)
             tasks += self._from_peers(node, node.wanted, min(free, share) - len(tasks), now)
         self._books.hungry = with_slot(self._books.hungry, node.slot, free > 0 and not tasks)
@@ -206,13 +207,8 @@ class Ledger:
         if gain.source == ORIGIN:
             self._window.fulfilled(seconds)
         elif (server := self._books.nodes.get(gain.source)) is not None:
-            if not self._is_slow(node):  # or the source would pass for slow
-                server.uploads.arrived(seconds, task.among, self._service.value)
-                self._service.add(server.uploads.service.value, weight=0.01)
-                self._books.show(server)
-            node.pace.add(seconds)
-            self._pace.add(seconds, weight=0.01)
-            self._is_late = policy.is_late(self._pace.value, self.pieces.piece_size)
+            self._speeds.arrived(node, server, task, seconds)
+            self._books.show(server)
 
     def _failed(self, name: str, node: Node, failure: Failure, now: float) -> None:
         task = node.tasks.get(failure.piece)
@@ -231,15 +227,22 @@ class Ledger:
             if server.announce_by is None and now - server.announced_at > policy.BELIEVED_SECONDS:
                 server.announce_by = now + policy.ANNOUNCE_SECONDS
         elif failure.reason == "timeout" and task is not None:
-            # One of them is slow. The source is a worse choice now, and the node gets more time.
-            elapsed = now - task.since
-            node.pace.add(2 * max(node.pace.value, elapsed))
-            server.uploads.service.add(2 * max(server.uploads.service.value, elapsed / max(1, task.among)))
+            self._speeds.timed_out(node, server, task, now - task.since)
         self._books.avoid(node, failure.source, now + seconds, failures)
 
     # --- inside: deciding
 
-    def _from_peers(self, node: Node, wanted: int, free: int, now: float) -> list[Task]:
+    def _spread(self, node: Node, now: float) -> list[Task]:
+        """In a crowd, one piece that next to nobody has, whatever a reader waits for, and however busy its holder is.
+
+        Or all readers would come to it before it has spread, and wait for it together.
+        """
+        if not (self._speeds.is_late and self._is_crowd):
+            return []
+        rare = node.wanted & ~self._books.holdings.common(policy.RARE)
+        return self._from_peers(node, rare, 1, now, is_rare=True)
+
+    def _from_peers(self, node: Node, wanted: int, free: int, now: float, *, is_rare: bool = False) -> list[Task]:
         books, holdings = self._books, self._books.holdings
         missing = wanted & node.missing & holdings.held
         if not missing or free <= 0:
@@ -247,18 +250,21 @@ class Ledger:
         useful = ~(1 << node.slot)
         for slot, _ in books.avoided(node, now):
             useful &= ~(1 << slot)
-        missing = self._on_offer(self._takers(node) & useful, missing)
+        if not is_rare:
+            missing = self._on_offer(self._takers(node) & useful, missing)
         tasks: list[Task] = []
         blocked = 0
         for piece in self._order(node, missing):
-            takers = self._takers(node) & useful
-            if len(tasks) >= free or blocked > policy.BLOCKED_PIECES or not takers:
+            holders = holdings.holders(piece) & useful
+            is_due = is_rare or (node.urgent >> piece & 1 and holders.bit_count() >= policy.PLENTY)
+            takers = books.holding if is_due else self._takers(node)
+            if len(tasks) >= free or blocked > policy.BLOCKED_PIECES or not takers & useful:
                 break
-            sources = self._sources(holdings.holders(piece) & takers)
+            sources = self._sources(holders & takers)
             if not sources:
                 blocked += 1
                 continue
-            seconds = self._patience(node, sources)
+            seconds = self._speeds.patience(node, sources, is_crowd=self._is_crowd)
             names = tuple(books.name(server.slot) for server in sources)
             books.assign(node, piece, names[0], now, seconds * max(len(sources), policy.EXTENSIONS) + 5.0)
             tasks.append(Task(piece, names, self.digests.get(piece, b""), seconds))
@@ -271,15 +277,15 @@ class Ledger:
         """
         books = self._books
         wanting = max(1, books.wanting.bit_count())
-        share = policy.share(books.room / wanting, self._is_late)
-        if not self._is_slow(node):
+        share = policy.share(books.room / wanting, self._speeds.is_late)
+        if not self._speeds.is_slow(node):
             behind = node.lacks * wanting / max(1, books.lacks)
             share *= min(policy.BEHIND, max(1 / policy.BEHIND, behind))
-        return max(policy.few(self._is_late), round(policy.FAIR + share))
+        return max(policy.few(self._speeds.is_late), round(policy.FAIR + share))
 
     def _takers(self, node: Node) -> int:
         """Slots of the nodes that can take an upload to this one."""
-        return self._books.spare if len(node.tasks) < policy.few(self._is_late) else self._books.open
+        return self._books.spare if len(node.tasks) < policy.few(self._speeds.is_late) else self._books.open
 
     def _on_offer(self, takers: int, wanted: int) -> int:
         """What some of these nodes hold: of those who send nothing if there are such, or their lines stay idle.
@@ -305,7 +311,7 @@ class Ledger:
         """
         if not pieces:
             return
-        common = self._books.holdings.common(policy.common(len(self), self._is_late)) if node.urgent else 0
+        common = self._books.holdings.common(policy.common(len(self), self._speeds.is_late)) if node.urgent else 0
         start = int(self._random.random() * self.pieces.count)
         for part in self._books.holdings.rarest_first(pieces & ~common):
             yield from members_from(part, start)
@@ -319,23 +325,7 @@ class Ledger:
                 slot = first_from(some, int(self._random.random() * some.bit_length()))
                 some ^= 1 << slot
                 found.append(self._books.at(slot))
-        return sorted(found, key=self._expected)[:MAX_SOURCES]
-
-    def _expected(self, server: Node) -> float:
-        """Seconds until this source would be done with one more upload.
-
-        What is measured depends on the receivers, too, and most of all on how much the source has to do: the busier,
-        the quicker it seems for each. So all count as equally quick but those that are much slower.
-        """
-        usual = self._service.value or self._pace.value / policy.FEWEST_UPLOADS or 0.01
-        service = server.uploads.service.value if server.uploads.is_slow else usual
-        return service * (server.uploads.outstanding + 1)
-
-    def _patience(self, node: Node, sources: list[Node]) -> float:
-        """Seconds that a task is given: what it may well take, or less where others can take over from a slow one."""
-        expected = max(self._expected(sources[0]), node.pace.value) if len(sources) == 1 else node.pace.value
-        shortest = policy.SHORTEST + self.pieces.piece_size / policy.SLOW_RATE
-        return min(policy.SLOWEST, max(shortest, policy.PATIENCE * expected))
+        return sorted(found, key=self._speeds.expected)[:MAX_SOURCES]
 
     def _from_origin(self, name: str, node: Node, free: int, now: float) -> list[Task]:
         if free <= 0 or not node.can_fetch or now < self._settled_at:
@@ -381,7 +371,7 @@ class Ledger:
         if self.is_alone:
             return MAX_TASKS
         limit = self._window.limit
-        if self._is_slow(node):
+        if self._speeds.is_slow(node):
             limit //= 2  # others will ask, too, and have it sooner
         fetchers = (self._books.fetching_seeds or self._books.wanting).bit_count()
         if self._window.is_new and not node.seed:
@@ -389,12 +379,6 @@ class Ledger:
         share = max(1, limit // max(1, fetchers))
         return min(limit - len(self._books.leases), share - node.leases)
 
-    def _is_slow(self, node: Node) -> bool:
-        return node.pace.count > 1 and node.pace.value > policy.SLOW * self._pace.value
-
-
-def _bits(runs: Runs) -> int:
-    bits = 0
-    for start, stop in runs:
-        bits |= (1 << stop) - (1 << start)
-    return bits
+    @property
+    def _is_crowd(self) -> bool:
+        return len(self) > policy.CROWD

@@ -34,11 +34,14 @@ MANY_TAKERS = 64  # looked at to find those
 FEW_PIECES = 16  # so few that they are looked for one by one
 BLOCKED_PIECES = 128  # looked at in vain until a plan is left as it is
 PATIENCE = 6.0  # times the time expected
+PATIENCE_OF_CROWD = 3.0  # the same: meanwhile many more hold what only a few did
 SHORTEST = 2.0  # that a task is given, besides the time that a slow line needs
 SLOW_RATE = 4e6
 EXTENSIONS = 5  # times that, in which a task counts as being worked on: a node gives the only source time as bytes come
 
 COMMON = 4  # two to the power of it: copies from which on a piece is in no danger of being rare
+RARE = 3  # the same for copies below which a crowd spreads a piece before all others
+PLENTY = 16  # holders of a piece, from which on a reader has it from any of them, however busy they are
 COMMON_SLOW = 2  # the same where machines are the limit: readers have nothing from pieces that they are not at yet
 
 CROWD = 32  # other nodes, from which on one that is late is likelier to be busy than hung
