@@ -10,8 +10,8 @@ The rules:
 2. A piece that somebody holds comes from whoever will be done first, an idle line before all others. A source has
    only a few uploads at a time, and a node its share of them; who gets none waits, and soon there are more holders.
 3. First what a reader waits for, then leases, then what is rarest, copies under way included: of what some of those
-   hold whose lines are idle, if there are any. What plenty hold, a reader has however busy they are. In a crowd on
-   machines that are the limit, a piece that next to nobody has goes first, or all readers would wait for it together.
+   hold whose lines are idle, if there are any. In a crowd on machines that are the limit, a piece that next to nobody
+   has goes before all, or readers would wait for it together, and what plenty hold they have however busy those are.
 4. Nothing lasts for ever: leases end when the origin's bytes stop coming, tasks and nodes when nothing is heard.
 5. Nobody is believed without bound: who accuses many others is not heard, and who is said to miss pieces announces
    itself anew. A node for which no holder of a piece is of any use may lease it.
@@ -233,11 +233,11 @@ class Ledger:
     # --- inside: deciding
 
     def _spread(self, node: Node, now: float) -> list[Task]:
-        """In a crowd, one piece that next to nobody has, whatever a reader waits for, and however busy its holder is.
+        """In a strained crowd, one piece that next to nobody has, whatever is waited for, however busy its holder is.
 
         Or all readers would come to it before it has spread, and wait for it together.
         """
-        if not (self._speeds.is_late and self._is_crowd):
+        if not self._is_strained:
             return []
         rare = node.wanted & ~self._books.holdings.common(policy.RARE)
         return self._from_peers(node, rare, 1, now, is_rare=True)
@@ -253,10 +253,10 @@ class Ledger:
         if not is_rare:
             missing = self._on_offer(self._takers(node) & useful, missing)
         tasks: list[Task] = []
-        blocked = 0
+        blocked, is_strained = 0, self._is_strained
         for piece in self._order(node, missing):
             holders = holdings.holders(piece) & useful
-            is_due = is_rare or (node.urgent >> piece & 1 and holders.bit_count() >= policy.PLENTY)
+            is_due = is_rare or (is_strained and node.urgent >> piece & 1 and holders.bit_count() >= policy.PLENTY)
             takers = books.holding if is_due else self._takers(node)
             if len(tasks) >= free or blocked > policy.BLOCKED_PIECES or not takers & useful:
                 break
@@ -264,7 +264,7 @@ class Ledger:
             if not sources:
                 blocked += 1
                 continue
-            seconds = self._speeds.patience(node, sources, is_crowd=self._is_crowd)
+            seconds = self._speeds.patience(node, sources, is_strained=is_strained)
             names = tuple(books.name(server.slot) for server in sources)
             books.assign(node, piece, names[0], now, seconds * max(len(sources), policy.EXTENSIONS) + 5.0)
             tasks.append(Task(piece, names, self.digests.get(piece, b""), seconds))
@@ -380,5 +380,6 @@ class Ledger:
         return min(limit - len(self._books.leases), share - node.leases)
 
     @property
-    def _is_crowd(self) -> bool:
-        return len(self) > policy.CROWD
+    def _is_strained(self) -> bool:
+        """Whether machines are the limit, and so many that most of them wait for others."""
+        return self._speeds.is_late and len(self) > policy.CROWD

@@ -1,5 +1,6 @@
 """The ledger's promises, whatever happens in whatever order."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,6 @@ from mesh.policy import (
     FEWEST_LEASES,
     HARD,
     LONGEST_LEASE,
-    PLENTY,
     SETTLE_SECONDS,
     first_room,
 )
@@ -75,40 +75,41 @@ def test_a_reader_has_what_many_hold_in_its_own_order() -> None:
     assert [task.piece for task in plan.tasks] == [3, 2, 0, 1], "of four nodes two are enough, and piece 2 has one"
 
 
-def test_what_plenty_hold_is_not_waited_for_however_busy_they_all_are() -> None:
-    ledger = Ledger(2 * MIB)
-    holders = [f"holder-{number}" for number in range(PLENTY)]
-    for name in holders[:-1]:
-        ledger.report(hello(name, 2, held=0b01, wants=False), 0.0)
-    number = 0
-    while ledger.report(hello(f"busy-{number}", 2, fetches=False), 0.0).tasks:
-        number += 1
-    assert number >= PLENTY - 1
-    reader = replace(hello("reader", 2, fetches=False), urgent=((0, 1),))
-    assert not ledger.report(reader, 0.0).tasks, "a few holders would only be late for others"
-    ledger.report(hello(holders[-1], 2, held=0b01, wants=False), 0.0)
-    while ledger.report(hello(f"busy-{number}", 2, fetches=False), 0.0).tasks:
-        number += 1
-    assert [task.piece for task in ledger.report(reader, 0.0).tasks] == [0]
-
-
-def test_in_a_late_crowd_what_next_to_nobody_has_is_spread_before_readers_come_to_it() -> None:
+def strained(now: float) -> Ledger:
+    """A crowd where piece 0 is with many, but takes three seconds from one to the next: at `now` it is late."""
     ledger = Ledger(64 * MIB)
     for number in range(CROWD):
-        ledger.report(hello(f"holder-{number}", 64, held=0b01, wants=False), 0.0)
-    ledger.report(hello("origin-goer", 64, held=0b10, wants=False), 0.0)
-    number, now = 0, 0.0
-    while ledger.report(hello(f"busy-{number}", 64, fetches=False), 0.0).tasks[0].piece == 1:
-        number += 1  # until the only holder of piece 1 takes no more
-    urgent = ((0, 1),)
-    reader = replace(hello("reader", 64, fetches=False, slots=1), urgent=urgent)
-    assert [task.piece for task in ledger.report(reader, now).tasks] == [0]
-    for busy in range(number // 2):  # pieces take three seconds each: late, and the others are still under way
-        now += 3.0
-        ledger.report(Report(node=f"busy-{busy}", gained=(Gain(1, "origin-goer", b""),)), now)
-    ledger.report(hello("origin-goer", 64, held=0b110, wants=False), now)
-    reader = replace(hello("another", 64, fetches=False, slots=2), urgent=urgent)
-    assert [task.piece for task in ledger.report(reader, now).tasks] == [2, 0]
+        ledger.report(hello(f"holder-{number}", 64, held=0b1, wants=False), now - 3.0)
+    readers = [f"early-{number}" for number in range(4)]
+    sources = [
+        ledger.report(hello(name, 64, slots=1, fetches=False), now - 3.0).tasks[0].sources[0] for name in readers
+    ]
+    for name, source in zip(readers, sources, strict=True):
+        ledger.report(Report(node=name, gained=(Gain(0, source),)), now)
+    return ledger
+
+
+def test_where_machines_are_the_limit_what_plenty_hold_is_not_waited_for_however_busy_they_are() -> None:
+    ledger = strained(3.0)
+    ledger.report(hello("one", 64, held=0b10, wants=False), 3.0)
+    for number in itertools.count():
+        if not ledger.report(hello(f"busy-{number}", 64, fetches=False), 3.0).tasks:
+            break
+    assert number >= CROWD
+    urgent = replace(hello("reader", 64, fetches=False), urgent=((0, 2),))
+    assert [task.piece for task in ledger.report(urgent, 3.0).tasks] == [0], (
+        "piece 1 few have, who would be late"
+    )
+
+
+def test_where_machines_are_the_limit_what_next_to_nobody_has_is_spread_before_readers_come_to_it() -> None:
+    ledger = strained(3.0)
+    ledger.report(hello("origin-goer", 64, held=0b10, wants=False), 3.0)
+    while ledger.report(hello(f"busy-{len(ledger)}", 64, slots=1, fetches=False), 3.0).tasks[0].piece == 1:
+        pass  # until as many as are to have it first do
+    ledger.report(hello("origin-goer", 64, held=0b110, wants=False), 3.0)  # as busy as before
+    reader = replace(hello("reader", 64, fetches=False, slots=2), urgent=((0, 1),))
+    assert [task.piece for task in ledger.report(reader, 3.0).tasks] == [2, 0]
 
 
 def test_a_source_is_not_sent_more_than_it_can_serve() -> None:
