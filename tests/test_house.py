@@ -26,6 +26,7 @@ PURE = [
     "mesh.messages",
     "mesh.placement",
     "mesh.policy",
+    "mesh.speeds",
     "proxy.caching",
     "proxy.hub.access",
     "proxy.hub.client",

@@ -97,9 +97,7 @@ def test_where_machines_are_the_limit_what_plenty_hold_is_not_waited_for_however
             break
     assert number >= CROWD
     urgent = replace(hello("reader", 64, fetches=False), urgent=((0, 2),))
-    assert [task.piece for task in ledger.report(urgent, 3.0).tasks] == [0], (
-        "piece 1 few have, who would be late"
-    )
+    assert [task.piece for task in ledger.report(urgent, 3.0).tasks] == [0], "piece 1 few have, who would be late"
 
 
 def test_where_machines_are_the_limit_what_next_to_nobody_has_is_spread_before_readers_come_to_it() -> None:
