@@ -40,9 +40,9 @@ SLOW_RATE = 4e6
 EXTENSIONS = 5  # times that, in which a task counts as being worked on: a node gives the only source time as bytes come
 
 COMMON = 4  # two to the power of it: copies from which on a piece is in no danger of being rare
-RARE = 3  # the same for copies below which a crowd spreads a piece before all others
-PLENTY = 16  # holders of a piece, from which on a reader has it from any of them, however busy they are
 COMMON_SLOW = 2  # the same where machines are the limit: readers have nothing from pieces that they are not at yet
+RARE = 3  # two to the power of it: copies below which many nodes whose machines are the limit spread a piece first
+PLENTY = 16  # holders of a piece, from which on their readers have it from any of them, however busy it is
 
 CROWD = 32  # other nodes, from which on one that is late is likelier to be busy than hung
 
