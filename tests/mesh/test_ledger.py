@@ -13,6 +13,7 @@ from mesh.policy import (
     FEWEST_LEASES,
     HARD,
     LONGEST_LEASE,
+    PATIENCE_OF_CROWD,
     SETTLE_SECONDS,
     first_room,
 )
@@ -108,6 +109,14 @@ def test_where_machines_are_the_limit_what_next_to_nobody_has_is_spread_before_r
     ledger.report(hello("origin-goer", 64, held=0b110, wants=False), 3.0)  # as busy as before
     reader = replace(hello("reader", 64, fetches=False, slots=2), urgent=((0, 1),))
     assert [task.piece for task in ledger.report(reader, 3.0).tasks] == [2, 0]
+
+
+def test_where_machines_are_the_limit_a_task_has_less_time_than_clients_wait() -> None:
+    ledger = strained(3.0)
+    for name in ("x", "y"):
+        ledger.report(hello(name, 64, held=0b10, wants=False), 3.0)
+    plan = ledger.report(Report(node="early-0", wanted=((0, 64),), slots=1), 3.0)
+    assert [(task.piece, task.seconds) for task in plan.tasks] == [(1, PATIENCE_OF_CROWD * 3.0)]
 
 
 def test_a_source_is_not_sent_more_than_it_can_serve() -> None:
