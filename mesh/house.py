@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mesh.stats import Stats
     from mesh.store import Store
     from mesh.tasks import Tasks
-from mesh.threads import bulk_pool
+from mesh.threads import NICE_OF_PROOFS, bulk_pool
 
 _THREADS = 64  # transfers at the same time, whatever they are for
 _PROOFS = 8  # blobs that are being hashed at the same time
@@ -102,7 +102,7 @@ class House:
     peer_limiter: Limiter = field(default_factory=lambda: Limiter(None))
     origin_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_ORIGIN_CONNECTIONS))
     pool: ThreadPoolExecutor = field(default_factory=lambda: bulk_pool(_THREADS, "intake"))
-    proofs: ThreadPoolExecutor = field(default_factory=lambda: bulk_pool(_PROOFS, "proof"))
+    proofs: ThreadPoolExecutor = field(default_factory=lambda: bulk_pool(_PROOFS, "proof", NICE_OF_PROOFS))
 
     def close(self) -> None:
         self.origin_connections.close()

@@ -307,11 +307,15 @@ class Ledger:
     def _order(self, node: Node, pieces: int) -> Iterator[int]:
         """Rarest first, equally rare ones from another start each time, so that nodes take different ones.
 
-        What many hold cannot become rare: of that, a reader has what it comes to first.
+        What many hold cannot become rare: of that, a reader has what it comes to first. So it has everything when no
+        other node misses anything.
         """
         if not pieces:
             return
-        common = self._books.holdings.common(policy.common(len(self), self._speeds.is_late)) if node.urgent else 0
+        common = 0
+        if node.urgent:
+            is_last = self._books.wanting.bit_count() == 1
+            common = pieces if is_last else self._books.holdings.common(policy.common(len(self), self._speeds.is_late))
         start = int(self._random.random() * self.pieces.count)
         for part in self._books.holdings.rarest_first(pieces & ~common):
             yield from members_from(part, start)

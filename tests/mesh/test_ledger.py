@@ -63,15 +63,25 @@ def test_what_a_reader_waits_for_comes_first_then_what_is_rare() -> None:
     ledger.report(hello("x", 4, held=0b1111, wants=False), 0.0)
     ledger.report(hello("y", 4, held=0b1101, wants=False), 0.0)
     ledger.report(hello("z", 4, held=0b0101, wants=False), 0.0)
+    ledger.report(hello("b", 4, slots=0, fetches=False), 0.0)
     plan = ledger.report(replace(hello("a", 4, slots=3), urgent=((2, 3),)), 0.0)
     assert [task.piece for task in plan.tasks] == [2, 1, 0]
     assert plan.tasks[1].sources == ("x",)
+
+
+def test_the_only_reader_has_everything_in_its_own_order() -> None:
+    ledger = Ledger(64 * MIB)
+    ledger.report(hello("x", 64, held=(1 << 64) - 1, wants=False), 0.0)
+    ledger.report(hello("y", 64, held=(1 << 32) - 1, wants=False), 0.0)
+    plan = ledger.report(replace(hello("a", 64, slots=12), urgent=((7, 9),)), 0.0)
+    assert [task.piece for task in plan.tasks] == [7, 8, *(piece for piece in range(12) if piece not in (7, 8))]
 
 
 def test_a_reader_has_what_many_hold_in_its_own_order() -> None:
     ledger = Ledger(4 * MIB)
     for name, held in (("x", 0b1111), ("y", 0b1011), ("z", 0b1001)):
         ledger.report(hello(name, 4, held=held, wants=False), 0.0)
+    ledger.report(hello("b", 4, slots=0, fetches=False), 0.0)
     plan = ledger.report(replace(hello("a", 4, slots=4), urgent=((3, 4),)), 0.0)
     assert [task.piece for task in plan.tasks] == [3, 2, 0, 1], "of four nodes two are enough, and piece 2 has one"
 
