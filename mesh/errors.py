@@ -36,6 +36,10 @@ class SourceDishonest(SourceFailed):
     """A source sent what none would that means well: wrong bytes, or an answer that is not to what it was asked."""
 
 
+class PieceCorrupt(SourceDishonest):
+    """A source sent a piece whose bytes are not those its digest names."""
+
+
 class LocationRefused(SourceFailed):
     """The address has expired or was refused (401, 403, 404, 410): ask for a new one."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from mesh.access import OriginAccess
 from mesh.errors import LocationRefused, MeshError, RangeIgnored, SourceBanned, SourceDishonest, SourceFailed, StoreFull
-from mesh.intake import Begun, PieceCorrupt, Run
+from mesh.intake import Begun, Run
 from mesh.messages import ORIGIN, Failure, Gain, Reason, Task
 from mesh.watch import Watch
 
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ORIGIN_STREAMS = 6  # connections to the origin for one blob
+# Connections to the origin for one blob. A line may need several; more than cores do not bring more in.
+ORIGIN_STREAMS = min(6, max(4, os.cpu_count() or 1))
 _URGENT_STREAMS = 2  # more of them, for readers that would otherwise wait behind long runs
 PEER_STREAMS = 8
+_SOURCE_STREAMS = 4  # from one peer: it has one line
 _RUN_BYTES = 64 << 20
-_PEER_RUN_BYTES = 4 << 20
+_PEER_RUN_BYTES = 16 << 20
 _MAX_FAILURES = 6  # in a row without a byte: about six seconds
 _MAX_ACCESSES = 8
 _LEASE_SECONDS = 60.0  # for what is taken back from a transfer of our own
@@ -138,8 +141,7 @@ class Fetcher:
             self._start_origin_run()
             from_origin += 1
         from_peers = len(self.runs) - from_origin
-        while self._offered and from_peers < PEER_STREAMS:
-            self._start_peer_run()
+        while from_peers < PEER_STREAMS and self._start_peer_run():
             from_peers += 1
 
     async def close(self) -> None:
@@ -240,10 +242,14 @@ class Fetcher:
 
     # --- peers
 
-    def _start_peer_run(self) -> None:
-        pieces = self._partial.pieces
-        first, task = next(iter(self._offered.items()))
-        longest = max(1, _PEER_RUN_BYTES // pieces.piece_size)
+    def _start_peer_run(self) -> bool:
+        """Begin the first transfer on offer whose source has a connection to spare; False when there is none."""
+        pieces, busy = self._partial.pieces, Counter(run.source for run in self.runs)
+        free = ((piece, task) for piece, task in self._offered.items() if busy[task.sources[0]] < _SOURCE_STREAMS)
+        if (found := next(free, None)) is None:
+            return False
+        first, task = found
+        longest = max(1, min(-(-len(self._offered) // _SOURCE_STREAMS), _PEER_RUN_BYTES // pieces.piece_size))
         tasks: list[Task] = []
         while (
             (following := self._offered.get(first + len(tasks)))
@@ -262,6 +268,7 @@ class Fetcher:
             Begun(begun.position, begun.hasher.copy()) if begun else None,
         )
         self._house.tasks.start(self._fetch(run, lambda run: self._from_peer(run, tasks)), name=f"peer {first}")
+        return True
 
     async def _from_peer(self, run: Run, tasks: list[Task]) -> None:
         pieces, first = self._partial.pieces, tasks[0]
@@ -375,23 +382,13 @@ class Fetcher:
         if piece not in self._partial.have:
             self._partial.add(piece, digest, run.is_trusted(piece))
             self._sources[piece] = run.source
-            self._check_doubted(run, piece, digest)
+            if run.is_trusted(piece):
+                self._house.resolve_doubt(self._partial.digest, piece, digest)
             if not run.is_origin:
                 self._house.peers.heard(run.source)
             self._fill.added(piece)
             self.gained.append(Gain(piece, run.source, digest))
             self._changed()
-
-    def _check_doubted(self, run: Run, piece: int, digest: bytes) -> None:
-        """A piece of a failed proof came again from a source beyond doubt: did its first source lie?"""
-        doubted = self._house.doubted.get(self._partial.digest)
-        if doubted and piece in doubted and run.is_trusted(piece):
-            before, source = doubted.pop(piece)
-            if before != digest and source:
-                self._house.stats.pieces_rejected[source] += 1
-                self._house.peers.blame(source, PieceCorrupt(source, f"sent wrong bytes for piece {piece}"))
-            if not doubted:
-                del self._house.doubted[self._partial.digest]
 
 
 def _put_first(pieces: list[int], tasks: dict[int, Task]) -> dict[int, Task]:

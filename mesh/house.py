@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from mesh.errors import PieceCorrupt
 from mesh.limiter import Limiter
+from mesh.threads import NICE_OF_PROOFS, bulk_pool
 from mesh.transfer import Connections, Location
 
 if TYPE_CHECKING:
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from mesh.stats import Stats
     from mesh.store import Store
     from mesh.tasks import Tasks
-from mesh.threads import NICE_OF_PROOFS, bulk_pool
 
 _THREADS = 64  # transfers at the same time, whatever they are for
 _PROOFS = 8  # blobs that are being hashed at the same time
@@ -103,6 +104,17 @@ class House:
     origin_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_ORIGIN_CONNECTIONS))
     pool: ThreadPoolExecutor = field(default_factory=lambda: bulk_pool(_THREADS, "intake"))
     proofs: ThreadPoolExecutor = field(default_factory=lambda: bulk_pool(_PROOFS, "proof", NICE_OF_PROOFS))
+
+    def resolve_doubt(self, digest: Digest, piece: int, blake3: bytes) -> None:
+        """A piece is here from a source beyond doubt. If it was part of a failed proof: did its first source lie?"""
+        doubted = self.doubted.get(digest)
+        if doubted and piece in doubted:
+            before, source = doubted.pop(piece)
+            if before != blake3 and source:
+                self.stats.pieces_rejected[source] += 1
+                self.peers.blame(source, PieceCorrupt(source, f"sent wrong bytes for piece {piece}"))
+            if not doubted:
+                del self.doubted[digest]
 
     def close(self) -> None:
         self.origin_connections.close()

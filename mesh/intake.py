@@ -13,17 +13,13 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from mesh.errors import SourceDishonest, SourceFailed
+from mesh.errors import PieceCorrupt, SourceFailed
 from mesh.limiter import Limiter
 from mesh.messages import ORIGIN
 from mesh.transfer import Connections, Location, Transfer
 
 if TYPE_CHECKING:
     from mesh.fill import Fill
-
-
-class PieceCorrupt(SourceDishonest):
-    """A source sent a piece whose bytes are not those its digest names."""
 
 
 @dataclass(slots=True)

@@ -50,6 +50,8 @@ class Partial:
         self.piece_digests: dict[int, bytes] = {}
         self._was_trusted = PieceSet(self.pieces.count)
         self._journal_lock = Lock()
+        # The kernel lets one thread at a time write to a file, and those that wait for a short while do so spinning.
+        self._write_lock = Lock()
         self._journal_size = 0
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -73,7 +75,8 @@ class Partial:
         """Write all of `data`. Raises StoreFull when the disk is, StoreUnusable for any other refusal."""
         try:
             while data:
-                written = os.pwrite(self.fd, data, offset)
+                with self._write_lock:
+                    written = os.pwrite(self.fd, data, offset)
                 data = data[written:]
                 offset += written
         except OSError as error:

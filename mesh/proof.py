@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 
 from mesh.content import Digest
 
 _READ = 1 << 20
+_space = threading.local()
 
 
 class Proof:
@@ -16,7 +18,6 @@ class Proof:
         self._digest = digest
         self._hasher = digest.hasher(size)
         self._fd = fd
-        self._buffer = memoryview(bytearray(min(_READ, max(1, size))))
         self.size = size
         self.hashed = 0  # bytes of the prefix that are in the hash
 
@@ -25,11 +26,12 @@ class Proof:
 
         Raises OSError when the disk cannot be read.
         """
+        buffer = _buffer()
         while self.hashed < stop:
-            count = os.preadv(self._fd, [self._buffer[: stop - self.hashed]], self.hashed)
+            count = os.preadv(self._fd, [buffer[: stop - self.hashed]], self.hashed)
             if not count:
                 raise OSError(f"the file of {self._digest} ends at {self.hashed}, before {stop}")
-            self._hasher.update(self._buffer[:count])
+            self._hasher.update(buffer[:count])
             self.hashed += count
 
     @property
@@ -39,3 +41,12 @@ class Proof:
     def holds(self) -> bool:
         """Is the complete content what its digest names?"""
         return self.is_complete and self._hasher.hexdigest() == self._digest.hex
+
+
+def _buffer() -> memoryview:
+    """One for each thread, not for each blob: there are few of those, whatever is arriving."""
+    try:
+        buffer: memoryview = _space.buffer
+    except AttributeError:
+        buffer = _space.buffer = memoryview(bytearray(_READ))
+    return buffer
