@@ -34,6 +34,12 @@ TAIL = 64 << 10
 # blob of 100 GB that is mostly on disk already has to be hashed again after a restart.
 _AHEAD = 1 << 30
 _WAKE_SECONDS = 0.005  # between two wakes for bytes of a piece that is arriving
+# Clients give up after ten seconds without a byte, though the next piece may well be on its way. So a reader that gets
+# on is kept a little behind what it may have, and while nothing comes it has a sip of that now and then.
+RESERVE = 64 << 10
+_RESERVE_SHARE = 16  # of what the reader has had: on a slow line the first bytes must not be kept back for long
+_SIPS = 64  # in the reserve: patience for minutes
+_SIP_SECONDS = 4.0
 
 
 class Fill:
@@ -180,19 +186,37 @@ class Reader:
         self.start = self.position = start
         self.stop = stop
         self.is_whole = is_whole
+        self._sipped = start  # one past the last byte that it may have of its reserve
 
     def ready(self, position: int) -> int:
-        """One past the last byte that may be sent now to somebody who has all bytes before `position`."""
+        """One past the last byte to be sent now to somebody who has all bytes before `position`.
+
+        All that it may have, but for the reserve when the rest is not there yet.
+        """
         self.position = position
         if self._fill.error is not None and not self._fill.is_proven:
             return position
-        return self._fill.visible(position, self.stop, is_whole=self.is_whole)
+        end = self.frontier()
+        if end < self.stop:
+            end = max(position, min(end, max(self._sipped, end - self._reserve(end))))
+        return end
+
+    def frontier(self) -> int:
+        """One past the last byte that it may have; `stop` when that is all."""
+        return self._fill.visible(self.position, self.stop, is_whole=self.is_whole)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it has had all but the reserve, so that it is not the client who takes its time."""
+        end = self.frontier()
+        return end < self.stop and end - self.position <= RESERVE
 
     async def wait(self, position: int) -> None:
         """Until there is something to send from `position` on.
 
         Raises the error that ended the fill; then no more bytes may be sent, whatever is on disk.
         """
+        until = asyncio.get_running_loop().time() + _SIP_SECONDS
         while self.ready(position) == position:
             if self._fill.error is not None:
                 raise self._fill.error
@@ -200,7 +224,16 @@ class Reader:
             if self.ready(position) > position:  # by a worker thread, before it could see us waiting
                 changed.cancel()
                 return
-            await changed
+            try:
+                async with asyncio.timeout_at(until):
+                    await changed
+            except TimeoutError:
+                self._sipped = position + max(1, self._reserve(self.frontier()) // _SIPS)
+                until += _SIP_SECONDS
+
+    def _reserve(self, end: int) -> int:
+        """Bytes kept back from somebody who may have those before `end`."""
+        return min(RESERVE, (end - self.start) // _RESERVE_SHARE)
 
     def close(self) -> None:
         if self.fd >= 0:

@@ -27,9 +27,10 @@ _NOTHING = 3.0  # and without a piece of any kind: then nobody does anything for
 # turned to it at once. Before its first byte a client can be told to come again.
 _FIRST_OF_CROWD = 15.0
 # When others keep it busy it is the swarm that is slow, as on machines with more to do than they can: wait for longer,
-# since all of its nodes are about to ask.
+# since all of its nodes are about to ask. Clients stay, as they get sips of the reserve.
+_STARVED_OF_CROWD = 12.0
 _LONGEST = 7.0
-_LONGEST_OF_CROWD = 8.0
+_LONGEST_OF_CROWD = 25.0
 _MANY = 2  # pieces rescued: then it is not chance, and not a piece that the origin is just sending to somebody else
 _UNSERVED = 8.0  # without being sent for anything: then it is the tracker that does nothing for us
 _LEASE_SECONDS = 60.0
@@ -52,12 +53,15 @@ class Rescue:
         now = time.monotonic()
         idle = now - self._fetcher.last_landed  # or since the fill began
         is_crowd = self._house.exchange.is_crowd
-        longest = _STARVED if idle >= _NOTHING else _LONGEST_OF_CROWD if is_crowd else _LONGEST
+        if is_crowd:
+            longest = _STARVED_OF_CROWD if idle >= _NOTHING else _LONGEST_OF_CROWD
+        else:
+            longest = _STARVED if idle >= _NOTHING else _LONGEST
         waits: dict[Reader, tuple[int, float]] = {}
         for reader in self._fill.readers:
-            position = reader.position
-            if self._fill.visible(position, reader.stop, is_whole=reader.is_whole) > position:
-                continue  # it is the client that takes its time
+            if not reader.is_waiting:
+                continue
+            position = reader.frontier()
             before, since = self._waits.get(reader, (-1, now))
             waits[reader] = (position, since if before == position else now)
             if is_crowd and idle < _FIRST_OF_CROWD and position == reader.start:

@@ -45,8 +45,14 @@ class Voucher:
         for reader in self._fill.readers:
             if reader.is_whole or not self._fetcher.can_fetch:
                 continue
-            piece = reader.position // partial.pieces.piece_size
-            if piece in partial.have and piece not in partial.trusted and piece not in self._asked:
+            end = reader.frontier()
+            piece = end // partial.pieces.piece_size
+            if (
+                end < reader.stop
+                and piece in partial.have
+                and piece not in partial.trusted
+                and piece not in self._asked
+            ):
                 self._asked.add(piece)
                 self._house.tasks.start(self._ask(piece), name=f"vouch for {piece} of {partial.digest}")
 

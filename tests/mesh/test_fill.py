@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from mesh import fill as module
 from mesh.content import Digest
-from mesh.fill import TAIL, Fill, Reader
+from mesh.fill import RESERVE, TAIL, Fill, Reader
 from mesh.partial import Partial
 
 MIB = 1 << 20
@@ -20,8 +22,14 @@ def fill(tmp_path: Path) -> Fill:
     return Fill(Partial(tmp_path / "partial", Digest("sha256", "a" * 64), 3 * MIB))
 
 
+def visible(reader: Reader) -> int:
+    """How many bytes a reader can have by now at the most, its reserve included."""
+    reader.position = reader.frontier()
+    return reader.position - reader.start
+
+
 def seen(reader: Reader) -> int:
-    """How many bytes a reader that takes all it can has by now."""
+    """How many bytes a reader that takes all it gets has by now."""
     reader.position = reader.ready(reader.position)
     return reader.position - reader.start
 
@@ -41,11 +49,11 @@ async def test_ranges_side_by_side_are_not_all_complete_before_the_proof(fill: F
     steps = [arrive(1, MIB // 2), arrive(1, MIB), arrive(2, MIB), lambda: land(2), lambda: land(1)]
     for step in steps:
         step()
-        counts = [seen(reader) for reader in readers]
+        counts = [visible(reader) for reader in readers]
         assert sum(counts) < 3 * MIB
     assert counts == [MIB, MIB - 1, MIB], "what was seen already stays, and no more comes"
     fill.prove()
-    assert [seen(reader) for reader in readers] == [MIB] * 3
+    assert [visible(reader) for reader in readers] == [MIB] * 3
 
 
 async def test_the_piece_that_completes_the_blob_keeps_its_tail(fill: Fill) -> None:
@@ -53,4 +61,39 @@ async def test_the_piece_that_completes_the_blob_keeps_its_tail(fill: Fill) -> N
     for piece in (2, 0, 1):
         fill.partial.add(piece, bytes(32), True)
         fill.added(piece)
-    assert [seen(reader) for reader in readers] == [MIB, MIB - TAIL, MIB]
+    assert [visible(reader) for reader in readers] == [MIB, MIB - TAIL, MIB]
+
+
+async def test_a_reader_gets_sips_of_its_reserve_while_nothing_comes(
+    fill: Fill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client gives up when no byte comes for a while; the next piece may take longer than that."""
+    monkeypatch.setattr(module, "_SIP_SECONDS", 0.001)
+    fill.partial.add(0, bytes(32), True)
+    fill.added(0)
+    reader = fill.reader(0, 3 * MIB, is_whole=True)
+    assert seen(reader) == MIB - RESERVE
+    sips = []
+    for _ in range(64):
+        assert reader.is_waiting
+        await reader.wait(reader.position)
+        before = reader.position
+        sips.append(seen(reader) - before)
+    assert sips == [RESERVE // 64] * 64
+    with pytest.raises(TimeoutError):  # of what is not there yet there are none
+        await asyncio.wait_for(reader.wait(MIB), 0.02)
+    fill.partial.add(1, bytes(32), True)
+    fill.added(1)
+    assert seen(reader) == 2 * MIB - RESERVE
+    fill.partial.add(2, bytes(32), True)
+    fill.added(2)
+    fill.prove()
+    assert seen(reader) == 3 * MIB
+    assert not reader.is_waiting
+
+
+async def test_a_range_that_is_there_and_the_first_bytes_are_not_kept_back(fill: Fill) -> None:
+    fill.progress[0] = 15
+    assert seen(fill.reader(0, 3 * MIB, is_whole=True)) == 15
+    fill.progress[0] = MIB // 2
+    assert seen(fill.reader(5, MIB // 2, is_whole=False)) == MIB // 2 - 5
