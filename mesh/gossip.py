@@ -32,7 +32,7 @@ _INTERVAL = 1.0  # seconds between two rounds
 _PATIENCE = 2.5  # seconds for an answer: a node that moves 500 MB/s is a busy one
 # The same among many, where machines are likelier to have more to do than they can, and a tracker more to lose: a swarm
 # that takes it for dead fetches everything again. Longer than a connection needs to show that a machine is gone.
-_PATIENCE_OF_CROWD = 5.0
+_PATIENCE_OF_MANY = 5.0
 _HUNG_SECONDS = 15.0  # among many: without an answer from a process whose machine is there, until it counts as hung
 _JOIN_PATIENCE = 5.0  # where many may come at once, and nobody is accused
 _MAX_STRAIN = 4
@@ -40,9 +40,9 @@ _LATE = 0.3  # seconds: a loop that comes this late to its timer cannot judge th
 _STRAIN_SECONDS = 10.0  # after which a node that was late may judge again
 _SETTLE = 2.0  # seconds without any answer, after which we are alone
 _MAX_SETTLE = 5.0  # seconds without agreement
-_CROWD = 50  # nodes from which on rounds are rarer
+_MANY = 50  # nodes from which on rounds are rarer
 _RAREST = 4.0  # times the usual interval
-_CROWD_WITH_NEWS = 100  # the same while there is news to spread
+_MANY_WITH_NEWS = 100  # the same while there is news to spread
 _RAREST_WITH_NEWS = 3.0
 _HASTE = 0.3  # of the usual time between rounds, while there is news
 _NEWS_ROUNDS = 2.0  # usual rounds that news is news
@@ -189,19 +189,19 @@ class Gossip:
                     self._tasks.start(self._probe(member), name=f"gossip with {member.node_id}")
 
     @property
-    def _is_crowd(self) -> bool:
-        return len(self.members.alive()) > _CROWD
+    def _has_many(self) -> bool:
+        return len(self.members.alive()) > _MANY
 
     def _pause(self, now: float) -> float:
         # On a machine that has more to do than it can, rounds only add to that.
         strain = 1.0 + self._strain / 2
         count = len(self.members.alive())
         if now - self._news_at < _NEWS_ROUNDS * self._interval:
-            crowd = min(_RAREST_WITH_NEWS, max(1.0, count / _CROWD_WITH_NEWS))
-            haste = min(0.9, _HASTE * crowd) if not self._strain else 0.9  # news of many come all the time
+            rarity = min(_RAREST_WITH_NEWS, max(1.0, count / _MANY_WITH_NEWS))
+            haste = min(0.9, _HASTE * rarity) if not self._strain else 0.9  # news of many come all the time
         else:
-            crowd, haste = min(_RAREST, max(1.0, count / _CROWD)), 0.9
-        return self._interval * crowd * strain * haste
+            rarity, haste = min(_RAREST, max(1.0, count / _MANY)), 0.9
+        return self._interval * rarity * strain * haste
 
     def _chosen(self) -> list[Member]:
         """Whom to ask in this round: the next in turn (two while there are few), whom we accuse, one that is gone."""
@@ -221,11 +221,11 @@ class Gossip:
         asked_at = self._clock()
         try:
             expected = "" if member.named_seed else member.node_id
-            patience = (_PATIENCE_OF_CROWD if self._is_crowd else _PATIENCE) * (1 + self._strain)
+            patience = (_PATIENCE_OF_MANY if self._has_many else _PATIENCE) * (1 + self._strain)
             answered = await self._exchange(member.address, expected, patience)
         except TimeoutError as error:
             self._strain = min(_MAX_STRAIN, self._strain + 1)  # it may be our fault
-            hung_after = _HUNG_SECONDS if self._is_crowd else 0.0
+            hung_after = _HUNG_SECONDS if self._has_many else 0.0
             silent_since = self._silent_since.setdefault(member.node_id, asked_at)
             if self.members.was_heard(member.node_id, silent_since):  # it has other things to do first
                 del self._silent_since[member.node_id]

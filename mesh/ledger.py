@@ -233,11 +233,11 @@ class Ledger:
     # --- inside: deciding
 
     def _spread(self, node: Node, now: float) -> list[Task]:
-        """In a strained crowd, one piece that next to nobody has, whatever is waited for, however busy its holder is.
+        """In a late crowd, one piece that next to nobody has, whatever is waited for, however busy its holder is.
 
         Or all readers would come to it before it has spread, and wait for it together.
         """
-        if not self._is_strained:
+        if not self._is_late_crowd:
             return []
         rare = node.wanted & ~self._books.holdings.common(policy.RARE)
         return self._from_peers(node, rare, 1, now, is_rare=True)
@@ -253,10 +253,10 @@ class Ledger:
         if not is_rare:
             missing = self._on_offer(self._takers(node) & useful, missing)
         tasks: list[Task] = []
-        blocked, is_strained = 0, self._is_strained
+        blocked, is_late_crowd = 0, self._is_late_crowd
         for piece in self._order(node, missing):
             holders = holdings.holders(piece) & useful
-            is_due = is_rare or (is_strained and node.urgent >> piece & 1 and holders.bit_count() >= policy.PLENTY)
+            is_due = is_rare or (is_late_crowd and node.urgent >> piece & 1 and holders.bit_count() >= policy.PLENTY)
             takers = books.holding if is_due else self._takers(node)
             if len(tasks) >= free or blocked > policy.BLOCKED_PIECES or not takers & useful:
                 break
@@ -264,7 +264,7 @@ class Ledger:
             if not sources:
                 blocked += 1
                 continue
-            seconds = self._speeds.patience(node, sources, is_strained=is_strained)
+            seconds = self._speeds.patience(node, sources, is_late_crowd=is_late_crowd)
             names = tuple(books.name(server.slot) for server in sources)
             books.assign(node, piece, names[0], now, seconds * max(len(sources), policy.EXTENSIONS) + 5.0)
             tasks.append(Task(piece, names, self.digests.get(piece, b""), seconds))
@@ -384,6 +384,6 @@ class Ledger:
         return min(limit - len(self._books.leases), share - node.leases)
 
     @property
-    def _is_strained(self) -> bool:
+    def _is_late_crowd(self) -> bool:
         """Whether machines are the limit, and so many that most of them wait for others."""
         return self._speeds.is_late and len(self) > policy.CROWD

@@ -43,9 +43,9 @@ class Speeds:
         service = server.uploads.service.value if server.uploads.is_slow else usual
         return service * (server.uploads.outstanding + 1)
 
-    def patience(self, node: Node, sources: list[Node], *, is_strained: bool) -> float:
+    def patience(self, node: Node, sources: list[Node], *, is_late_crowd: bool) -> float:
         """That a task is given: what it may well take, or less where others can take over from a slow one."""
         expected = max(self.expected(sources[0]), node.pace.value) if len(sources) == 1 else node.pace.value
         shortest = policy.SHORTEST + self._piece_size / policy.SLOW_RATE
-        times = policy.PATIENCE_OF_CROWD if is_strained else policy.PATIENCE
+        times = policy.PATIENCE_OF_CROWD if is_late_crowd else policy.PATIENCE
         return min(policy.SLOWEST, max(shortest, times * expected))

@@ -86,7 +86,7 @@ def test_a_reader_has_what_many_hold_in_its_own_order() -> None:
     assert [task.piece for task in plan.tasks] == [3, 2, 0, 1], "of four nodes two are enough, and piece 2 has one"
 
 
-def strained(now: float) -> Ledger:
+def late_crowd(now: float) -> Ledger:
     """A crowd where piece 0 is with many, but takes three seconds from one to the next: at `now` it is late."""
     ledger = Ledger(64 * MIB)
     for number in range(CROWD):
@@ -101,7 +101,7 @@ def strained(now: float) -> Ledger:
 
 
 def test_where_machines_are_the_limit_what_plenty_hold_is_not_waited_for_however_busy_they_are() -> None:
-    ledger = strained(3.0)
+    ledger = late_crowd(3.0)
     ledger.report(hello("one", 64, held=0b10, wants=False), 3.0)
     for number in itertools.count():
         if not ledger.report(hello(f"busy-{number}", 64, fetches=False), 3.0).tasks:
@@ -112,7 +112,7 @@ def test_where_machines_are_the_limit_what_plenty_hold_is_not_waited_for_however
 
 
 def test_where_machines_are_the_limit_what_next_to_nobody_has_is_spread_before_readers_come_to_it() -> None:
-    ledger = strained(3.0)
+    ledger = late_crowd(3.0)
     ledger.report(hello("origin-goer", 64, held=0b10, wants=False), 3.0)
     while ledger.report(hello(f"busy-{len(ledger)}", 64, slots=1, fetches=False), 3.0).tasks[0].piece == 1:
         pass  # until as many as are to have it first do
@@ -122,7 +122,7 @@ def test_where_machines_are_the_limit_what_next_to_nobody_has_is_spread_before_r
 
 
 def test_where_machines_are_the_limit_a_task_has_less_time_than_clients_wait() -> None:
-    ledger = strained(3.0)
+    ledger = late_crowd(3.0)
     for name in ("x", "y"):
         ledger.report(hello(name, 64, held=0b10, wants=False), 3.0)
     plan = ledger.report(Report(node="early-0", wanted=((0, 64),), slots=1), 3.0)
