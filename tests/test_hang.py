@@ -35,18 +35,17 @@ def stream(node: NodeProcess) -> tuple[str, float]:
         now = time.monotonic()
         longest, before = max(longest, now - before), now
         digest.update(data)
-    print(response.length)
     connection.close()
     return digest.hexdigest(), longest
 
 
 @contextmanager
-def stopped(node: NodeProcess) -> Iterator[None]:
-    os.kill(node.pid, signal.SIGSTOP)
+def stopped(process: NodeProcess | HubProcess) -> Iterator[None]:
+    os.kill(process.pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(node.pid, signal.SIGCONT)
+        os.kill(process.pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("seeds", [0, 1])
@@ -70,3 +69,20 @@ def test_readers_are_rescued_from_a_tracker_that_hangs(hub: HubProcess, site: St
     while any(node.metric("hubmesh_peers") < 3 for node in nodes):  # it is one of them again
         time.sleep(0.05)
     assert stream(tracker)[0] == blob
+
+
+@pytest.mark.slow
+def test_a_client_stays_while_the_origin_says_nothing_for_longer_than_it_waits(hub: HubProcess, site: Start) -> None:
+    (node,) = site(1)
+    hub.turn(bandwidth=MIB)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(stream, node)
+        until = time.monotonic() + 20
+        while hub.stats()["total_bytes"] < 3 * MIB and time.monotonic() < until:
+            time.sleep(0.02)
+        with stopped(hub):
+            time.sleep(CLIENT_SECONDS + 2)  # nothing to wait for: that nothing comes is the point
+        digest, longest = reading.result()
+    assert digest == hashlib.sha256(BIG).hexdigest()
+    assert longest < 6
+    assert hub.stats()["total_bytes"] <= len(BIG) + 4 * MIB  # what was under way when it stopped
