@@ -1,0 +1,156 @@
+"""When a starving reader's next piece is asked of the origin, and when not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from mesh import rescue as module
+from mesh.content import Digest
+from mesh.fetcher import Fetcher
+from mesh.fill import RESERVE, Fill, Reader
+from mesh.house import House
+from mesh.messages import ORIGIN, Task
+from mesh.partial import Partial
+from mesh.rescue import Rescue
+
+MIB = 1 << 20
+
+
+@dataclass(eq=False)
+class Run:
+    """A transfer from a peer."""
+
+    piece: int
+    position: int
+    source: str = "peer"
+    is_origin: bool = False
+    is_cancelled: bool = False
+
+    @property
+    def pieces(self) -> range:
+        return range(self.piece, self.piece + 1)
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+@dataclass
+class Transfers:
+    """What a rescue sees of a fetcher, and does to it."""
+
+    can_fetch: bool = True
+    last_landed: float = 0.0
+    assigned_at: float = 0.0
+    runs: set[Run] = field(default_factory=set)
+    taken: list[int] = field(default_factory=list)
+
+    def active(self) -> Iterator[tuple[int, str]]:
+        yield from ((piece, ORIGIN) for piece in self.taken)
+
+    def take(self, tasks: list[Task]) -> None:
+        self.taken += [task.piece for task in tasks if task.sources == (ORIGIN,)]
+
+
+class Case:
+    """A reader of 16 pieces of 1 MiB of which the first is there, and a clock."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
+        self.fill = Fill(Partial(path, Digest("sha256", "a" * 64), 16 * MIB))
+        self.transfers = Transfers()
+        self.doubted: list[Digest] = []
+        self.exchange = SimpleNamespace(is_crowd=False, doubt=self.doubted.append)
+        house = cast("House", SimpleNamespace(exchange=self.exchange))
+        self.rescue = Rescue(house, self.fill, cast("Fetcher", self.transfers))
+        self.land(0)
+        self.reader: Reader = self.fill.reader(0, 16 * MIB, is_whole=True)
+        self.reader.position = MIB - RESERVE
+
+    def land(self, piece: int) -> None:
+        self.fill.partial.add(piece, bytes(32), False)
+        self.fill.added(piece)
+        self.transfers.last_landed = self.now
+
+    def look_until(self, end: float) -> None:
+        while self.now < end:
+            self.now += 0.5
+            self.rescue.look()
+
+
+@pytest.fixture
+def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
+    made = Case(tmp_path / "partial", monkeypatch)
+    yield made
+    made.reader.close()
+    made.fill.partial.close()
+
+
+async def test_nobody_is_rescued_too_soon_or_too_late(case: Case) -> None:
+    case.look_until(5.5)
+    assert case.transfers.taken == []
+    case.look_until(7.0)
+    assert case.transfers.taken == [1]
+
+
+async def test_while_other_pieces_come_there_is_more_time(case: Case) -> None:
+    for second in range(1, 7):
+        case.look_until(second)
+        case.land(second + 5)
+    assert case.transfers.taken == []
+    case.look_until(8.5)
+    assert case.transfers.taken == [1]
+
+
+async def test_many_nodes_do_not_turn_to_the_origin_at_once(case: Case) -> None:
+    case.exchange.is_crowd = True
+    case.look_until(12.0)
+    assert case.transfers.taken == []
+    case.look_until(13.5)
+    assert case.transfers.taken == [1]
+
+
+async def test_a_client_that_takes_its_time_is_not_starving(case: Case) -> None:
+    case.reader.position = 0
+    case.look_until(30.0)
+    assert case.transfers.taken == []
+
+
+async def test_a_piece_that_is_nearly_there_is_waited_for_and_a_drip_is_broken_off(case: Case) -> None:
+    quick, drip = Run(1, MIB), Run(1, MIB)
+    case.transfers.runs = {quick}
+    for _ in range(15):  # an eighth of a MiB a second
+        quick.position += MIB // 16
+        case.look_until(case.now + 0.5)
+    assert not quick.is_cancelled
+    case.transfers.runs = {drip}
+    for _ in range(15):
+        drip.position += 10
+        case.look_until(case.now + 0.5)
+    assert drip.is_cancelled
+    assert case.transfers.taken == [], "not before it has left the file"
+    case.transfers.runs = set()
+    case.look_until(case.now + 1)
+    assert case.transfers.taken == [1]
+
+
+async def test_a_tracker_that_does_nothing_for_us_is_doubted_and_a_busy_one_is_not(case: Case) -> None:
+    case.look_until(7.0)
+    for piece in (1, 2):
+        case.land(piece)
+        case.transfers.assigned_at = case.now
+        case.reader.position = (piece + 1) * MIB - RESERVE
+        case.look_until(case.now + 7.5)
+    assert case.transfers.taken == [1, 2, 3]
+    assert case.doubted == []
+    case.land(3)
+    case.reader.position = 4 * MIB - RESERVE
+    case.look_until(case.now + 8.0)
+    assert case.transfers.taken == [1, 2, 3, 4]
+    assert case.doubted == [case.fill.partial.digest]
