@@ -26,15 +26,16 @@ _NOTHING = 3.0  # and without a piece of any kind: then nobody does anything for
 # The more nodes wait for one tracker the likelier it is just busy, and the more the origin would send if all of them
 # turned to it at once. Before its first byte a client can be told to come again.
 _FIRST_OF_CROWD = 15.0
-# When others keep it busy it is the swarm that is slow, as on machines with more to do than they can: wait for longer,
-# since all of its nodes are about to ask. Clients stay, as they get sips of the reserve.
 _STARVED_OF_CROWD = 12.0
-_LONGEST = 7.0
+# While other pieces come it is the swarm that is slow, and all of its nodes would ask. Clients stay, as they get sips
+# of the reserve; but not before their first byte.
+_LONGEST = 15.0
 _LONGEST_OF_CROWD = 25.0
+_LONGEST_WITHOUT_RESERVE = 7.0
 _MANY = 2  # pieces rescued: then it is not chance, and not a piece that the origin is just sending to somebody else
 _UNSERVED = 8.0  # without being sent for anything: then it is the tracker that does nothing for us
 _LEASE_SECONDS = 60.0
-_PATIENCE = 9.0  # of a client: a piece that will be here by then comes soonest from where it is coming from
+_NEAR = 4.0  # a piece that will be here in so long comes soonest from where it is coming from
 
 
 class Rescue:
@@ -53,10 +54,10 @@ class Rescue:
         now = time.monotonic()
         idle = now - self._fetcher.last_landed  # or since the fill began
         is_crowd = self._house.exchange.is_crowd
-        if is_crowd:
-            longest = _STARVED_OF_CROWD if idle >= _NOTHING else _LONGEST_OF_CROWD
+        if idle >= _NOTHING:
+            longest = _STARVED_OF_CROWD if is_crowd else _STARVED
         else:
-            longest = _STARVED if idle >= _NOTHING else _LONGEST
+            longest = _LONGEST_OF_CROWD if is_crowd else _LONGEST
         waits: dict[Reader, tuple[int, float]] = {}
         for reader in self._fill.readers:
             if not reader.is_waiting:
@@ -66,21 +67,22 @@ class Rescue:
             waits[reader] = (position, since if before == position else now)
             if is_crowd and idle < _FIRST_OF_CROWD and position == reader.start:
                 continue
-            if before == position and now - since >= longest and self._fetcher.can_fetch:
+            patience = longest if position > reader.start else min(longest, _LONGEST_WITHOUT_RESERVE)
+            if before == position and now - since >= patience and self._fetcher.can_fetch:
                 piece = position // self._fill.partial.pieces.piece_size
-                if not self._is_near(piece, now, now - since):
+                if not self._is_near(piece, now):
                     self._fetch(piece, now - since)
         self._waits = waits
         self._places = {run: run.position for run in self._fetcher.runs}
         self._looked_at = now
 
-    def _is_near(self, piece: int, now: float, waited: float) -> bool:
-        """Whether a peer sends a piece so fast that it is here before clients give up."""
-        stop, left = self._fill.partial.pieces.span(piece)[1], max(0.0, _PATIENCE - waited)
+    def _is_near(self, piece: int, now: float) -> bool:
+        """Whether a peer sends a piece so fast that it is soon here."""
+        stop = self._fill.partial.pieces.span(piece)[1]
         for run in self._fetcher.runs:
             if run.piece == piece and not run.is_origin and (before := self._places.get(run)) is not None:
                 rate = (run.position - before) / max(0.01, now - self._looked_at)
-                return rate * left >= stop - run.position
+                return rate * _NEAR >= stop - run.position
         return False
 
     def _fetch(self, piece: int, seconds: float) -> None:

@@ -100,12 +100,21 @@ async def test_nobody_is_rescued_too_soon_or_too_late(case: Case) -> None:
 
 
 async def test_while_other_pieces_come_there_is_more_time(case: Case) -> None:
-    for second in range(1, 7):
-        case.look_until(second)
-        case.land(second + 5)
+    for number in range(14):
+        case.look_until(number + 1)
+        case.land(number + 2)
     assert case.transfers.taken == []
-    case.look_until(8.5)
+    case.look_until(16.5)
     assert case.transfers.taken == [1]
+
+
+async def test_but_not_for_who_has_no_reserve_as_it_has_had_nothing(case: Case) -> None:
+    starting = case.fill.reader(MIB, 16 * MIB, is_whole=False)
+    for number in range(8):
+        case.look_until(number + 1)
+        case.land(number + 2)
+    assert case.transfers.taken == [1]
+    starting.close()
 
 
 async def test_many_nodes_do_not_turn_to_the_origin_at_once(case: Case) -> None:
