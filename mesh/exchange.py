@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 256 << 10  # bytes
 _PATIENCE = 3  # questions in a row without an answer
+_BROKEN_OF_CROWD = 2  # connections in a row that many nodes may lose to a tracker which all of them ask at once
 _LONGEST_DOWN = 60.0
 _DOWN_SECONDS = 5.0  # that a tracker which did not answer is passed over
 _HERE_SECONDS = 1.0  # for one that is near and has time to answer that it is there
@@ -204,7 +205,8 @@ class MeshExchange:
             plan.check(Pieces.of(size).count)
         except Unavailable as error:
             failures = self._failures[tracker] = self._failures.get(tracker, 0) + 1
-            if isinstance(error, Unreachable) or failures >= _PATIENCE:
+            broken = _BROKEN_OF_CROWD if self.is_crowd else 1
+            if failures >= (broken if isinstance(error, Unreachable) else _PATIENCE):
                 # One that is there and never answers is tried more and more rarely: each time costs seconds.
                 down = _DOWN_SECONDS * 2.0 ** max(0, min(10, failures - _PATIENCE))
                 self._down_until[tracker] = time.monotonic() + min(_LONGEST_DOWN, down)

@@ -7,6 +7,7 @@ from mesh.errors import Unavailable, Unreachable
 from mesh.exchange import Alone, MeshExchange, Neighbour
 from mesh.messages import Report
 from mesh.placement import ranked
+from mesh.policy import CROWD
 from mesh.tracker import Tracker
 
 DIGEST = Digest("sha256", "0" * 64)
@@ -66,3 +67,25 @@ async def test_when_the_tracker_is_behind_a_cut_line_the_next_within_reach_leads
         await exchange.report(digest, 1 << 20, Report(node="me", have=PieceSet(1).to_bytes(), slots=1), b"")
     assert exchange.tracker_of(digest) == third
     assert neighbours.asked == [first], "nobody else's dead connection was waited for"
+
+
+class Crowd(Halved):
+    """Many nodes and one seed, which all of them ask."""
+
+    def alive(self) -> tuple[Neighbour, ...]:
+        return CROWDED
+
+    def get(self, node: str) -> Neighbour | None:
+        return next((other for other in CROWDED if other.node == node), None)
+
+
+CROWDED = tuple(Neighbour(f"n{i}", f"http://127.0.0.1:{i + 1}", is_seed=i == 0) for i in range(CROWD + 1))
+
+
+async def test_one_broken_connection_to_the_seed_sends_no_node_of_a_crowd_to_the_origin():
+    exchange = MeshExchange("me", Tracker(), neighbours=Crowd(""))
+    report = Report(node="me", have=PieceSet(1).to_bytes(), slots=1)
+    for leader in ("n0", "me"):
+        with pytest.raises(Unavailable):
+            await exchange.report(DIGEST, 1 << 20, report, b"")
+        assert exchange.tracker_of(DIGEST) == leader
