@@ -75,9 +75,6 @@ class Crowd(Halved):
     def alive(self) -> tuple[Neighbour, ...]:
         return CROWDED
 
-    def get(self, node: str) -> Neighbour | None:
-        return next((other for other in CROWDED if other.node == node), None)
-
 
 CROWDED = tuple(Neighbour(f"n{i}", f"http://127.0.0.1:{i + 1}", is_seed=i == 0) for i in range(CROWD + 1))
 
