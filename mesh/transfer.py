@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import re
+import select
 import socket
 import ssl
 import threading
@@ -261,9 +262,15 @@ class Transfer:
         # `readinto` waits until the buffer is full, `readinto1` for what one receive brings: on a slow line a
         # reader is to see bytes as they come. It receives straight into our buffer, past the one of the file.
         receive = response.readinto if response.chunked else response.fp.readinto1
+        has_more = _backlog(self._socket)
         asked_at = time.monotonic()
         while remaining:
-            count = receive(buffer[:remaining])
+            if self._is_cancelled:  # what is left unread tells the other side at once that nobody will have the rest
+                raise SourceFailed(self.source, "cancelled")
+            count = received = receive(buffer[:remaining])
+            while received and count < min(_GATHERED, remaining) and has_more():
+                received = receive(buffer[count:remaining])
+                count += received
             if not count:
                 raise SourceFailed(self.source, f"ended {remaining} bytes early")
             remaining -= count
@@ -286,6 +293,18 @@ class Transfer:
         if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError | http.client.IncompleteRead):
             return SourceDishonest(self.source, f"answered nonsense: {reason}")
         return SourceFailed(self.source, reason)
+
+
+def _backlog(sock: socket.socket | None) -> Callable[[], bool]:
+    """Whether there is more to receive right now, though one receive has not brought it.
+
+    Of what is encrypted each brings one record, of 16 KiB at most (RFC 8446, section 5.1); of all else, what there is.
+    """
+    if not isinstance(sock, ssl.SSLSocket):
+        return lambda: False
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return lambda: sock.pending() > 0 or bool(poll.poll(0))
 
 
 def _retry_after(response: http.client.HTTPResponse) -> float | None:

@@ -532,7 +532,7 @@ def test_a_killed_node_goes_on_where_it_was(hub: HubProcess, node: NodeProcess) 
     with contextlib.suppress(OSError, http.client.HTTPException), ThreadPoolExecutor(1) as pool:
         reading = pool.submit(ask, resolve(node, "model.safetensors"))
         until = time.monotonic() + 10
-        while hub.stats()["total_bytes"] < 9 * MIB // 2 and time.monotonic() < until:  # several pieces arrive side by side
+        while hub.stats()["total_bytes"] < 9 * MIB // 2 and time.monotonic() < until:
             time.sleep(0.02)
         time.sleep(0.05)  # let the last pieces be journaled
         node.kill()
