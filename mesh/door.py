@@ -34,7 +34,7 @@ class Door:
         self._server = server
         self._auth = auth
         self._tasks = tasks
-        self._handshakes = 0
+        self._entering: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
 
@@ -50,6 +50,10 @@ class Door:
             self._accepting.cancel()
             await asyncio.wait([self._accepting])  # the loop must forget the descriptor before another gets its number
             self._listener.close()
+        for entering in self._entering:
+            entering.cancel()
+        if self._entering:
+            await asyncio.wait(self._entering)
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -65,13 +69,20 @@ class Door:
                 await asyncio.sleep(_PAUSE)
 
     def _receive(self, connection: socket.socket, address: tuple[str, ...]) -> None:
-        if self._handshakes >= _MAX_HANDSHAKES:
+        if len(self._entering) >= _MAX_HANDSHAKES:
             connection.close()
             return
         connection.setblocking(False)
-        self._handshakes += 1
         self._make_room()
-        self._tasks.start(self._let_in(connection, str(address[0])), name="handshake")
+        entering = self._tasks.start(self._let_in(connection, str(address[0])), name="handshake")
+        self._entering.add(entering)
+
+        def entered(entering: asyncio.Task[None]) -> None:
+            self._entering.discard(entering)
+            if entering.cancelled():  # perhaps before its first step
+                connection.close()
+
+        entering.add_done_callback(entered)
 
     async def _let_in(self, connection: socket.socket, host: str) -> None:
         tls = None if self._auth.tls is None else self._auth.tls.server
@@ -84,8 +95,6 @@ class Door:
             self._auth.complain(host, NotAuthentic.of_tls(error), "refused a connection of")
         except OSError:  # it went away, or said nothing
             connection.close()
-        finally:
-            self._handshakes -= 1
 
     def _make_room(self) -> None:
         """At the limit the oldest connection goes, of whichever host has the most: honest nodes come again."""

@@ -193,8 +193,9 @@ class Transfer:
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._failed(error) from error
         try:
-            self._check(response)
-            self._receive(response, sink)
+            with response:  # holds the socket, too, and by itself when the answer says that it is the connection's last
+                self._check(response)
+                self._receive(response, sink)
         except (OSError, http.client.HTTPException, ValueError) as error:
             connection.http.close()
             raise self._failed(error) from error

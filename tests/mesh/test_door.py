@@ -3,12 +3,15 @@
 import asyncio
 import socket
 from contextlib import ExitStack
+from pathlib import Path
 
 from aiohttp import web
 
 from mesh.auth import Auth
 from mesh.door import Door
 from mesh.tasks import Tasks
+from mesh.tls import load_tls
+from tests.mesh.certificates import Authority
 
 CALLERS = 60
 FEW = 20  # turns of the loop
@@ -44,3 +47,19 @@ async def test_all_who_wait_are_let_in_together_not_one_in_each_turn_of_a_busy_l
             await server.shutdown(0.1)
             await tasks.close()
     assert turns <= FEW
+
+
+async def test_who_is_still_at_the_door_when_it_closes_is_sent_away(tmp_path: Path):
+    mine = Authority(tmp_path).sign("node")
+    server, tasks = web.Server(lambda request: web.Response()), Tasks()
+    door = Door(server, Auth("me", None, tls=load_tls(mine.cert, mine.key, mine.ca)), tasks)
+    listener = socket.create_server(("127.0.0.1", 0))
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    door.open(listener)
+    async with asyncio.timeout(10):
+        while not len(tasks) > 1:
+            await asyncio.sleep(0)
+        await door.close()
+        assert not tasks, "nobody waits for a handshake that does not begin"
+        assert await reader.read() == b""
+    writer.close()

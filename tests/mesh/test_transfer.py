@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.errors import SourceFailed
+from mesh.errors import SourceDishonest, SourceFailed
 from mesh.tls import Tls, load_tls
 from mesh.transfer import Connections, Location, Transfer
 from tests.mesh.certificates import Authority
@@ -74,3 +74,27 @@ def test_a_source_without_our_certificate_is_not_listened_to(url: str, tmp_path:
     transfer = Transfer("peer", Location(url), 0, SIZE, SIZE)
     with pytest.raises(SourceFailed, match="CERTIFICATE_VERIFY_FAILED"):
         transfer.run(Connections(proxies=False, tls=stranger.client), lambda view: pytest.fail("bytes"))
+
+
+def test_a_connection_that_failed_is_closed_at_once_whatever_still_speaks_of_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        transfer = Transfer("peer", Location(f"http://127.0.0.1:{listener.getsockname()[1]}/"), 0, 10, 10)
+        errors: list[SourceDishonest] = []
+
+        def run() -> None:
+            try:
+                transfer.run(Connections(proxies=False), lambda view: None)
+            except SourceDishonest as error:
+                errors.append(error)  # its traceback knows the answer
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(10)
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 11)
+            thread.join(10)
+            with contextlib.suppress(ConnectionResetError):
+                while connection.recv(1 << 16):  # the request, and then the end
+                    pass
+        assert errors
