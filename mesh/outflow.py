@@ -10,19 +10,22 @@ CPU time (docs/benchmarks.md).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
 import socket
 import sys
 from collections.abc import Callable
 from collections.abc import Mapping as Fields
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from aiohttp import web
 
 from mesh.limiter import Limiter
 from mesh.shared import Stamp
 from mesh.threads import bulk_pool
+
+_T = TypeVar("_T")
 
 SMALL = 256 << 10  # sent by the loop itself: a thread would cost more than it saves
 _WINDOW = 4 << 20  # bytes for one send
@@ -140,7 +143,7 @@ class Outflow:
                         raise ConnectionResetError("the client has gone")
                     continue
                 turn = loop.run_in_executor(self._pool, self._push, sock, source, position, ready)
-                position, is_blocked = await turn
+                position, is_blocked = await _to_its_end(turn, sock)
                 if is_blocked:
                     await _writable(sock)
 
@@ -153,7 +156,7 @@ class Outflow:
             if ready <= position:
                 await source.wait(position)
                 continue
-            data = await loop.run_in_executor(self._pool, self._copy, source, position, ready)
+            data = await _to_its_end(loop.run_in_executor(self._pool, self._copy, source, position, ready))
             try:
                 async with asyncio.timeout(_STALL_SECONDS):
                     await response.write(data)
@@ -243,6 +246,20 @@ async def _flushed(transport: asyncio.Transport) -> None:
                 raise ConnectionResetError("the client has gone")
             await asyncio.sleep(pause)  # most often one turn of the loop; longer after pipelined answers
             pause = min(0.05, pause + 0.001)
+
+
+async def _to_its_end(turn: asyncio.Future[_T], sock: socket.socket | None = None) -> _T:
+    """What a thread's turn gives. Who is cancelled waits all the same: the thread must not find its files closed."""
+    try:
+        return await asyncio.shield(turn)
+    except asyncio.CancelledError:
+        if sock is not None:
+            with contextlib.suppress(OSError):  # not connected any more
+                sock.shutdown(socket.SHUT_RDWR)  # there is nothing more to send, and no need to wait for its end
+        while not turn.done():
+            with contextlib.suppress(asyncio.CancelledError):  # again, as at the end of `asyncio.run`
+                await asyncio.wait([turn])
+        raise
 
 
 async def _writable(sock: socket.socket) -> None:

@@ -1,11 +1,13 @@
 """The threads that move bytes beside the loop that answers."""
 
+import asyncio
 import os
 import socket
 import sys
 import threading
 
 import pytest
+from aiohttp import web
 
 from mesh import outflow, threads
 from mesh.limiter import Limiter
@@ -63,3 +65,40 @@ def test_under_a_limit_less_goes_at_once(tmp_path, monkeypatch, rate, most):
     sender.close()
     assert not is_blocked
     assert max(asked) == most
+
+
+async def test_who_is_cancelled_leaves_no_thread_with_a_file_that_is_closed(tmp_path):
+    """Its number may be another file's by the next send: the reader would get bytes of that one."""
+    (tmp_path / "file").write_bytes(bytes(8 << 20))
+    begun, over, ended, left = asyncio.Event(), asyncio.Event(), [], []
+    loop = asyncio.get_running_loop()
+
+    class Slow(Limiter):
+        def take(self, count):
+            loop.call_soon_threadsafe(begun.set)
+            super().take(count)
+
+    sender = Outflow(limiter=Slow(1 << 20), sent=ended.append)
+
+    async def answer(request):
+        with (tmp_path / "file").open("rb") as file:
+            try:
+                return await sender.respond(request, 200, {}, Held(file.fileno(), 8 << 20), 0, 8 << 20)
+            finally:
+                left.extend(ended)
+                over.set()
+
+    runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    _, writer = await asyncio.open_connection(*runner.addresses[0][:2])
+    writer.write(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+    async with asyncio.timeout(10):
+        await begun.wait()
+        await runner.cleanup()
+        await over.wait()
+    writer.close()
+    sender.close()
+    assert left, "the thread was still sending"
+    assert sum(left) < 8 << 20, "nobody waits for what nobody will have"
