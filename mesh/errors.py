@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from mesh.messages import Reason
+
 
 class MeshError(Exception):
     """Base of everything this package raises on purpose."""
@@ -22,8 +26,10 @@ class StoreUnusable(MeshError):
 class SourceFailed(MeshError):
     """A source (the origin or a peer) could not give the bytes it was asked for.
 
-    `retry_after` is in seconds, when the source itself named a time.
+    `retry_after` is in seconds, when the source itself named a time. `failure` is what the tracker is told of a peer.
     """
+
+    failure: ClassVar[Reason] = "refused"
 
     def __init__(self, source: str, reason: str, retry_after: float | None = None) -> None:
         super().__init__(f"{source}: {reason}")
@@ -32,8 +38,22 @@ class SourceFailed(MeshError):
         self.retry_after = retry_after
 
 
+class SourceLate(SourceFailed):
+    """A source kept silent, or was broken off because it took too long."""
+
+    failure = "timeout"
+
+
+class SourceBusy(SourceFailed):
+    """A source has too much to do, and says so (429, 503)."""
+
+    failure = "busy"
+
+
 class SourceDishonest(SourceFailed):
     """A source sent what none would that means well: wrong bytes, or an answer that is not to what it was asked."""
+
+    failure = "corrupt"
 
 
 class PieceCorrupt(SourceDishonest):
@@ -43,6 +63,8 @@ class PieceCorrupt(SourceDishonest):
 class LocationRefused(SourceFailed):
     """The address has expired or was refused (401, 403, 404, 410): ask for a new one."""
 
+    failure = "missing"
+
 
 class RangeIgnored(SourceFailed):
     """The source answers every request with the whole blob."""
@@ -50,6 +72,8 @@ class RangeIgnored(SourceFailed):
 
 class SourceBanned(SourceFailed):
     """A peer that sent wrong bytes before is not asked again for a while."""
+
+    failure = "corrupt"
 
 
 class BlobCorrupt(MeshError):

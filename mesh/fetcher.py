@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
 
 from mesh.access import OriginAccess
-from mesh.errors import LocationRefused, MeshError, RangeIgnored, SourceBanned, SourceDishonest, SourceFailed, StoreFull
+from mesh.errors import LocationRefused, MeshError, RangeIgnored, SourceDishonest, SourceFailed, StoreFull
 from mesh.intake import Begun, Run
 from mesh.messages import ORIGIN, Failure, Gain, Reason, Task
 from mesh.watch import Watch
@@ -278,16 +278,11 @@ class Fetcher:
             stop = pieces.span(run.stop - 1)[1]
             location = self._house.peers.locate(run.source, self._partial.digest, run.position, stop)
             await self._in_thread(run, location)
-        except SourceDishonest as error:
-            reason = "corrupt"
-            self._house.stats.pieces_rejected[run.source] += 1
-            self._house.peers.blame(run.source, error)
-        except SourceBanned:
-            reason = "corrupt"
-        except LocationRefused:
-            reason = "missing"
         except SourceFailed as error:
-            reason = "timeout" if "timed out" in error.reason or error.reason == "cancelled" else "refused"
+            reason = error.failure
+            if isinstance(error, SourceDishonest):
+                self._house.stats.pieces_rejected[run.source] += 1
+                self._house.peers.blame(run.source, error)
             log.debug("%s: %s", self._partial.digest, error)
         finally:
             watch.close()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from mesh.errors import PieceCorrupt, SourceFailed
+from mesh.errors import PieceCorrupt, SourceLate
 from mesh.limiter import Limiter
 from mesh.messages import ORIGIN
 from mesh.transfer import Connections, Location, Transfer
@@ -107,7 +107,7 @@ class Run:
             return taken
 
     def cancel(self) -> None:
-        """Break the transfer off; `execute` then raises SourceFailed. What came stays."""
+        """Break the transfer off; `execute` then raises SourceLate. What came stays."""
         self._is_cancelled = True
         if self._transfer is not None:
             self._transfer.cancel()
@@ -126,7 +126,7 @@ class Run:
             self._begin(0)
         self._transfer = Transfer(self.source, location, start, stop, self._partial.size)
         if self._is_cancelled:
-            raise SourceFailed(self.source, "cancelled")
+            raise SourceLate(self.source, "cancelled")
         try:
             self._transfer.run(connections, self._sink)
         except _Enough:

@@ -217,7 +217,7 @@ class Ledger:
         server = self._books.nodes.get(failure.source)
         if server is None or server is node:
             return
-        failures = node.failures(failure.source, now, is_late=failure.reason == "timeout")
+        failures = node.failures(failure.source, now, is_late=failure.reason in ("timeout", "busy"))
         seconds = min(policy.LONGEST_BACK_OFF, policy.BACK_OFF * 2.0 ** min(failures - 1, 10))
         if failure.reason == "corrupt":
             failures, seconds = policy.HOPELESS, policy.CORRUPT_BACK_OFF

@@ -27,7 +27,7 @@ MAX_SOURCES = 3
 MAX_DIGEST = 64  # bytes
 MAX_SECONDS = 300.0  # of a task, or until the next report
 
-Reason = Literal["timeout", "refused", "corrupt", "missing"]
+Reason = Literal["timeout", "busy", "refused", "corrupt", "missing"]
 Runs = tuple[tuple[int, int], ...]
 
 
@@ -44,8 +44,8 @@ class Gain:
 class Failure:
     """A task that did not bring its piece; one for each source tried.
 
-    `timeout` no bytes, or too slowly; `refused` the source would not (busy, unreachable, an error of the origin);
-    `missing` the source does not hold it; `corrupt` wrong bytes.
+    `timeout` no bytes, or too slowly; `busy` it said so; `refused` the source would not (unreachable, an error of the
+    origin); `missing` the source does not hold it; `corrupt` wrong bytes.
     """
 
     piece: int

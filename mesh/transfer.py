@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from mesh.errors import LocationRefused, RangeIgnored, SourceDishonest, SourceFailed
+from mesh.errors import LocationRefused, RangeIgnored, SourceBusy, SourceDishonest, SourceFailed, SourceLate
 
 BUFFER_SIZE = 512 << 10
 _GATHERED = 256 << 10  # bytes that one receive should bring: what follows costs as much for a few as for many
@@ -221,7 +221,7 @@ class Transfer:
             connection = connections.acquire(scheme, netloc)
             if self._is_cancelled:
                 connection.http.close()
-                raise SourceFailed(self.source, "cancelled")
+                raise SourceLate(self.source, "cancelled")
             self._socket = connection.http.sock
             try:
                 connection.http.request("GET", target, headers=headers)
@@ -252,6 +252,8 @@ class Transfer:
                 raise SourceDishonest(self.source, f"announced {response.length} bytes for a range of another length")
         elif status in (401, 403, 404, 410):
             raise LocationRefused(self.source, f"HTTP {status}")
+        elif status in (429, 503):
+            raise SourceBusy(self.source, f"HTTP {status}", _retry_after(response))
         else:
             raise SourceFailed(self.source, f"HTTP {status}", _retry_after(response))
         if response.getheader("Content-Encoding", "identity") != "identity":
@@ -267,7 +269,7 @@ class Transfer:
         asked_at = time.monotonic()
         while remaining:
             if self._is_cancelled:  # what is left unread tells the other side at once that nobody will have the rest
-                raise SourceFailed(self.source, "cancelled")
+                raise SourceLate(self.source, "cancelled")
             count = received = receive(buffer[:remaining])
             while received and count < min(_GATHERED, remaining) and has_more():
                 received = receive(buffer[count:remaining])
@@ -288,12 +290,12 @@ class Transfer:
 
     def _failed(self, error: Exception) -> SourceFailed:
         if self._is_cancelled:
-            return SourceFailed(self.source, "cancelled")
+            return SourceLate(self.source, "cancelled")
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         # What is no HTTP at all; but a connection that ends may do so anywhere.
         if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError | http.client.IncompleteRead):
             return SourceDishonest(self.source, f"answered nonsense: {reason}")
-        return SourceFailed(self.source, reason)
+        return (SourceLate if isinstance(error, TimeoutError) else SourceFailed)(self.source, reason)
 
 
 def _backlog(sock: socket.socket | None) -> Callable[[], bool]:

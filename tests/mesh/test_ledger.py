@@ -7,7 +7,7 @@ import pytest
 
 from mesh.content import PieceSet
 from mesh.ledger import Ledger
-from mesh.messages import HELD, MAX_TASKS, ORIGIN, Failure, Gain, Report
+from mesh.messages import HELD, MAX_TASKS, ORIGIN, Failure, Gain, Reason, Report
 from mesh.policy import (
     CROWD,
     FEWEST_LEASES,
@@ -192,6 +192,19 @@ def test_an_unreachable_source_is_replaced_and_at_last_by_the_origin() -> None:
         now += 0.5
     assert seen == ["x", "x", "x", ORIGIN]
     assert ledger.report(hello("b", 1), now).tasks[0].sources == ("x",), "others may be able to reach it"
+
+
+@pytest.mark.parametrize(("reason", "last"), [("busy", False), ("timeout", False), ("refused", True)])
+def test_one_delay_of_many_pieces_is_one_and_a_busy_source_is_still_there(reason: Reason, last: bool) -> None:
+    """A seed with hundreds of nodes to serve sends some away; each would go to the origin in its place."""
+    ledger = Ledger(8 * MIB)
+    ledger.report(hello("x", 8, held=0xFF, wants=False, fetches=False), 0.0)
+    ask = hello("a", 8)
+    tasks = ledger.report(ask, 0.0).tasks
+    assert len(tasks) > 2
+    failed = tuple(Failure(task.piece, "x", reason) for task in tasks)
+    plan = ledger.report(Report(node="a", wanted=((0, 8),), slots=8, can_fetch=True, failed=failed), 0.1)
+    assert any(task.lease for task in plan.tasks) == last
 
 
 def test_three_accusers_are_believed_but_nobody_who_accuses_everybody() -> None:
