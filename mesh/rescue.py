@@ -7,6 +7,7 @@ can take longer than clients wait. This is the last resort, and costs the origin
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ _LONGEST_WITHOUT_RESERVE = 7.0
 _MANY = 2  # pieces rescued: then it is not chance, and not a piece that the origin is just sending to somebody else
 _UNSERVED = 8.0  # without being sent for anything: then it is the tracker that does nothing for us
 _LEASE_SECONDS = 60.0
+_PACE_SECONDS = 2.0  # over which a transfer's pace is taken at the least: under a limit bytes come in bursts
 _NEAR = 4.0  # a piece that will be here in so long comes soonest from where it is coming from
 
 
@@ -47,8 +49,10 @@ class Rescue:
         self._fetcher = fetcher
         self._waits: dict[Reader, tuple[int, float]] = {}  # where it waits, and since when
         self._count = 0
-        self._looked_at = time.monotonic()
-        self._places: dict[Run, int] = {}  # how far transfers had come by then
+        # How far transfers had come, and when; of late, and some time before that.
+        self._places: dict[Run, tuple[int, float]] = {}
+        self._former: dict[Run, tuple[int, float]] = {}
+        self._placed_at = -math.inf
 
     def look(self) -> None:
         now = time.monotonic()
@@ -73,15 +77,17 @@ class Rescue:
                 if not self._is_near(piece, now):
                     self._fetch(piece, now - since)
         self._waits = waits
-        self._places = {run: run.position for run in self._fetcher.runs}
-        self._looked_at = now
+        if now - self._placed_at >= _PACE_SECONDS:
+            self._former, self._placed_at = self._places, now
+            self._places = {run: (run.position, now) for run in self._fetcher.runs}
 
     def _is_near(self, piece: int, now: float) -> bool:
         """Whether a peer sends a piece so fast that it is soon here."""
         stop = self._fill.partial.pieces.span(piece)[1]
         for run in self._fetcher.runs:
-            if run.piece == piece and not run.is_origin and (before := self._places.get(run)) is not None:
-                rate = (run.position - before) / max(0.01, now - self._looked_at)
+            if run.piece == piece and not run.is_origin:
+                before, since = self._former.get(run) or self._places.get(run) or (run.position, now)
+                rate = (run.position - before) / max(_PACE_SECONDS, now - since)
                 return rate * _NEAR >= stop - run.position
         return False
 

@@ -274,6 +274,8 @@ class Transfer:
             while received and count < min(_GATHERED, remaining) and has_more():
                 received = receive(buffer[count:remaining])
                 count += received
+            if not count and self._is_cancelled:
+                raise SourceLate(self.source, "cancelled")
             if not count:
                 raise SourceFailed(self.source, f"ended {remaining} bytes early")
             remaining -= count

@@ -149,6 +149,17 @@ async def test_a_piece_that_is_nearly_there_is_waited_for_and_a_drip_is_broken_o
     assert case.transfers.taken == [1]
 
 
+async def test_a_pace_is_not_taken_between_two_bursts(case: Case) -> None:
+    """The loop looks whenever something happens, and under a limit half a MiB comes at once."""
+    bursts = Run(1, MIB)
+    case.transfers.runs = {bursts}
+    while case.now < 7.5:
+        case.now += 0.05
+        bursts.position = MIB + int(case.now) * MIB // 8
+        case.rescue.look()
+    assert not bursts.is_cancelled
+
+
 async def test_a_tracker_that_does_nothing_for_us_is_doubted_and_a_busy_one_is_not(case: Case) -> None:
     case.look_until(7.0)
     for piece in (1, 2):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.errors import SourceDishonest, SourceFailed
+from mesh.errors import SourceDishonest, SourceFailed, SourceLate
 from mesh.tls import Tls, load_tls
 from mesh.transfer import Connections, Location, Transfer
 from tests.mesh.certificates import Authority
@@ -62,10 +62,33 @@ def test_what_is_broken_off_never_gives_on_what_was_on_the_wire(url: str, tls: T
         transfer.cancel()
 
     connections = Connections(proxies=False, tls=tls.client)
-    with pytest.raises(SourceFailed):
+    with pytest.raises(SourceLate):
         transfer.run(connections, sink)
     connections.close()
     assert not wrong
+
+
+def test_who_is_broken_off_in_the_midst_of_silence_was_late_and_has_refused_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        transfer = Transfer("peer", Location(f"http://127.0.0.1:{listener.getsockname()[1]}/"), 0, 10, 10)
+        begun, errors = threading.Event(), list[SourceFailed]()
+
+        def run() -> None:
+            try:
+                transfer.run(Connections(proxies=False), lambda view: begun.set())
+            except SourceFailed as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nx")
+            assert begun.wait(10)
+            thread.join(0.1)  # it is in the midst of waiting for more
+            transfer.cancel()
+            thread.join(10)
+        assert [type(error) for error in errors] == [SourceLate]
 
 
 def test_a_source_without_our_certificate_is_not_listened_to(url: str, tmp_path: Path) -> None:
