@@ -8,6 +8,9 @@ import time
 # How much may go at once after a pause. Small, so that a limit of 500 MB/s is one over 10 ms too.
 _BURST_SECONDS = 0.01
 _LONGEST_SLEEP = 0.5
+# What one of many should take at once: all others wait meanwhile.
+_PORTION_SECONDS = 0.05
+_LEAST_PORTION = 64 << 10
 
 
 class Limiter:
@@ -18,9 +21,11 @@ class Limiter:
         self._lock = threading.Lock()
         self._free_at = 0.0
 
-    @property
-    def is_unlimited(self) -> bool:
-        return self._rate is None
+    def portion(self, most: int) -> int | None:
+        """How many bytes one user should take at once, at most `most`; None without a limit."""
+        if self._rate is None:
+            return None
+        return min(most, max(_LEAST_PORTION, int(self._rate * _PORTION_SECONDS)))
 
     def take(self, count: int) -> None:
         """Wait (blocking this thread) until `count` more bytes are within the limit."""

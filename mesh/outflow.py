@@ -29,9 +29,8 @@ _T = TypeVar("_T")
 
 SMALL = 256 << 10  # sent by the loop itself: a thread would cost more than it saves
 _WINDOW = 4 << 20  # bytes for one send
-_LIMITED_WINDOW = 512 << 10  # the same under a limit: what goes at once is followed by silence
 _TLS_WINDOW = 256 << 10  # bytes encrypted at once: a millisecond in which the loop does nothing else
-_QUANTUM = 32 << 20  # bytes until a thread lets others have a turn
+_QUANTUM = 32 << 20  # bytes until a thread lets others have a turn; under a limit it is one portion of that
 _LINGER_MS = 20  # a reader about as fast as we are is waited for in the thread
 _STALL_SECONDS = 300.0  # clients may pause a download; a dead one is dropped after this long
 
@@ -175,16 +174,16 @@ class Outflow:
 
     def _push(self, sock: socket.socket, source: Source, position: int, stop: int) -> tuple[int, bool]:
         """Send until `stop`, the end of our turn, or a socket that stays full: where we got to, and if it is full."""
-        end = min(stop, position + _QUANTUM)
+        portion = None if self._limiter is None else self._limiter.portion(_WINDOW)
+        end = min(stop, position + (portion or _QUANTUM))
         began = position
-        window = _WINDOW if self._limiter is None or self._limiter.is_unlimited else _LIMITED_WINDOW
         poll = select.poll()
         poll.register(sock, select.POLLOUT)
         _cork(sock, True)
         try:
             while position < end:
                 try:
-                    count = send_some(sock, source, position, min(end, position + window))
+                    count = send_some(sock, source, position, min(end, position + _WINDOW))
                 except (BlockingIOError, InterruptedError):
                     if not poll.poll(_LINGER_MS):
                         return position, True

@@ -35,9 +35,9 @@ def test_a_sandbox_that_refuses_lower_priorities_stops_nothing(monkeypatch):
         assert pool.submit(lambda: "done").result() == "done"
 
 
-@pytest.mark.parametrize(("rate", "most"), [(None, 4 << 20), (1e12, 512 << 10)])
+@pytest.mark.parametrize(("rate", "most"), [(None, 4 << 20), (20 << 20, 1 << 20), (1e12, 4 << 20)])
 def test_under_a_limit_less_goes_at_once(tmp_path, monkeypatch, rate, most):
-    """Or a slow limit would let megabytes go, and then nothing for longer than clients wait."""
+    """Or a slow limit would let megabytes go to one, and then nothing for longer than clients wait."""
     asked = []
     send_some = outflow.send_some
 
@@ -102,3 +102,34 @@ async def test_who_is_cancelled_leaves_no_thread_with_a_file_that_is_closed(tmp_
     sender.close()
     assert left, "the thread was still sending"
     assert sum(left) < 8 << 20, "nobody waits for what nobody will have"
+
+
+async def test_under_a_limit_all_readers_have_some_of_it_before_one_has_all(tmp_path):
+    """There are more of them than threads, and each would have to wait for those before it to be done."""
+    size, readers = 4 << 20, 12
+    (tmp_path / "file").write_bytes(bytes(size))
+    sender = Outflow(threads=2, limiter=Limiter(8 << 20))
+
+    async def answer(request):
+        with (tmp_path / "file").open("rb") as file:
+            return await sender.respond(request, 200, {}, Held(file.fileno(), size), 0, size)
+
+    runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    got = [0] * readers
+
+    async def read(number):
+        reader, writer = await asyncio.open_connection(*runner.addresses[0][:2])
+        writer.write(b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        while not all(got) and (part := await reader.read(64 << 10)):
+            got[number] += len(part)
+        writer.close()
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(*map(read, range(readers)))
+    assert max(got) < size
+    await runner.cleanup()
+    sender.close()
