@@ -18,6 +18,7 @@ from mesh.access import OriginAccess
 from mesh.errors import LocationRefused, MeshError, RangeIgnored, SourceDishonest, SourceFailed, StoreFull
 from mesh.intake import Begun, Run
 from mesh.messages import ORIGIN, Failure, Gain, Reason, Task
+from mesh.policy import QUICK
 from mesh.watch import Watch
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 ORIGIN_STREAMS = min(6, max(4, os.cpu_count() or 1))
 _URGENT_STREAMS = 2  # more of them, for readers that would otherwise wait behind long runs
 PEER_STREAMS = 8
-_SOURCE_STREAMS = 4  # from one peer: it has one line
+_SOURCE_STREAMS = 4  # from one peer, if it is quick: over a slow line pieces are there sooner one after the other
 _RUN_BYTES = 64 << 20
 _PEER_RUN_BYTES = 16 << 20
 _MAX_FAILURES = 6  # in a row without a byte: about six seconds
@@ -65,6 +66,7 @@ class Fetcher:
         self._offered: dict[int, Task] = {}  # to be fetched from peers
         self._begun: dict[int, Begun] = {}
         self._sources: dict[int, str] = {}
+        self._quick: set[str] = set()  # peers whose last piece came soon
         self._location: Location | None = None
         self._locating = asyncio.Lock()
         self._has_answered = False
@@ -245,7 +247,7 @@ class Fetcher:
     def _start_peer_run(self) -> bool:
         """Begin the first transfer on offer whose source has a connection to spare; False when there is none."""
         pieces, busy = self._partial.pieces, Counter(run.source for run in self.runs)
-        free = ((piece, task) for piece, task in self._offered.items() if busy[task.sources[0]] < _SOURCE_STREAMS)
+        free = ((piece, task) for piece, task in self._offered.items() if busy[task.sources[0]] < self._streams(task))
         if (found := next(free, None)) is None:
             return False
         first, task = found
@@ -269,6 +271,10 @@ class Fetcher:
         )
         self._house.tasks.start(self._fetch(run, lambda run: self._from_peer(run, tasks)), name=f"peer {first}")
         return True
+
+    def _streams(self, task: Task) -> int:
+        """Connections to a source. In a crowd it is machines that are slow: one does not bring a piece in sooner."""
+        return _SOURCE_STREAMS if task.sources[0] in self._quick or self._house.exchange.is_crowd else 1
 
     async def _from_peer(self, run: Run, tasks: list[Task]) -> None:
         pieces, first = self._partial.pieces, tasks[0]
@@ -373,6 +379,8 @@ class Fetcher:
         start, stop = self._partial.pieces.span(piece)
         run.landed_bytes += stop - start
         self.last_landed = time.monotonic()
+        (self._quick.add if self.last_landed - run.landed_at < QUICK else self._quick.discard)(run.source)
+        run.landed_at = self.last_landed
         self._begun.pop(piece, None)
         if piece not in self._partial.have:
             self._partial.add(piece, digest, run.is_trusted(piece))

@@ -6,6 +6,7 @@ The event loop hears of whole pieces, and of visible bytes that a reader waits f
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import Lock
@@ -62,6 +63,7 @@ class Run:
         self.piece = first  # the one that is arriving
         self.is_answered = False  # the source has begun to send what was asked for
         self.landed_bytes = 0  # kept by the loop's thread
+        self.landed_at = time.monotonic()  # its last piece; at first, when it began
         self.begun: Begun | None = begun  # of `piece`, once the run has ended before its end
         self._fill = fill
         self._partial = fill.partial

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from mesh.errors import BlobCorrupt
 from tests.mesh.nodes import Node, mesh_node
 from tests.mesh.origin import Origin
 from tests.mesh.test_swarm import read
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MIB = 1 << 20
 KEY = b"a key that all nodes of the test share"
@@ -78,6 +80,38 @@ async def test_what_one_node_holds_the_others_never_fetch(stack: AsyncExitStack,
     await known(nodes, nodes[0], digest)
     assert await read(nodes[1].blobs, origin) == origin.content
     assert origin.sent == len(origin.content)
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(0.02, 3), (0.6, 1)], ids=["quick", "slow"])
+async def test_of_a_slow_peer_pieces_are_asked_one_after_the_other(
+    stack: AsyncExitStack, tmp_path: Path, seconds: float, most: int
+) -> None:
+    """Over a line that takes so long for each the reader would have none of them until all are there."""
+    origin = await stack.enter_async_context(Origin(content(4 * MIB)).running())
+    sending, highest = 0, 0
+
+    @web.middleware
+    async def slow(request: web.Request, handler: Handler) -> web.StreamResponse:
+        nonlocal sending, highest
+        if not request.path.startswith("/mesh/blobs/"):
+            return await handler(request)
+        sending += 1
+        highest = max(highest, sending)
+        await asyncio.sleep(seconds)
+        sending -= 1
+        return await handler(request)
+
+    def tamper(app: web.Application) -> None:
+        app.middlewares.append(slow)
+
+    holder = await stack.enter_async_context(mesh_node(tmp_path / "holder", tamper=tamper))
+    node = await stack.enter_async_context(mesh_node(tmp_path / "node"))
+    await introduce([holder, node])
+    assert await read(holder.blobs, origin) == origin.content
+    await known([holder, node], holder, origin.digest)
+    assert await read(node.blobs, origin) == origin.content
+    assert origin.sent == len(origin.content)
+    assert highest == most
 
 
 async def test_only_the_seed_goes_out(stack: AsyncExitStack, tmp_path: Path) -> None:
