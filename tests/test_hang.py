@@ -48,7 +48,7 @@ def stopped(process: NodeProcess | HubProcess) -> Iterator[None]:
         os.kill(process.pid, signal.SIGCONT)
 
 
-@pytest.mark.parametrize("seeds", [0, 1])
+@pytest.mark.parametrize("seeds", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_readers_are_rescued_from_a_tracker_that_hangs(hub: HubProcess, site: Start, seeds: int) -> None:
     nodes = site(4, seeds=seeds)
     blob = hashlib.sha256(BIG).hexdigest()

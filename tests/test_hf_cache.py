@@ -139,6 +139,7 @@ def download(endpoint: str, home: Path, repo: str = REPO) -> None:
     )
 
 
+@pytest.mark.slow
 def test_two_nodes_and_a_client_hold_it_once(hub: HubProcess, tmp_path: Path) -> None:
     model = random.Random(6).randbytes(90_000_000)
     hub.folder.commit(REPO, {"model.safetensors": model})

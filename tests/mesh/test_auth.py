@@ -199,6 +199,7 @@ async def test_an_answer_from_somebody_without_the_key_is_not_believed(aiohttp_s
     assert await post(server, Auth("x", None), b"hello") == b"believe me"
 
 
+@pytest.mark.slow
 async def test_a_body_that_does_not_come_is_not_waited_for(server, monkeypatch):
     monkeypatch.setattr(mesh.auth, "_BODY_SECONDS", 0.1)
     head = Auth("x", KEY).sign("POST", "/mesh/x", b"hello")["Authorization"]
