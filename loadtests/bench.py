@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -25,6 +26,8 @@ from loadtests.measure import Table
 from proxy.units import parse_size
 
 OUTPUT = Path(".build")
+_PLOTTED = ("GB/s", "requests/s", "seconds")
+_COLUMNS = 3
 JOBS = {
     "warm": warm.tables,
     "small": small.tables,
@@ -35,7 +38,7 @@ JOBS = {
 
 
 def plot(tables: list[Table], path: Path) -> bool:
-    """Each bar as a share of its limit; False without matplotlib."""
+    """Each job that has rivals: the median of everybody, and from the least to the most; False without matplotlib."""
     try:
         import matplotlib as mpl
 
@@ -43,17 +46,26 @@ def plot(tables: list[Table], path: Path) -> bool:
         from matplotlib import pyplot
     except ImportError:
         return False
-    bars = [(f"{table.title}: {bar.what}", bar) for table in tables for bar in table.bars]
-    figure, axes = pyplot.subplots(figsize=(9, 0.34 * len(bars) + 1.2))
-    shares = [bar.limit / bar.value if bar.at_most else bar.value / bar.limit for _, bar in bars]
-    colors = ["#2e7d32" if bar.holds else "#c62828" for _, bar in bars]
-    axes.barh([name for name, _ in bars], shares, color=colors)
-    axes.axvline(1.0, color="black", lw=1)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlabel("times as good as asked for (right of the line: the bar holds)")
+    tables = [table for table in tables if table.unit in _PLOTTED]
+    if not tables:
+        return False
+    rows = -(-len(tables) // _COLUMNS)
+    figure, grid = pyplot.subplots(rows, _COLUMNS, figsize=(4.2 * _COLUMNS, 1.9 * rows), squeeze=False)
+    for axes in grid.flat[len(tables) :]:
+        axes.remove()
+    for axes, table in zip(grid.flat, tables, strict=False):
+        names = list(table.samples)
+        values = [[sample.value for sample in table.samples[name]] for name in names]
+        medians = [statistics.median(of) for of in values]
+        spread = [[m - min(of), max(of) - m] for m, of in zip(medians, values, strict=True)]
+        colors = ["#2e7d32" if name.startswith("hubmesh") else "#9e9e9e" for name in names]
+        axes.barh(names, medians, color=colors, xerr=list(zip(*spread, strict=True)), ecolor="#424242", capsize=2)
+        axes.invert_yaxis()
+        axes.set_title(table.title, fontsize=9)
+        axes.set_xlabel(f"{table.unit} ({'less' if table.unit == 'seconds' else 'more'} is better)", fontsize=8)
+        axes.tick_params(labelsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     return True
 
 
