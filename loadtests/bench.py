@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -56,7 +55,7 @@ def plot(tables: list[Table], path: Path) -> bool:
     for axes, table in zip(grid.flat, tables, strict=False):
         names = list(table.samples)
         values = [[sample.value for sample in table.samples[name]] for name in names]
-        medians = [statistics.median(of) for of in values]
+        medians = [table.median(name) for name in names]
         spread = [[m - min(of), max(of) - m] for m, of in zip(medians, values, strict=True)]
         colors = ["#2e7d32" if name.startswith("hubmesh") else "#9e9e9e" for name in names]
         axes.barh(names, medians, color=colors, xerr=list(zip(*spread, strict=True)), ecolor="#424242", capsize=2)

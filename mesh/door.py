@@ -34,7 +34,7 @@ class Door:
         self._server = server
         self._auth = auth
         self._tasks = tasks
-        self._entering: set[asyncio.Task[None]] = set()
+        self._entering = Tasks()
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
 
@@ -50,10 +50,7 @@ class Door:
             self._accepting.cancel()
             await asyncio.wait([self._accepting])  # the loop must forget the descriptor before another gets its number
             self._listener.close()
-        for entering in self._entering:
-            entering.cancel()
-        if self._entering:
-            await asyncio.wait(self._entering)
+        await self._entering.close()
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -74,15 +71,9 @@ class Door:
             return
         connection.setblocking(False)
         self._make_room()
-        entering = self._tasks.start(self._let_in(connection, str(address[0])), name="handshake")
-        self._entering.add(entering)
-
-        def entered(entering: asyncio.Task[None]) -> None:
-            self._entering.discard(entering)
-            if entering.cancelled():  # perhaps before its first step
-                connection.close()
-
-        entering.add_done_callback(entered)
+        entering = self._entering.start(self._let_in(connection, str(address[0])), name="handshake")
+        # Who is cancelled, perhaps before the first step, has closed nothing.
+        entering.add_done_callback(lambda entering: connection.close() if entering.cancelled() else None)
 
     async def _let_in(self, connection: socket.socket, host: str) -> None:
         tls = None if self._auth.tls is None else self._auth.tls.server

@@ -8,7 +8,7 @@ import time
 # How much may go at once after a pause. Small, so that a limit of 500 MB/s is one over 10 ms too.
 _BURST_SECONDS = 0.01
 _LONGEST_SLEEP = 0.5
-# What one of many should take at once: all others wait meanwhile.
+# What one of many users has in its turn, while all others wait.
 _PORTION_SECONDS = 0.05
 _LEAST_PORTION = 64 << 10
 
@@ -22,7 +22,7 @@ class Limiter:
         self._free_at = 0.0
 
     def portion(self, most: int) -> int | None:
-        """How many bytes one user should take at once, at most `most`; None without a limit."""
+        """How many bytes one user should have in its turn, at most `most`; None without a limit."""
         if self._rate is None:
             return None
         return min(most, max(_LEAST_PORTION, int(self._rate * _PORTION_SECONDS)))

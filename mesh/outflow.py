@@ -81,7 +81,7 @@ class Outflow:
         sent: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._pool = bulk_pool(threads, "outflow")
-        self._limiter = limiter
+        self._limiter = limiter or Limiter(None)
         self._sent = sent
 
     def close(self) -> None:
@@ -165,8 +165,7 @@ class Outflow:
             self._sent(len(data))
 
     def _copy(self, source: Source, start: int, stop: int) -> bytes:
-        if self._limiter is not None:
-            self._limiter.take(stop - start)
+        self._limiter.take(stop - start)
         data = _read(source.fd, start, stop)
         if source.stamp is not None:
             source.stamp.check(source.fd)
@@ -174,8 +173,7 @@ class Outflow:
 
     def _push(self, sock: socket.socket, source: Source, position: int, stop: int) -> tuple[int, bool]:
         """Send until `stop`, the end of our turn, or a socket that stays full: where we got to, and if it is full."""
-        portion = None if self._limiter is None else self._limiter.portion(_WINDOW)
-        end = min(stop, position + (portion or _QUANTUM))
+        end = min(stop, position + (self._limiter.portion(_WINDOW) or _QUANTUM))
         began = position
         poll = select.poll()
         poll.register(sock, select.POLLOUT)
@@ -189,8 +187,7 @@ class Outflow:
                         return position, True
                     continue
                 position += count
-                if self._limiter is not None:
-                    self._limiter.take(count)
+                self._limiter.take(count)
         finally:
             _cork(sock, False)
             self._sent(position - began)

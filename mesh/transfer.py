@@ -274,9 +274,9 @@ class Transfer:
             while received and count < min(_GATHERED, remaining) and has_more():
                 received = receive(buffer[count:remaining])
                 count += received
-            if not count and self._is_cancelled:
-                raise SourceLate(self.source, "cancelled")
             if not count:
+                if self._is_cancelled:
+                    raise SourceLate(self.source, "cancelled")
                 raise SourceFailed(self.source, f"ended {remaining} bytes early")
             remaining -= count
             if response.length is not None and not response.chunked:

@@ -219,7 +219,12 @@ async def all_of(cases: Iterable[str], run: Callable[[str, AsyncExitStack], Awai
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < MOST_MEMORY
 
 
-@pytest.mark.parametrize("key", [pytest.param(None, id="open"), pytest.param(KEY, id="keyed", marks=pytest.mark.slow)])
+in_both_meshes = pytest.mark.parametrize(
+    "key", [pytest.param(None, id="open"), pytest.param(KEY, id="keyed", marks=pytest.mark.slow)]
+)
+
+
+@in_both_meshes
 async def test_hostile_sources(tmp_path: Path, key: bytes | None, caplog: pytest.LogCaptureFixture) -> None:
     async def run(does: str, stack: AsyncExitStack) -> None:
         handler, is_caught = SOURCES[does]
@@ -240,7 +245,7 @@ async def test_hostile_sources(tmp_path: Path, key: bytes | None, caplog: pytest
     await all_of(SOURCES, run)
 
 
-@pytest.mark.parametrize("key", [pytest.param(None, id="open"), pytest.param(KEY, id="keyed", marks=pytest.mark.slow)])
+@in_both_meshes
 async def test_hostile_trackers(tmp_path: Path, key: bytes | None, caplog: pytest.LogCaptureFixture) -> None:
     async def run(does: str, stack: AsyncExitStack) -> None:
         handler, is_caught = TRACKERS[does]

@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import threading
+from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
@@ -67,6 +68,18 @@ def test_under_a_limit_less_goes_at_once(tmp_path, monkeypatch, rate, most):
     assert max(asked) == most
 
 
+@asynccontextmanager
+async def serving(answer):
+    """A server whose every request `answer` takes; yields its runner and its address."""
+    runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield runner, runner.addresses[0][:2]
+    finally:
+        await runner.cleanup()
+
+
 async def test_who_is_cancelled_leaves_no_thread_with_a_file_that_is_closed(tmp_path):
     """Its number may be another file's by the next send: the reader would get bytes of that one."""
     (tmp_path / "file").write_bytes(bytes(8 << 20))
@@ -88,13 +101,9 @@ async def test_who_is_cancelled_leaves_no_thread_with_a_file_that_is_closed(tmp_
                 left.extend(ended)
                 over.set()
 
-    runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    _, writer = await asyncio.open_connection(*runner.addresses[0][:2])
-    writer.write(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(10), serving(answer) as (runner, address):
+        _, writer = await asyncio.open_connection(*address)
+        writer.write(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
         await begun.wait()
         await runner.cleanup()
         await over.wait()
@@ -114,22 +123,17 @@ async def test_under_a_limit_all_readers_have_some_of_it_before_one_has_all(tmp_
         with (tmp_path / "file").open("rb") as file:
             return await sender.respond(request, 200, {}, Held(file.fileno(), size), 0, size)
 
-    runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
     got = [0] * readers
 
-    async def read(number):
-        reader, writer = await asyncio.open_connection(*runner.addresses[0][:2])
+    async def read(number, address):
+        reader, writer = await asyncio.open_connection(*address)
         writer.write(b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
         await reader.readuntil(b"\r\n\r\n")
         while not all(got) and (part := await reader.read(64 << 10)):
             got[number] += len(part)
         writer.close()
 
-    async with asyncio.timeout(20):
-        await asyncio.gather(*map(read, range(readers)))
-    assert max(got) < size
-    await runner.cleanup()
+    async with asyncio.timeout(20), serving(answer) as (_, address):
+        await asyncio.gather(*(read(number, address) for number in range(readers)))
     sender.close()
+    assert max(got) < size

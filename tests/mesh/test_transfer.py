@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,19 @@ def test_what_is_broken_off_never_gives_on_what_was_on_the_wire(url: str, tls: T
     assert not wrong
 
 
-def test_who_is_broken_off_in_the_midst_of_silence_was_late_and_has_refused_nothing() -> None:
+@dataclass
+class Asking:
+    """A transfer of ten bytes in a thread of its own, and the connection of whoever is to answer it."""
+
+    connection: socket.socket
+    transfer: Transfer
+    thread: threading.Thread
+    has_begun: threading.Event
+    errors: list[SourceFailed]
+
+
+@contextlib.contextmanager
+def asking() -> Iterator[Asking]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         transfer = Transfer("peer", Location(f"http://127.0.0.1:{listener.getsockname()[1]}/"), 0, 10, 10)
         begun, errors = threading.Event(), list[SourceFailed]()
@@ -77,18 +90,33 @@ def test_who_is_broken_off_in_the_midst_of_silence_was_late_and_has_refused_noth
             try:
                 transfer.run(Connections(proxies=False), lambda view: begun.set())
             except SourceFailed as error:
-                errors.append(error)
+                errors.append(error)  # its traceback knows the answer
 
         thread = threading.Thread(target=run)
         thread.start()
         connection, _ = listener.accept()
         with connection:
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nx")
-            assert begun.wait(10)
-            thread.join(0.1)  # it is in the midst of waiting for more
-            transfer.cancel()
-            thread.join(10)
-        assert [type(error) for error in errors] == [SourceLate]
+            connection.settimeout(10)
+            yield Asking(connection, transfer, thread, begun, errors)
+        thread.join(10)
+
+
+def test_who_is_broken_off_in_the_midst_of_silence_was_late_and_has_refused_nothing() -> None:
+    with asking() as asked:
+        asked.connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nx")
+        assert asked.has_begun.wait(10)
+        asked.thread.join(0.1)  # it is in the midst of waiting for more
+        asked.transfer.cancel()
+        asked.thread.join(10)
+        assert [type(error) for error in asked.errors] == [SourceLate]
+
+
+@pytest.mark.parametrize(("status", "failure"), [(429, "busy"), (503, "busy"), (500, "refused"), (404, "missing")])
+def test_what_a_source_answers_is_what_the_tracker_hears(status: int, failure: str) -> None:
+    with asking() as asked:
+        asked.connection.sendall(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status)
+        asked.thread.join(10)
+        assert [error.failure for error in asked.errors] == [failure]
 
 
 def test_a_source_without_our_certificate_is_not_listened_to(url: str, tmp_path: Path) -> None:
@@ -100,24 +128,10 @@ def test_a_source_without_our_certificate_is_not_listened_to(url: str, tmp_path:
 
 
 def test_a_connection_that_failed_is_closed_at_once_whatever_still_speaks_of_it() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        transfer = Transfer("peer", Location(f"http://127.0.0.1:{listener.getsockname()[1]}/"), 0, 10, 10)
-        errors: list[SourceDishonest] = []
-
-        def run() -> None:
-            try:
-                transfer.run(Connections(proxies=False), lambda view: None)
-            except SourceDishonest as error:
-                errors.append(error)  # its traceback knows the answer
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        connection, _ = listener.accept()
-        with connection:
-            connection.settimeout(10)
-            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 11)
-            thread.join(10)
-            with contextlib.suppress(ConnectionResetError):
-                while connection.recv(1 << 16):  # the request, and then the end
-                    pass
-        assert errors
+    with asking() as asked:
+        asked.connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 11)
+        asked.thread.join(10)
+        with contextlib.suppress(ConnectionResetError):
+            while asked.connection.recv(1 << 16):  # the request, and then the end
+                pass
+        assert [type(error) for error in asked.errors] == [SourceDishonest]
