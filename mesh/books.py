@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mesh import policy
-from mesh.holdings import Holdings
+from mesh.holdings import Group, Holdings
 from mesh.messages import HELD, ORIGIN
 
 
@@ -52,7 +52,7 @@ class Node:
     under_way: int = 0  # the pieces of `tasks`
     leases: int = 0  # how many of `tasks` are leases
     uploads: policy.Uploads = field(default_factory=policy.Uploads)
-    shown: tuple[bool, bool, bool] = (False, False, False)  # whether its slot is in `open`, `spare` and `idle`
+    shown: tuple[bool, bool, bool] = (False, False, False)  # whether it is in `open`, `spare` and `idle`
     room: int = 0  # its part in the room of all
     lacks: int = 0  # pieces that it wants and does not hold
     pace: policy.Mean = field(default_factory=policy.Mean)  # seconds until a piece from a peer is here
@@ -84,14 +84,14 @@ class Books:
         self._room = policy.first_room(piece_size)
         self.all = (1 << count) - 1
         self.nodes: dict[str, Node] = {}
-        self.holdings = Holdings(count)
+        self.open = Group()  # those who can take another upload
+        self.spare = Group()  # those who can, for a node that has next to nothing to do
+        self.idle = Group()  # those who have no upload at all, and are not slow
+        self.holdings = Holdings(count, (self.open, self.spare, self.idle))
         self.digests: dict[int, bytes] = {}
         self.leases: dict[int, str] = {}  # piece → node
         self.leased = 0  # the same as a set
-        self.open = 0  # slots of those who can take another upload
-        self.spare = 0  # slots of those who can, for a node that has next to nothing to do
         self.holding = 0  # slots of those who hold something
-        self.idle = 0  # slots of those who have no upload at all, and are not slow
         self.hungry = 0  # slots of those who asked and got nothing
         self.fetching_seeds = 0  # slots
         self.wanting = 0  # slots of those who miss something
@@ -140,9 +140,9 @@ class Books:
         self._withdraw(name, node)
         self._names[node.slot] = ""
         others = ~(1 << node.slot)
-        self.open &= others
-        self.spare &= others
-        self.idle &= others
+        for group, is_in in zip((self.open, self.spare, self.idle), node.shown, strict=True):
+            if is_in:
+                group.leave(node.slot, 0)
         self.holding &= others
         self.hungry &= others
         self.fetching_seeds &= others
@@ -226,10 +226,13 @@ class Books:
             return
         if state[0] and not server.shown[0]:
             self.freed |= server.have
+        have = self.holdings.have(server.slot)
+        for group, was_in, is_in in zip((self.open, self.spare, self.idle), server.shown, state, strict=True):
+            if is_in and not was_in:
+                group.enter(server.slot, have)
+            elif was_in and not is_in:
+                group.leave(server.slot, have)
         server.shown = state
-        self.open = with_slot(self.open, server.slot, state[0])
-        self.spare = with_slot(self.spare, server.slot, state[1])
-        self.idle = with_slot(self.idle, server.slot, state[2])
 
     # --- trust
 

@@ -5,52 +5,42 @@ Sets are integers: in a set of pieces, piece n is bit n; in a set of nodes, the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 
-class Holdings:
-    """What can be had from whom, of a blob of `count` pieces. Memory: two bits for each node and piece."""
+class Tally:
+    """A count for each piece, bit-sliced: bit k of every count is in one set, so all counts change in a few steps."""
 
-    def __init__(self, count: int) -> None:
-        self.held = 0  # pieces that somebody holds
-        self._holders = [0] * count  # by piece, the set of slots
-        self._have: dict[int, int] = {}  # by slot, the set of pieces
-        # How many copies of each piece there are or are under way, bit-sliced: bit k of every count is in _levels[k].
+    def __init__(self) -> None:
         self._levels: list[int] = []
 
-    def holders(self, piece: int) -> int:
-        """The slots of those who hold a piece."""
-        return self._holders[piece]
+    def more(self, pieces: int) -> None:
+        """Add one to the count of each of these pieces: a carry goes from level to level."""
+        for level, before in enumerate(self._levels):
+            if not pieces:
+                return
+            self._levels[level] = before ^ pieces
+            pieces &= before
+        if pieces:
+            self._levels.append(pieces)
 
-    def add(self, slot: int, pieces: int) -> None:
-        """The node in `slot` can supply these pieces (as well)."""
-        have = self._have.get(slot, 0)
-        new = pieces & ~have
-        self._have[slot] = have | new
-        self.held |= new
-        for piece in members(new):
-            self._holders[piece] |= 1 << slot
-        self._tally(new, more=True)
+    def fewer(self, pieces: int) -> None:
+        """Take one away from the count of each of these pieces, which is not 0."""
+        for level, before in enumerate(self._levels):
+            if not pieces:
+                return
+            self._levels[level] = before ^ pieces
+            pieces &= ~before
 
-    def remove(self, slot: int) -> None:
-        """Nothing can be had from the node in `slot` any more."""
-        lost = self._have.pop(slot, 0)
-        for piece in members(lost):
-            self._holders[piece] &= ~(1 << slot)
-            if not self._holders[piece]:
-                self.held &= ~(1 << piece)
-        self._tally(lost, more=False)
+    def at_least(self, level: int) -> int:
+        """Pieces whose count is 2 ** `level` or more."""
+        pieces = 0
+        for many in self._levels[level:]:
+            pieces |= many
+        return pieces
 
-    def begin_copy(self, piece: int) -> None:
-        """A copy is under way, and counts when we ask how rare a piece is."""
-        self._tally(1 << piece, more=True)
-
-    def end_copy(self, piece: int) -> None:
-        """A copy that had begun has arrived (and is to be added), or has failed."""
-        self._tally(1 << piece, more=False)
-
-    def rarest_first(self, pieces: int) -> Iterator[int]:
-        """Split a set of pieces into sets of equally many copies, fewest first."""
+    def fewest_first(self, pieces: int) -> Iterator[int]:
+        """Split a set of pieces into sets of equal counts, the lowest count first."""
         parts = [(pieces, len(self._levels))]
         while parts:
             part, level = parts.pop()
@@ -62,22 +52,99 @@ class Holdings:
                 parts.append((many, level))
                 parts.append((part ^ many, level))
 
+
+class Group:
+    """Some of the nodes, and what they hold between them."""
+
+    def __init__(self) -> None:
+        self.slots = 0
+        self._copies = Tally()
+
+    @property
+    def pieces(self) -> int:
+        """What at least one of them holds."""
+        return self._copies.at_least(0)
+
+    def enter(self, slot: int, have: int) -> None:
+        """The node in `slot`, which is in none of this yet, belongs to it from now on."""
+        self.slots |= 1 << slot
+        self._copies.more(have)
+
+    def leave(self, slot: int, have: int) -> None:
+        """The node in `slot` belongs to it no longer."""
+        self.slots &= ~(1 << slot)
+        self._copies.fewer(have)
+
+    def gain(self, slot: int, pieces: int) -> None:
+        """A node holds these as well, if it belongs to it."""
+        if self.slots >> slot & 1:
+            self._copies.more(pieces)
+
+    def lose(self, slot: int, pieces: int) -> None:
+        """A node holds these no longer, if it belongs to it."""
+        if self.slots >> slot & 1:
+            self._copies.fewer(pieces)
+
+
+class Holdings:
+    """What can be had from whom, of a blob of `count` pieces. Memory: two bits for each node and piece.
+
+    `groups` are told of what their nodes gain and lose.
+    """
+
+    def __init__(self, count: int, groups: Sequence[Group] = ()) -> None:
+        self.held = 0  # pieces that somebody holds
+        self._groups = groups
+        self._holders = [0] * count  # by piece, the set of slots
+        self._have: dict[int, int] = {}  # by slot, the set of pieces
+        self._copies = Tally()  # of each piece, those under way included
+
+    def holders(self, piece: int) -> int:
+        """The slots of those who hold a piece."""
+        return self._holders[piece]
+
+    def have(self, slot: int) -> int:
+        """What can be had from the node in `slot`."""
+        return self._have.get(slot, 0)
+
+    def add(self, slot: int, pieces: int) -> None:
+        """The node in `slot` can supply these pieces (as well)."""
+        have = self._have.get(slot, 0)
+        new = pieces & ~have
+        self._have[slot] = have | new
+        self.held |= new
+        for piece in members(new):
+            self._holders[piece] |= 1 << slot
+        self._copies.more(new)
+        for group in self._groups:
+            group.gain(slot, new)
+
+    def remove(self, slot: int) -> None:
+        """Nothing can be had from the node in `slot` any more."""
+        lost = self._have.pop(slot, 0)
+        for piece in members(lost):
+            self._holders[piece] &= ~(1 << slot)
+            if not self._holders[piece]:
+                self.held &= ~(1 << piece)
+        self._copies.fewer(lost)
+        for group in self._groups:
+            group.lose(slot, lost)
+
+    def begin_copy(self, piece: int) -> None:
+        """A copy is under way, and counts when we ask how rare a piece is."""
+        self._copies.more(1 << piece)
+
+    def end_copy(self, piece: int) -> None:
+        """A copy that had begun has arrived (and is to be added), or has failed."""
+        self._copies.fewer(1 << piece)
+
+    def rarest_first(self, pieces: int) -> Iterator[int]:
+        """Split a set of pieces into sets of equally many copies, fewest first."""
+        return self._copies.fewest_first(pieces)
+
     def common(self, level: int) -> int:
         """Pieces of which there are 2 ** `level` copies or more."""
-        pieces = 0
-        for many in self._levels[level:]:
-            pieces |= many
-        return pieces
-
-    def _tally(self, pieces: int, *, more: bool) -> None:
-        """Add one to the count of each of these pieces, or take one away: a carry goes from level to level."""
-        for level, before in enumerate(self._levels):
-            if not pieces:
-                return
-            self._levels[level] = before ^ pieces
-            pieces &= before if more else ~before
-        if pieces and more:
-            self._levels.append(pieces)
+        return self._copies.at_least(level)
 
 
 def members(bits: int) -> Iterator[int]:

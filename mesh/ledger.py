@@ -21,12 +21,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from itertools import islice
 
 from mesh import policy
 from mesh.books import Books, Node, with_slot
 from mesh.content import Pieces, PieceSet
-from mesh.holdings import first_from, members, members_from
+from mesh.holdings import Group, first_from, members, members_from
 from mesh.messages import HELD, MAX_SOURCES, MAX_TASKS, ORIGIN, Failure, Gain, Plan, Report, Task, bits_of
 from mesh.speeds import Speeds
 
@@ -251,13 +250,13 @@ class Ledger:
         for slot, _ in books.avoided(node, now):
             useful &= ~(1 << slot)
         if not is_rare:
-            missing = self._on_offer(self._takers(node) & useful, missing)
+            missing = self._on_offer(node, missing)
         tasks: list[Task] = []
         blocked, is_late_crowd = 0, self._is_late_crowd
         for piece in self._order(node, missing):
             holders = holdings.holders(piece) & useful
             is_due = is_rare or (is_late_crowd and node.urgent >> piece & 1 and holders.bit_count() >= policy.PLENTY)
-            takers = books.holding if is_due else self._takers(node)
+            takers = books.holding if is_due else self._takers(node).slots
             if len(tasks) >= free or blocked > policy.BLOCKED_PIECES or not takers & useful:
                 break
             sources = self._sources(holders & takers)
@@ -283,32 +282,21 @@ class Ledger:
             share *= min(policy.BEHIND, max(1 / policy.BEHIND, behind))
         return max(policy.few(self._speeds.is_late), round(policy.FAIR + share))
 
-    def _takers(self, node: Node) -> int:
-        """Slots of the nodes that can take an upload to this one."""
+    def _takers(self, node: Node) -> Group:
+        """Those who can take an upload to this one."""
         return self._books.spare if len(node.tasks) < policy.few(self._speeds.is_late) else self._books.open
 
-    def _on_offer(self, takers: int, wanted: int) -> int:
-        """What some of these nodes hold: of those who send nothing if there are such, or their lines stay idle.
-
-        All that is wanted, when it is little, or when a look at many of them finds nothing.
-        """
-        if wanted.bit_count() <= policy.FEW_PIECES:
-            return wanted
-        start = int(self._random.random() * self._books.slots)
-        for some in (takers & self._books.idle & self._books.holding, takers):
-            offers = (self._books.at(slot).have & wanted for slot in members_from(some, start))
-            pieces = 0
-            for offer in islice(filter(None, islice(offers, policy.MANY_TAKERS)), policy.FEW_TAKERS):
-                pieces |= offer
-            if pieces:
-                return pieces
-        return wanted
+    def _on_offer(self, node: Node, wanted: int) -> int:
+        """What can be had now."""
+        some = wanted & self._takers(node).pieces
+        return some | wanted & node.urgent if self._is_late_crowd else some
 
     def _order(self, node: Node, pieces: int) -> Iterator[int]:
-        """Rarest first, equally rare ones from another start each time, so that nodes take different ones.
+        """What those hold who send nothing, or their lines stay idle; then the rest.
 
-        What many hold cannot become rare: of that, a reader has what it comes to first. So it has everything when no
-        other node misses anything.
+        Of either, rarest first, equally rare ones from another start each time, so that nodes take different ones. What
+        many hold cannot become rare: of that, a reader has what it comes to first. So it has everything when no other
+        node misses anything.
         """
         if not pieces:
             return
@@ -317,14 +305,16 @@ class Ledger:
             is_last = self._books.wanting.bit_count() == 1
             common = pieces if is_last else self._books.holdings.common(policy.common(len(self), self._speeds.is_late))
         start = int(self._random.random() * self.pieces.count)
-        for part in self._books.holdings.rarest_first(pieces & ~common):
-            yield from members_from(part, start)
-        yield from members(pieces & common)
+        idle = self._books.idle.pieces if pieces & ~node.urgent else 0
+        for some in (pieces & idle, pieces & ~idle):
+            for part in self._books.holdings.rarest_first(some & ~common):
+                yield from members_from(part, start)
+            yield from members(some & common)
 
     def _sources(self, slots: int) -> list[Node]:
         """Some of these nodes, best first. The best of a few taken at random is nearly as good as the best of all."""
         found: list[Node] = []
-        for some in (slots & self._books.idle, slots & ~self._books.idle):
+        for some in (slots & self._books.idle.slots, slots & ~self._books.idle.slots):
             while some and len(found) < policy.TRIED:
                 slot = first_from(some, int(self._random.random() * some.bit_length()))
                 some ^= 1 << slot

@@ -1,7 +1,10 @@
+from functools import reduce
+from operator import or_
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.holdings import Holdings, first_from, members, members_from
+from mesh.holdings import Group, Holdings, first_from, members, members_from
 
 COUNT = 12
 SETS = st.integers(0, (1 << COUNT) - 1)
@@ -43,3 +46,26 @@ def test_members_from_goes_round(bits: int, start: int) -> None:
     assert list(members_from(bits, start)) == [n for n in plain if n >= start] + [n for n in plain if n < start]
     if bits:
         assert first_from(bits, start) == next(members_from(bits, start))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), SETS, st.sampled_from(["add", "remove", "enter", "leave"])), max_size=40))
+def test_a_group_knows_what_its_nodes_hold_between_them(steps: list[tuple[int, int, str]]) -> None:
+    group = Group()
+    holdings = Holdings(COUNT, [group])
+    plain = dict.fromkeys(range(4), 0)
+    inside: set[int] = set()
+    for slot, pieces, step in steps:
+        if step == "add":
+            holdings.add(slot, pieces)
+            plain[slot] |= pieces
+        elif step == "remove":
+            holdings.remove(slot)
+            plain[slot] = 0
+        elif step == "enter" and slot not in inside:
+            group.enter(slot, holdings.have(slot))
+            inside.add(slot)
+        elif step == "leave" and slot in inside:
+            group.leave(slot, holdings.have(slot))
+            inside.discard(slot)
+        assert set(members(group.slots)) == inside
+        assert group.pieces == reduce(or_, (plain[slot] for slot in inside), 0)
