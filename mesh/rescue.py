@@ -74,18 +74,21 @@ class Rescue:
             patience = longest if position > reader.start else min(longest, _LONGEST_WITHOUT_RESERVE)
             if before == position and now - since >= patience and self._fetcher.can_fetch:
                 piece = position // self._fill.partial.pieces.piece_size
-                if not self._is_near(piece, now):
+                is_late = now - since >= patience + _PACE_SECONDS
+                if not self._is_near(piece, now, is_late=is_late):
                     self._fetch(piece, now - since)
         self._waits = waits
         if now - self._placed_at >= _PACE_SECONDS:
             self._former, self._placed_at = self._places, now
             self._places = {run: (run.position, now) for run in self._fetcher.runs}
 
-    def _is_near(self, piece: int, now: float) -> bool:
-        """Whether a peer sends a piece so fast that it is soon here."""
+    def _is_near(self, piece: int, now: float, *, is_late: bool) -> bool:
+        """Whether a peer sends a piece so fast that it is soon here; one that has just begun may, until it is late."""
         stop = self._fill.partial.pieces.span(piece)[1]
         for run in self._fetcher.runs:
             if run.piece == piece and not run.is_origin:
+                if not is_late and now - run.landed_at < _PACE_SECONDS:
+                    return True
                 before, since = self._former.get(run) or self._places.get(run) or (run.position, now)
                 rate = (run.position - before) / max(_PACE_SECONDS, now - since)
                 return rate * _NEAR >= stop - run.position

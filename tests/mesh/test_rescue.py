@@ -30,6 +30,7 @@ class Run:
     position: int
     source: str = "peer"
     is_origin: bool = False
+    landed_at: float = float("-inf")  # it began long ago
     is_cancelled: bool = False
 
     @property
@@ -158,6 +159,18 @@ async def test_a_pace_is_not_taken_between_two_bursts(case: Case) -> None:
         bursts.position = MIB + int(case.now) * MIB // 8
         case.rescue.look()
     assert not bursts.is_cancelled
+
+
+async def test_a_transfer_that_has_just_begun_has_a_chance_but_not_for_ever(case: Case) -> None:
+    case.look_until(5.0)
+    for _ in range(4):
+        case.transfers.runs = {Run(1, MIB, landed_at=case.now)}
+        case.look_until(case.now + 0.5)
+    assert not any(run.is_cancelled for run in case.transfers.runs)
+    for _ in range(4):
+        case.transfers.runs = {Run(1, MIB, landed_at=case.now)}
+        case.look_until(case.now + 0.5)
+    assert all(run.is_cancelled for run in case.transfers.runs)
 
 
 async def test_a_tracker_that_does_nothing_for_us_is_doubted_and_a_busy_one_is_not(case: Case) -> None:
