@@ -15,11 +15,20 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
 
 from mesh.access import OriginAccess
-from mesh.errors import LocationRefused, MeshError, RangeIgnored, SourceDishonest, SourceFailed, StoreFull
+from mesh.errors import (
+    LocationRefused,
+    MeshError,
+    RangeIgnored,
+    SourceDishonest,
+    SourceFailed,
+    StoreFull,
+    StoreUnusable,
+)
 from mesh.intake import Begun, Run
 from mesh.messages import ORIGIN, Failure, Gain, Reason, Task
 from mesh.policy import QUICK
 from mesh.watch import Watch
+from mesh.ways import Ways
 
 if TYPE_CHECKING:
     from mesh.fill import Fill
@@ -36,10 +45,8 @@ _SOURCE_STREAMS = 4  # from one peer, if it is quick: over a slow line pieces ar
 _RUN_BYTES = 64 << 20
 _PEER_RUN_BYTES = 16 << 20
 _MAX_FAILURES = 6  # in a row without a byte: about six seconds
-_MAX_ACCESSES = 8
 _LEASE_SECONDS = 60.0  # for what is taken back from a transfer of our own
 _FIRST_SECONDS = 0.02  # that the first run has the origin to itself, from its first byte on
-_SOONEST_EXPIRY = 20.0  # seconds: a signed URL closer to its end than this is renewed first
 
 
 class Fetcher:
@@ -55,20 +62,18 @@ class Fetcher:
         self.received: Counter[str] = Counter()  # bytes by source
         self.origin_error: SourceFailed | None = None
         self.runs: set[Run] = set()
+        self.ways = Ways()
         # Of the last piece, of the last way to the origin, and when the tracker last sent us for something.
         self.last_landed = self.access_at = self.assigned_at = time.monotonic()
         self._house = house
         self._fill = fill
         self._partial = fill.partial
         self._changed = changed
-        self._accesses: list[OriginAccess] = []
         self._leased: dict[int, Task] = {}  # to be fetched from the origin, in this order
         self._offered: dict[int, Task] = {}  # to be fetched from peers
         self._begun: dict[int, Begun] = {}
         self._sources: dict[int, str] = {}
         self._quick: set[str] = set()  # peers whose last piece came soon
-        self._location: Location | None = None
-        self._locating = asyncio.Lock()
         self._has_answered = False
         self._is_sequential = False
         self._failures = 0
@@ -77,8 +82,8 @@ class Fetcher:
     # --- what the conversation with the tracker needs
 
     def add_access(self, access: OriginAccess) -> None:
-        """Another way to the origin; the newest is tried first, as its client is waiting."""
-        self._accesses = [access, *(a for a in self._accesses if a.key != access.key)][:_MAX_ACCESSES]
+        """Another way to the origin."""
+        self.ways.add(access)
         self.origin_error = None
         self.access_at = time.monotonic()
 
@@ -87,12 +92,8 @@ class Fetcher:
         return self._sources.get(piece, "")
 
     @property
-    def hint(self) -> bytes:
-        return next((access.hint for access in self._accesses if access.hint), b"")
-
-    @property
     def can_fetch(self) -> bool:
-        return bool(self._accesses) and self.origin_error is None
+        return bool(self.ways) and self.origin_error is None
 
     @property
     def pending(self) -> int:
@@ -111,13 +112,19 @@ class Fetcher:
 
     def take(self, tasks: Iterable[Task]) -> None:
         """Take on tasks, and begin what there is room for."""
-        under_way = {piece for run in self.runs for piece in run.pieces}
+        busy = {piece for run in self.runs for piece in run.pieces} | set(self._partial.unchecked)
+        is_all_coming = any(run.is_sequential for run in self.runs)
         for task in tasks:
-            if task.piece in self._partial.have or task.piece in under_way:
+            piece = task.piece
+            if is_all_coming or piece in self._partial.have or piece in busy:
                 continue
-            if task.lease:
-                self._offered.pop(task.piece, None)  # never from both
-            (self._leased if task.lease else self._offered)[task.piece] = task
+            if task.lease and not self.can_fetch:  # it was given up while the plan was on its way
+                self.failed.append(Failure(piece, ORIGIN, "refused"))
+            elif task.lease:  # never from both: two at a time would write over what was checked
+                self._offered.pop(piece, None)
+                self._leased[piece] = task
+            elif piece not in self._leased:
+                self._offered[piece] = task
         self.launch()
 
     def hurry(self, urgent: Iterable[int], late: Iterable[int]) -> None:
@@ -135,13 +142,21 @@ class Fetcher:
         """Begin as many transfers as there is room for."""
         if self._fill.is_over:
             return
+        may_fetch = self.can_fetch and time.monotonic() >= self._resume_at
+        if self._is_sequential and self._leased and may_fetch and self.runs:
+            for run in self.runs:  # it will write the whole file, hence alone; we come again when they have left it
+                if not run.is_origin:
+                    run.cancel()
+            return
         from_origin = sum(run.is_origin for run in self.runs)
         streams = ORIGIN_STREAMS + (_URGENT_STREAMS if urgent else 0)
-        while self._leased and self.can_fetch and time.monotonic() >= self._resume_at:
+        while self._leased and may_fetch:
             if from_origin >= (streams if self._has_answered and not self._is_sequential else 1):
                 break
             self._start_origin_run()
             from_origin += 1
+        if any(run.is_sequential for run in self.runs):
+            return
         from_peers = len(self.runs) - from_origin
         while from_peers < PEER_STREAMS and self._start_peer_run():
             from_peers += 1
@@ -173,7 +188,7 @@ class Fetcher:
         location = None
         try:
             async with self._house.origin_slots:
-                location = await self.locate()
+                location = await self.ways.locate()
                 await self._in_thread(run, location)
             self._failures = 0
         except LocationRefused as error:
@@ -186,36 +201,18 @@ class Fetcher:
         except SourceFailed as error:
             self._origin_failed(error, has_moved=run.is_answered)
 
-    async def locate(self) -> Location:
-        """Where the origin has the blob. Raises SourceFailed, or LocationRefused: then tell `refused`."""
-        async with self._locating:
-            if self._location is not None and self._location.expires_at - time.time() > _SOONEST_EXPIRY:
-                return self._location
-            if not self._accesses:
-                raise SourceFailed(ORIGIN, "no client here may have it any more")
-            self._location = await self._accesses[0].locate(None)
-            return self._location
-
     async def refused(self, location: Location | None, error: LocationRefused) -> None:
-        """An address was refused: it has expired, or this client may not go there (any more)."""
-        async with self._locating:
-            if not self._accesses or (location is not None and location is not self._location):
-                return  # another run has dealt with it
-            self._location = None
-            try:
-                if location is not None:
-                    self._location = await self._accesses[0].locate(location)
-                    self._origin_failed(error, has_moved=False)
-                    return
-            except LocationRefused as final:
-                error = final
-            except SourceFailed as failure:
-                self._origin_failed(failure, has_moved=False)
-                return
-            log.info("%s: this way to the origin is closed: %s", self._partial.digest, error.reason)
-            self._accesses.pop(0)
-            if not self._accesses:
-                self._give_up_origin(error)
+        """An address was refused, or with None all ways to one."""
+        try:
+            if location is None:
+                raise error
+            if await self.ways.renew(location):
+                self._origin_failed(error, has_moved=False)
+        except LocationRefused as final:
+            if not self.ways:
+                self._give_up_origin(final)
+        except SourceFailed as failure:
+            self._origin_failed(failure, has_moved=False)
 
     def _origin_failed(self, error: SourceFailed, *, has_moved: bool) -> None:
         self._failures = 1 if has_moved else self._failures + 1
@@ -290,6 +287,9 @@ class Fetcher:
                 self._house.stats.pieces_rejected[run.source] += 1
                 self._house.peers.blame(run.source, error)
             log.debug("%s: %s", self._partial.digest, error)
+        except StoreFull:  # no fault of the source; there may be room in a moment
+            self._offered |= {task.piece: task for task in tasks if task.piece in run.pieces}
+            raise
         finally:
             watch.close()
         by_piece = {task.piece: task for task in tasks}
@@ -331,9 +331,9 @@ class Fetcher:
         reserved = sum(stop - start for start, stop in map(pieces.span, run.pieces))
         try:
             await store.reserve(self._partial, reserved)
-        except MeshError as error:
+        except (MeshError, OSError) as error:
             self.runs.discard(run)
-            self._fill.finish(error)
+            self._fill.finish(error if isinstance(error, MeshError) else StoreUnusable(f"no room can be made: {error}"))
             self._changed()
             return
         evicted = store.evicted_bytes
@@ -381,7 +381,8 @@ class Fetcher:
         self.last_landed = time.monotonic()
         (self._quick.add if self.last_landed - run.landed_at < QUICK else self._quick.discard)(run.source)
         run.landed_at = self.last_landed
-        self._begun.pop(piece, None)
+        for pending in (self._begun, self._leased, self._offered):  # what brings all brings more than was asked for
+            pending.pop(piece, None)
         if piece not in self._partial.have:
             self._partial.add(piece, digest, run.is_trusted(piece))
             self._sources[piece] = run.source

@@ -164,6 +164,8 @@ class Run:
 
     def _keep(self, part: memoryview) -> None:
         start = self._partial.pieces.span(self.piece)[0]
+        if self.piece in self._partial.have:  # from somebody else: what counts already is never written over
+            self._is_held = True
         if not self._is_held:
             self._hasher.update(part)
             # Bytes that readers have seen are never written again, even if the source sends them again.

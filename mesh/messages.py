@@ -157,6 +157,8 @@ class Plan:
         """Raise ValueError if no sane tracker would say this of a blob of `count` pieces."""
         if len(self.tasks) > MAX_TASKS:
             raise ValueError(f"{len(self.tasks)} tasks")
+        if len({task.piece for task in self.tasks}) < len(self.tasks):
+            raise ValueError("two tasks for one piece")
         if not (0 <= self.retry_after <= MAX_SECONDS and 0 <= self.pause <= MAX_SECONDS):
             raise ValueError(f"a pause of {max(self.retry_after, self.pause)} s")
         for task in self.tasks:

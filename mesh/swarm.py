@@ -266,7 +266,7 @@ class Swarm:
         exchange, report = self._house.exchange, self._report()
         tracker = exchange.tracker_of(self.digest)
         try:
-            plan = await exchange.report(self.digest, self.size, report, self.fetcher.hint)
+            plan = await exchange.report(self.digest, self.size, report, self.fetcher.ways.hint)
         except Unavailable as error:
             log.info("%s: no tracker: %s", self.digest, error)
             self._must_sync = self._has_moved = True

@@ -60,7 +60,7 @@ class Voucher:
         location: Location | None = None
         try:
             async with self._house.origin_slots:
-                location = await self._fetcher.locate()
+                location = await self._fetcher.ways.locate()
                 loop = asyncio.get_running_loop()
                 digest = await loop.run_in_executor(self._house.pool, self._hash, piece, location)
         except LocationRefused as error:

@@ -8,8 +8,8 @@ import json
 import logging
 import os
 import signal
-import sys
 import socket
+import sys
 import time
 import uuid
 from contextlib import AsyncExitStack

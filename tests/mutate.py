@@ -143,7 +143,7 @@ MUTATIONS = [
     ),
     edit(24, "mesh/swarm.py", "        if is_whole:\n            self._is_wanted = True\n", ""),
     edit(25, FILES, "is_whole = selection.status == 200 or selection.is_rest", "is_whole = True"),
-    edit(26, "mesh/fetcher.py", "self._location = await self._accesses[0].locate(location)", "raise error"),
+    edit(26, "mesh/ways.py", "self._location = await self._ask(refused)", "raise LocationRefused(ORIGIN, 'expired')"),
     edit(
         27,
         "proxy/locations.py",

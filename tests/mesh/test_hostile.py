@@ -129,6 +129,7 @@ TRACKERS: dict[str, tuple[Handler, bool]] = {
     "pieces that there are not": (plan(replace(GOOD, piece=10**9)), True),
     "pieces below zero": (plan(replace(GOOD, piece=-1)), True),
     "thousands of tasks": (plan(*(replace(GOOD, piece=n % 6) for n in range(5000))), True),
+    "the same twice": (plan(GOOD, replace(GOOD, sources=(ORIGIN,))), True),
     "from nowhere": (plan(replace(GOOD, sources=())), True),
     "from the origin and others": (plan(replace(GOOD, sources=("nobody", ORIGIN))), True),
     "in a year": (plan(retry_after=31536000.0), True),

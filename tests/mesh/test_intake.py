@@ -71,3 +71,26 @@ async def test_a_run_ends_where_it_was_cut_short_even_between_two_reads(tmp_path
         connections.close()
         partial.close()
         server.close()
+
+
+async def test_what_counts_already_is_never_written_over(tmp_path: Path) -> None:
+    partial = Partial(tmp_path / "partial", Digest("sha256", "a" * 64), len(CONTENT))
+    fill = Fill(partial)
+    run = Run(
+        fill,
+        "peer",
+        0,
+        4,
+        digests={},
+        limiter=Limiter(None),
+        received=lambda count: None,
+        answered=lambda: None,
+        landed=lambda run, piece, digest: None,
+    )
+    run._sink(memoryview(b"X" * 1000))
+    partial.write(0, memoryview(CONTENT[:MIB]))
+    partial.add(0, bytes(32), True)
+    fill.added(0)
+    run._sink(memoryview(b"X" * (MIB - 1000)))
+    assert (tmp_path / "partial").read_bytes()[:MIB] == CONTENT[:MIB]
+    partial.close()

@@ -1,0 +1,101 @@
+"""What a fetcher takes on, and that nothing it took on is lost or brought in twice."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from mesh.errors import SourceFailed, StoreFull
+from mesh.messages import ORIGIN, Plan, Report, Task
+from mesh.partial import Partial
+from tests.mesh.nodes import mesh_node
+from tests.mesh.origin import Origin, node
+from tests.mesh.test_mesh import KEY, MIB, content, introduce
+
+LIMIT = 20.0  # seconds until what is waited for counts as never
+
+
+async def test_a_piece_never_comes_from_the_origin_and_from_a_peer_at_once(tmp_path: Path) -> None:
+    """Whoever comes second would write over bytes that were checked, and perhaps hashed, already."""
+    async with Origin(content(12 * MIB), pause=0.05).running() as origin, node(tmp_path) as (_, blobs):
+        reader = await blobs.read(origin.digest, 12 * MIB, 0, 12 * MIB, origin, is_whole=True)
+        fetcher = blobs.swarms[origin.digest].fetcher
+        fetcher.take([Task(piece, (ORIGIN,), b"", 60.0) for piece in range(12)])
+        fetcher.take([Task(piece, ("peer",), b"", 60.0) for piece in range(12)])
+        assert sorted(fetcher.active()) == [(piece, ORIGIN) for piece in range(12)]
+        reader.close()
+
+
+async def test_an_origin_without_ranges_sends_all_of_it_once(tmp_path: Path) -> None:
+    size = 40 * MIB
+    async with Origin(content(size), knows_ranges=False).running() as origin, node(tmp_path) as (house, blobs):
+        await blobs.want(origin.digest, size, origin)
+        assert len(origin.requests) == 2, "one for a range, one for the whole"
+        assert house.stats.origin_received == size
+
+
+async def test_a_lease_that_comes_when_the_origin_was_given_up_is_no_hope(tmp_path: Path) -> None:
+    async with Origin(content(4 * MIB)).running() as origin, node(tmp_path) as (house, blobs):
+        asked, given_up = asyncio.Event(), asyncio.Event()
+
+        async def report(digest: object, size: int, report: Report, hint: bytes) -> Plan:
+            if report.can_fetch:  # as it was said; the answer takes its time
+                asked.set()
+                await given_up.wait()
+                return Plan((Task(0, (ORIGIN,), b"", 30.0),), retry_after=1.0)
+            return Plan(retry_after=1.0)
+
+        house.exchange.report = report  # type: ignore[method-assign, assignment]
+        reader = await blobs.read(origin.digest, 4 * MIB, 0, 4 * MIB, origin, is_whole=True)
+        fetcher = blobs.swarms[origin.digest].fetcher
+        await asked.wait()
+        fetcher._give_up_origin(SourceFailed(ORIGIN, "HTTP 500"))
+        given_up.set()
+        with pytest.raises(SourceFailed, match="HTTP 500"):
+            async with asyncio.timeout(LIMIT):
+                await reader.wait(0)
+        reader.close()
+
+
+async def test_what_a_full_disk_broke_off_is_asked_for_again_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 8 * MIB
+    async with AsyncExitStack() as stack:
+        origin = await stack.enter_async_context(Origin(content(size)).running())
+        old = await stack.enter_async_context(Origin(content(2 * size, 2)).running())
+        holder = await stack.enter_async_context(mesh_node(tmp_path / "holder", role="seed", key=KEY))
+        other = await stack.enter_async_context(mesh_node(tmp_path / "other", key=KEY))
+        await introduce([holder, other])
+        await holder.blobs.want(origin.digest, size, origin)
+        await other.blobs.want(old.digest, 2 * size, old)
+        write, full = Partial.write, [True]
+
+        def write_or_not(self: Partial, offset: int, data: memoryview) -> None:
+            if self.digest == origin.digest and offset >= 3 * MIB and full:
+                full.clear()
+                raise StoreFull("the disk is full")
+            write(self, offset, data)
+
+        monkeypatch.setattr(Partial, "write", write_or_not)
+        async with asyncio.timeout(LIMIT):
+            await other.blobs.want(origin.digest, size, None)
+        assert old.digest not in other.house.store, "nothing made room"
+
+
+async def test_a_store_that_cannot_make_room_is_an_error_for_who_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Origin(content(4 * MIB)).running() as origin, node(tmp_path) as (house, blobs):
+
+        async def reserve(partial: Partial, count: int) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(house.store, "reserve", reserve)
+        async with asyncio.timeout(LIMIT):
+            with pytest.raises(Exception, match="Permission denied"):
+                await blobs.want(origin.digest, 4 * MIB, origin)
+            await blobs.close()
