@@ -112,20 +112,27 @@ class Fetcher:
 
     def take(self, tasks: Iterable[Task]) -> None:
         """Take on tasks, and begin what there is room for."""
-        busy = {piece for run in self.runs for piece in run.pieces} | set(self._partial.unchecked)
+        coming = self._coming()
         is_all_coming = any(run.is_sequential for run in self.runs)
         for task in tasks:
             piece = task.piece
-            if is_all_coming or piece in self._partial.have or piece in busy:
+            if is_all_coming or piece in self._partial.have or piece in self._partial.unchecked:
                 continue
             if task.lease and not self.can_fetch:  # it was given up while the plan was on its way
                 self.failed.append(Failure(piece, ORIGIN, "refused"))
             elif task.lease:  # never from both: two at a time would write over what was checked
                 self._offered.pop(piece, None)
-                self._leased[piece] = task
-            elif piece not in self._leased:
+                self._leased[piece] = task  # for when the peer that is just sending it fails
+            elif piece not in self._leased and piece not in coming:
                 self._offered[piece] = task
         self.launch()
+
+    def _coming(self) -> set[int]:
+        return {piece for run in self.runs for piece in run.pieces}
+
+    def _next_lease(self) -> int | None:
+        coming = self._coming()
+        return next((piece for piece in self._leased if piece not in coming), None)
 
     def hurry(self, urgent: Iterable[int], late: Iterable[int]) -> None:
         """Readers wait for the pieces in `urgent`: put them first. Free those in `late` from the ends of long runs."""
@@ -150,10 +157,10 @@ class Fetcher:
             return
         from_origin = sum(run.is_origin for run in self.runs)
         streams = ORIGIN_STREAMS + (_URGENT_STREAMS if urgent else 0)
-        while self._leased and may_fetch:
+        while may_fetch and (first := self._next_lease()) is not None:
             if from_origin >= (streams if self._has_answered and not self._is_sequential else 1):
                 break
-            self._start_origin_run()
+            self._start_origin_run(first)
             from_origin += 1
         if any(run.is_sequential for run in self.runs):
             return
@@ -172,12 +179,11 @@ class Fetcher:
 
     # --- the origin
 
-    def _start_origin_run(self) -> None:
-        pieces = self._partial.pieces
-        first = next(iter(self._leased))
+    def _start_origin_run(self, first: int) -> None:
+        pieces, others = self._partial.pieces, self._coming() | set(self._begun)  # what is no part of this run
         longest = max(1, min(-(-len(self._leased) // ORIGIN_STREAMS), _RUN_BYTES // pieces.piece_size))
         stop = first
-        while stop in self._leased and stop - first < longest and (stop == first or stop not in self._begun):
+        while stop in self._leased and stop - first < longest and (stop == first or stop not in others):
             del self._leased[stop]
             stop += 1
         run = self._run(ORIGIN, first, stop, {}, self._begun.pop(first, None))
@@ -219,13 +225,8 @@ class Fetcher:
         pause = min(2.0, 0.05 * 4.0 ** (self._failures - 1))
         if error.retry_after is not None:
             pause = max(pause, error.retry_after)
-        log.log(
-            logging.INFO if self._failures == 1 else logging.WARNING,
-            "%s: %s; again in %.1f s",
-            self._partial.digest,
-            error,
-            pause,
-        )
+        level = logging.INFO if self._failures == 1 else logging.WARNING
+        log.log(level, "%s: %s; again in %.1f s", self._partial.digest, error, pause)
         if self._failures >= _MAX_FAILURES or pause > 8:
             self._give_up_origin(error)
             return
@@ -258,14 +259,9 @@ class Fetcher:
         ):
             tasks.append(self._offered.pop(following.piece))
         digests = {t.piece: t.digest for t in tasks if t.digest} if self._house.peers.is_keyed else {}
-        begun = self._begun.get(first)
-        run = self._run(
-            task.sources[0],
-            first,
-            first + len(tasks),
-            digests,
-            Begun(begun.position, begun.hasher.copy()) if begun else None,
-        )
+        before = self._begun.get(first)
+        begun = Begun(before.position, before.hasher.copy()) if before else None
+        run = self._run(task.sources[0], first, first + len(tasks), digests, begun)
         self._house.tasks.start(self._fetch(run, lambda run: self._from_peer(run, tasks)), name=f"peer {first}")
         return True
 
@@ -296,7 +292,7 @@ class Fetcher:
         for piece in run.pieces:
             self.failed.append(Failure(piece, run.source, reason))
             task = by_piece[piece]
-            if len(task.sources) > 1:  # turn to the next without asking
+            if len(task.sources) > 1 and piece not in self._leased:  # turn to the next without asking
                 self._offered[piece] = Task(piece, task.sources[1:], task.digest, task.seconds)
 
     # --- both

@@ -11,6 +11,7 @@ import pytest
 from mesh.errors import SourceFailed, StoreFull
 from mesh.messages import ORIGIN, Plan, Report, Task
 from mesh.partial import Partial
+from mesh.transfer import Location
 from tests.mesh.nodes import mesh_node
 from tests.mesh.origin import Origin, node
 from tests.mesh.test_mesh import KEY, MIB, content, introduce
@@ -27,6 +28,35 @@ async def test_a_piece_never_comes_from_the_origin_and_from_a_peer_at_once(tmp_p
         fetcher.take([Task(piece, ("peer",), b"", 60.0) for piece in range(12)])
         assert sorted(fetcher.active()) == [(piece, ORIGIN) for piece in range(12)]
         reader.close()
+
+
+async def test_a_lease_for_a_piece_that_a_peer_fails_to_send_is_not_lost(tmp_path: Path) -> None:
+    """The tracker knows of one failure when the node is at the next source already."""
+    async with Origin(content(2 * MIB)).running() as origin, node(tmp_path) as (house, blobs):
+        lost = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            await lost.wait()
+            writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        house.peers.locate = lambda *_: Location(f"http://{host}:{port}/")  # type: ignore[method-assign]
+        plans = [
+            Plan((Task(1, ("peer",), b"", 60.0),), retry_after=0.1),
+            Plan((Task(0, (ORIGIN,), b"", 60.0), Task(1, (ORIGIN,), b"", 60.0))),
+        ]
+
+        async def report(digest: object, size: int, report: Report, hint: bytes) -> Plan:
+            if len(plans) == 1:
+                asyncio.get_running_loop().call_later(0.2, lost.set)
+            return plans.pop(0) if plans else Plan(retry_after=60.0)
+
+        house.exchange.report = report  # type: ignore[method-assign, assignment]
+        async with server, asyncio.timeout(4.0):  # a starving reader would be rescued after 5.5
+            await blobs.want(origin.digest, 2 * MIB, origin)
 
 
 async def test_an_origin_without_ranges_sends_all_of_it_once(tmp_path: Path) -> None:
