@@ -11,7 +11,7 @@ from mesh.access import OriginAccess
 from mesh.adopt import Taken
 from mesh.blob import Blob
 from mesh.content import Digest, Pieces
-from mesh.errors import BlobCorrupt, StoreFull, Unavailable
+from mesh.errors import BlobCorrupt, MeshError, StoreFull, Unavailable
 from mesh.fill import Reader
 from mesh.house import House
 from mesh.swarm import Swarm
@@ -158,7 +158,11 @@ class Blobs:
     async def _live(self, swarm: Swarm) -> None:
         try:
             await swarm.run()
+        except MeshError as error:  # it could not even begin
+            swarm.fill.finish(error)
         finally:
+            if not swarm.fill.is_over:  # whatever broke: nobody waits for what will never come
+                swarm.fill.finish(Unavailable(f"{swarm.digest}: fetching it failed; the log says why"))
             if isinstance(swarm.fill.error, BlobCorrupt):
                 if len(self._disproved_at) >= _MAX_DISPROVED:
                     del self._disproved_at[next(iter(self._disproved_at))]

@@ -242,6 +242,15 @@ class Books:
             del node.avoid[next(iter(node.avoid))]
         node.avoid[source] = Avoided(until, failures)
 
+    def forgive(self, source: str) -> None:
+        """A source has let go of what it held and said so: that it failed others before is no sign of what is to come.
+
+        But for wrong bytes.
+        """
+        for node in self.nodes.values():
+            if source not in node.accused:
+                node.avoid.pop(source, None)
+
     def avoided(self, node: Node, now: float) -> Iterator[tuple[int, int]]:
         """The slot and the number of failures of sources that a node is not to be sent to."""
         for source, avoided in node.avoid.items():

@@ -188,7 +188,10 @@ class MeshExchange:
         return self._tracker.is_wanted(digest)
 
     def subscribe(self, digest: Digest, size: int, news: Callable[[], None]) -> Callable[[], None]:
-        return self._tracker.subscribe(digest, size, news)
+        try:
+            return self._tracker.subscribe(digest, size, news)
+        except ValueError as error:
+            raise Unavailable(f"this node cannot lead it: {error}") from error
 
     async def report(self, digest: Digest, size: int, report: Report, hint: bytes) -> Plan:
         tracker = self.tracker_of(digest)
@@ -198,7 +201,10 @@ class MeshExchange:
         self._last_tracker[digest] = tracker
         if tracker == self._node_id:
             report = dataclasses.replace(report, seed=self._is_seed)
-            return self._tracker.report(digest, size, report, is_alone=self.is_alone(digest))
+            try:
+                return self._tracker.report(digest, size, report, is_alone=self.is_alone(digest), is_ours=True)
+            except ValueError as error:
+                raise Unavailable(f"this node cannot lead it: {error}") from error
         try:
             body = _ENCODER.encode(Envelope(size, report, hint))
             plan = _PLAN.decode(await self._neighbours.ask(tracker, f"/mesh/swarms/{digest}", body))

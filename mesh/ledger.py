@@ -146,15 +146,21 @@ class Ledger:
         self._books.add(node, self._books.all)
         self._books.note(node)
 
-    def expire(self, now: float) -> None:
-        """Let go of nodes that fell silent, and of leases and tasks that ran out."""
+    def expire(self, now: float) -> list[str]:
+        """Let go of nodes that fell silent, and of leases and tasks that ran out.
+
+        Returns those of whom it was said that they miss pieces, and who did not announce themselves anew.
+        """
+        unproven: list[str] = []
         for name, node in list(self._books.nodes.items()):
-            is_silent = now - node.heard_at > policy.NODE_SECONDS
-            if is_silent or (node.announce_by is not None and now > node.announce_by):
+            is_unproven = node.announce_by is not None and now > node.announce_by
+            if is_unproven or now - node.heard_at > policy.NODE_SECONDS:
+                unproven += [name] if is_unproven else []
                 self.forget(name)
                 continue
             for piece in [piece for piece, task in node.tasks.items() if now > task.until]:
                 self._books.end(node, piece)
+        return unproven
 
     def forget(self, name: str) -> None:
         """A node is gone, with all that it held and was to do."""
@@ -168,6 +174,8 @@ class Ledger:
     def _announced(self, node: Node, report: Report, have: int, now: float) -> None:
         """First contact, or everything anew."""
         self._books.replace(node, have)
+        if node.announce_by is not None:
+            self._books.forgive(report.node)
         node.fetched, node.announced_at, node.announce_by = report.fetched, now, None
         if report.moved:
             self._settled_at = max(self._settled_at, now + policy.SETTLE_SECONDS)
@@ -216,6 +224,8 @@ class Ledger:
         server = self._books.nodes.get(failure.source)
         if server is None or server is node:
             return
+        if failure.reason == "missing" and not server.have >> failure.piece & 1:
+            return  # it has said so itself by now
         failures = node.failures(failure.source, now, is_late=failure.reason in ("timeout", "busy"))
         seconds = min(policy.LONGEST_BACK_OFF, policy.BACK_OFF * 2.0 ** min(failures - 1, 10))
         if failure.reason == "corrupt":

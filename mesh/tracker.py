@@ -31,11 +31,16 @@ class _Tracked:
 class Tracker:
     """Leads swarms. Belongs to the event loop's thread; `tick` is to be called every second or so.
 
-    `holders` names nodes that hold all of a blob, for when its swarm begins.
+    `holders` names nodes that hold all of a blob, for when its swarm begins; `lost` is told when one turns out not to.
     """
 
-    def __init__(self, holders: Callable[[Digest], list[str]] = lambda _: []) -> None:
+    def __init__(
+        self,
+        holders: Callable[[Digest], list[str]] = lambda _: [],
+        lost: Callable[[str, Digest], None] = lambda _node, _digest: None,
+    ) -> None:
         self._holders = holders
+        self._lost = lost
         self._tracked: dict[Digest, _Tracked] = {}
         self._pacing = Pacing()
         self._is_probing = False
@@ -49,19 +54,26 @@ class Tracker:
 
     def subscribe(self, digest: Digest, size: int, news: Callable[[], None]) -> Callable[[], None]:
         """Have `news` called when a report from this node could bring it something; returns how to end that."""
-        tracked = self._open(digest, size)
+        tracked = self._open(digest, size, is_ours=True)
         tracked.subscribers.add(news)
         return lambda: tracked.subscribers.discard(news)
 
-    def report(self, digest: Digest, size: int, report: Report, *, is_alone: bool = False) -> Plan:
-        """Take a report in and answer at once. Raises ValueError when the report is out of bounds."""
-        tracked = self._open(digest, size)
+    def report(
+        self, digest: Digest, size: int, report: Report, *, is_alone: bool = False, is_ours: bool = False
+    ) -> Plan:
+        """Take a report in and answer at once. Raises ValueError when the report is out of bounds.
+
+        `is_ours`: it is this node's own, which knows the size from the Hub.
+        """
+        tracked = self._open(digest, size, is_ours=is_ours)
         ledger, now = tracked.ledger, time.monotonic()
         tracked.touched_at = now
         ledger.is_alone = is_alone
         before = ledger.held
         self._probe()
         plan = self._paced(ledger.report(report, now))
+        if report.have is not None and not ledger.have(report.node).complete:
+            self._lost(report.node, digest)  # it has let go of what it announced, and would count as a holder for ever
         gained = (ledger.held & ~before) | sum(1 << gain.piece for gain in report.gained)
         if gained or report.have is not None:
             self._wake(tracked, gained or ledger.held, report.node)
@@ -122,12 +134,15 @@ class Tracker:
         now = time.monotonic()
         for digest, tracked in list(self._tracked.items()):
             self._add_holders(digest, tracked, now)
-            tracked.ledger.expire(now)
+            for node in tracked.ledger.expire(now):
+                self._lost(node, digest)
             if now - tracked.touched_at > _IDLE_SECONDS and not tracked.subscribers:
                 del self._tracked[digest]
 
-    def _open(self, digest: Digest, size: int) -> _Tracked:
+    def _open(self, digest: Digest, size: int, *, is_ours: bool = False) -> _Tracked:
         tracked = self._tracked.get(digest)
+        if tracked is not None and tracked.size != size and is_ours and not tracked.subscribers:
+            tracked = None  # somebody said so who was wrong, or lied
         if tracked is not None:
             if tracked.size != size:
                 raise ValueError(f"{digest} has {tracked.size} bytes here, not {size}")

@@ -375,3 +375,20 @@ def test_a_slow_line_is_one_failure_however_many_pieces_it_was_to_bring() -> Non
     assert not any(task.lease for task in ledger.report(report, 3.0).tasks)
     again = ledger.report(replace(report, failed=()), 10.0).tasks
     assert {task.sources for task in again} == {("holder",)}
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["failures first", "announcement first"])
+def test_who_let_go_of_a_blob_and_says_so_is_a_source_again_for_what_it_brings(is_late: bool) -> None:
+    """Its nodes were sent to it while it was still believed to hold all."""
+    ledger = Ledger(4 * MIB)
+    ledger.hold("holder", 0.0)
+    tasks = ledger.report(hello("a", 4), 20.0).tasks
+    failed = tuple(Failure(task.piece, "holder", "missing") for task in tasks)
+    assert len(failed) >= 3
+    steps: list[Report] = [Report(node="a", failed=failed, slots=0), hello("holder", 4)]
+    for report in reversed(steps) if is_late else steps:
+        ledger.report(report, 20.1)
+    brought = Report(node="holder", gained=(Gain(0, ORIGIN),), wanted=((1, 4),), slots=8, can_fetch=True)
+    ledger.report(brought, 20.2)
+    again = ledger.report(Report(node="a", wanted=((0, 1),), slots=8, can_fetch=True), 20.3).tasks
+    assert [task.sources for task in again] == [("holder",)]

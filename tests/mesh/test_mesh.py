@@ -9,12 +9,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import aiohttp
+import msgspec
 import pytest
 from aiohttp import web
 
 from mesh.access import OriginAccess
 from mesh.content import Digest
-from mesh.errors import BlobCorrupt
+from mesh.errors import BlobCorrupt, Unavailable
+from mesh.exchange import Envelope
+from mesh.messages import Report
 from tests.mesh.nodes import Node, mesh_node
 from tests.mesh.origin import Origin
 from tests.mesh.test_swarm import read
@@ -238,3 +242,51 @@ async def test_in_an_open_mesh_a_range_of_what_peers_brought_is_vouched_for_by_t
         assert origin.sent - before == MIB
         origin.gate.set()
         assert await whole == origin.content
+
+
+@pytest.mark.parametrize("who", ["itself", "another"])
+async def test_who_has_let_go_of_a_blob_is_no_holder_any_more(stack: AsyncExitStack, tmp_path: Path, who: str) -> None:
+    """It fetches like any other then: at once, and once."""
+    size = 12 * MIB
+    one = await stack.enter_async_context(Origin(content(size), pause=0.04).running())
+    lead = await stack.enter_async_context(mesh_node(tmp_path / "lead", role="seed", key=KEY))
+    holder = await stack.enter_async_context(mesh_node(tmp_path / "holder", key=KEY))
+    other = await stack.enter_async_context(mesh_node(tmp_path / "other", key=KEY))
+    await introduce([lead, holder, other])
+    await holder.blobs.want(one.digest, size, one)
+    await known([lead, holder, other], holder, one.digest)
+    for node in (lead, holder, other):
+        while node.blobs.swarms:
+            await asyncio.sleep(0.02)
+        await node.house.store.remove(one.digest)
+    one.sent = 0
+    asker = holder if who == "itself" else other
+    async with asyncio.timeout(9.0):  # of a holder that has nothing, pieces would be waited for longer
+        await asker.blobs.want(one.digest, size, one)
+    assert one.sent == size
+
+
+async def test_a_stranger_s_word_on_a_blob_s_size_does_not_keep_us_from_it(
+    stack: AsyncExitStack, tmp_path: Path
+) -> None:
+    one = await stack.enter_async_context(Origin(content(2 * MIB)).running())
+    node = await stack.enter_async_context(mesh_node(tmp_path / "node"))
+    envelope = msgspec.msgpack.encode(Envelope(2 * MIB + 1, Report("stranger")))
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"http://{node.address}/mesh/swarms/{one.digest}", data=envelope) as answer,
+    ):
+        assert answer.status == 200
+    async with asyncio.timeout(10.0):
+        await node.blobs.want(one.digest, 2 * MIB, one)
+
+
+async def test_a_swarm_that_cannot_begin_is_an_error_for_who_waits(
+    stack: AsyncExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await stack.enter_async_context(Origin(content(2 * MIB)).running())
+    node = await stack.enter_async_context(mesh_node(tmp_path / "node"))
+    monkeypatch.setattr("mesh.tracker._MAX_LEDGERS", 0)
+    async with asyncio.timeout(10.0):
+        with pytest.raises(Unavailable, match="leads as many swarms as it can"):
+            await node.blobs.want(one.digest, 2 * MIB, one)
