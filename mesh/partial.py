@@ -104,12 +104,15 @@ class Partial:
             self.trusted.add(piece)
 
     def recheck(self, piece: int) -> bool:
-        """Read a piece back from disk: are its bytes those that the journal speaks of?"""
+        """Read a piece back from disk: are its bytes those that the journal speaks of? No if it cannot read them."""
         start, stop = self.pieces.span(piece)
         hasher = blake3()
         buffer = memoryview(bytearray(min(_READ, stop - start)))
         while start < stop:
-            count = os.preadv(self.fd, [buffer[: stop - start]], start)
+            try:
+                count = os.preadv(self.fd, [buffer[: stop - start]], start)
+            except OSError:  # a bad sector: what is written there anew, the disk puts elsewhere
+                return False
             if not count:
                 return False
             hasher.update(buffer[:count])

@@ -338,16 +338,19 @@ class Swarm:
     async def _recheck(self) -> None:
         """Read back what an earlier process left, before anything of it counts: what readers wait for first."""
         partial = self._partial
-        while partial.unchecked:
+        while partial.unchecked and not self.fill.is_over:
             heads = [partial.pieces.covering(r.position, r.stop) for r in self.fill.readers]
             piece = next((p for head in heads for p in head if p in partial.unchecked), next(iter(partial.unchecked)))
-            if await asyncio.get_running_loop().run_in_executor(self._house.proofs, partial.recheck, piece):
-                partial.accept(piece)
-                self.fetcher.gained.append(self._held(piece))
-                self.fill.added(piece)
-            else:
-                log.warning("piece %d of %s was damaged on disk; it will be fetched again", piece, self.digest)
-                partial.drop(PieceSet(partial.pieces.count, 1 << piece))
+            try:
+                if await asyncio.get_running_loop().run_in_executor(self._house.proofs, partial.recheck, piece):
+                    partial.accept(piece)
+                    self.fetcher.gained.append(self._held(piece))
+                    self.fill.added(piece)
+                else:
+                    log.warning("piece %d of %s cannot be read back as it was; it is fetched again", piece, self.digest)
+                    partial.drop(PieceSet(partial.pieces.count, 1 << piece))
+            except MeshError as error:  # without a word, readers would wait for what is left for ever
+                self.fill.finish(error)
             self._notice()
 
     async def _prove(self) -> None:

@@ -245,6 +245,39 @@ async def test_bytes_lost_after_a_power_cut_are_fetched_again(tmp_path: Path) ->
             assert await read(blobs, origin) == origin.content
 
 
+@pytest.mark.parametrize("trouble", ["unreadable", "full"])
+async def test_what_cannot_be_read_back_after_a_restart_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    async with Origin(content(3 * MIB)).running() as origin:
+        async with node(tmp_path) as (_, blobs):
+            await read(blobs, origin, 0, 2 * MIB)
+        origin.requests.clear()
+        [partial] = [p for p in (tmp_path / "partial").iterdir() if not p.suffix]
+        with partial.open("r+b") as file:
+            file.write(bytes(1000))
+        preadv = os.preadv
+
+        def unreadable(fd: int, buffers: list[memoryview], offset: int) -> int:
+            if not origin.requests:
+                raise OSError(errno.EIO, "a sector has gone bad")
+            return preadv(fd, buffers, offset)
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+        if trouble == "unreadable":
+            monkeypatch.setattr(os, "preadv", unreadable)
+        else:
+            monkeypatch.setattr(Path, "write_bytes", full)  # the journal, anew without the piece
+        async with node(tmp_path) as (_, blobs), asyncio.timeout(20):
+            if trouble == "full":
+                with pytest.raises(StoreFull):
+                    await read(blobs, origin, 0, 2 * MIB)
+            else:
+                assert await read(blobs, origin, 0, 2 * MIB) == origin.content[: 2 * MIB]
+
+
 async def test_no_room_is_a_clear_error_and_harms_nothing_else(tmp_path: Path) -> None:
     small, large = Origin(content(MIB, 3)), Origin(content(8 * MIB))
     async with small.running(), large.running(), node(tmp_path, max_size=4 * MIB) as (house, blobs):
