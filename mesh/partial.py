@@ -55,8 +55,8 @@ class Partial:
         self._journal_size = 0
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            self._journal = self._open_journal()
             os.ftruncate(self.fd, size)
+            self._journal = self._open_journal()  # the last that can fail, or it would stay open
         except BaseException:
             os.close(self.fd)
             raise
@@ -139,9 +139,15 @@ class Partial:
         try:
             with self._journal_lock:
                 temporary.write_bytes(self._header() + b"".join(entries))
-                temporary.replace(self._journal_path)
+                journal = os.open(temporary, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+                try:
+                    temporary.replace(self._journal_path)
+                except OSError:
+                    os.close(journal)
+                    raise
+                # Not before: without one of its own, the next entry would go to whoever has been given its number.
                 os.close(self._journal)
-                self._journal = os.open(self._journal_path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+                self._journal = journal
                 self._journal_size = _HEADER.size + len(entries) * _ENTRY.size
         except OSError as error:
             raise self._refused(error) from error

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mesh import fill as module
-from mesh.content import Digest
+from mesh.content import Digest, PieceSet
+from mesh.errors import StoreUnusable
 from mesh.fill import RESERVE, TAIL, Fill, Reader
 from mesh.partial import Partial
 
@@ -97,3 +100,38 @@ async def test_a_range_that_is_there_and_the_first_bytes_are_not_kept_back(fill:
     assert seen(fill.reader(0, 3 * MIB, is_whole=True)) == 15
     fill.progress[0] = MIB // 2
     assert seen(fill.reader(5, MIB // 2, is_whole=False)) == MIB // 2 - 5
+
+
+def test_a_journal_that_cannot_be_opened_anew_is_never_somebody_elses_file(
+    tmp_path: Path, fill: Fill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more(*_: object) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    partial = fill.partial
+    for piece in range(2):
+        partial.record(piece, bytes(32), True)
+        partial.add(piece, bytes(32), True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", no_more)
+        with pytest.raises(StoreUnusable):
+            partial.drop(PieceSet(3, 1))
+    somebody_elses = os.open(tmp_path / "theirs", os.O_RDWR | os.O_CREAT)
+    partial.record(2, bytes(32), True)
+    assert os.fstat(somebody_elses).st_size == 0
+    os.close(somebody_elses)
+    partial.close()
+    assert 2 in Partial(partial.path, partial.digest, partial.size).unchecked
+
+
+def test_a_blob_too_large_for_the_file_system_leaves_no_file_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EFBIG, "file too large")
+
+    files = len(list(Path("/proc/self/fd").iterdir()))
+    monkeypatch.setattr(os, "ftruncate", refuse)
+    with pytest.raises(OSError, match="file too large"):
+        Partial(tmp_path / "partial", Digest("sha256", "b" * 64), 1 << 50)
+    assert len(list(Path("/proc/self/fd").iterdir())) == files
