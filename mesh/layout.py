@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from mesh.content import Digest
 from mesh.errors import StoreInUse
 from mesh.partial import Partial, write_manifest
 from mesh.shared import Stamp
 
 STAMP = ".shared"
+_GONE = "gone-"  # what a file is called, in the folder of partial blobs, that only waits to be deleted
 
 
 def unlink(path: Path) -> None:
@@ -19,6 +22,43 @@ def unlink(path: Path) -> None:
     manifest_of(path).unlink(missing_ok=True)
     path.unlink(missing_ok=True)
     stamp_of(path).unlink(missing_ok=True)
+
+
+def set_aside(path: Path, folder: Path) -> Path:
+    """Take its name from a blob's file, complete or partial, at once; returns the file that is left to delete.
+
+    Deleting a large file takes a while, in which the name may be another's. Raises OSError; then nothing has changed.
+    """
+    gone = folder / (_GONE + path.name)
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(gone)
+    with contextlib.suppress(OSError):  # without the blob they say nothing
+        for beside in (Partial.journal_of(path), manifest_of(path), stamp_of(path)):
+            beside.unlink(missing_ok=True)
+    return gone
+
+
+def find_partials(folder: Path, complete: Mapping[Digest, Path]) -> Iterator[tuple[Digest, os.DirEntry[str]]]:
+    """The partial blobs in a folder. What a process that died left half done there is brought to its end.
+
+    `complete`: the blobs that we have all of, and where. Raises OSError.
+    """
+    for file in scandir(folder):
+        path = Path(file.path)
+        if file.name.startswith(_GONE):
+            with contextlib.suppress(OSError):  # no reason not to start
+                path.unlink()
+            continue
+        algorithm, _, hexdigits = path.stem.rpartition("-")
+        try:
+            digest = Digest(algorithm, hexdigits)  # type: ignore[arg-type]  # checked by Digest itself
+        except ValueError:
+            continue  # not ours
+        if digest in complete:  # the process died between two renames
+            if path.suffix == ".journal":
+                path.rename(manifest_of(complete[digest]))
+        elif not path.suffix:
+            yield digest, file
 
 
 def scandir(path: Path) -> list[os.DirEntry[str]]:

@@ -156,24 +156,27 @@ class Store:
                     self._marked(digest).chmod(_PUBLIC_MODE)
 
     async def remove(self, digest: Digest) -> int:
-        """Drop a blob, complete or partial, that nobody is using; returns the bytes it freed."""
+        """Drop a blob, complete or partial, that nobody is using; returns the bytes it freed.
+
+        Raises StoreUnusable when its file cannot be removed: its bytes still count then.
+        """
         freed = 0
         entry = self._entries.get(digest)
         if entry is not None and not entry.users:
-            self._forget(digest)
-            freed += entry.size
-            await asyncio.to_thread(layout.unlink, self._path(digest))
+            freed += await self._delete(self._path(digest), entry.size, lambda: self._forget(digest))
         return freed + await self.remove_partial(digest)
 
     async def remove_partial(self, digest: Digest) -> int:
-        """Drop what has arrived of a blob, unless it is in use; returns the bytes it freed."""
+        """Drop what has arrived of a blob, unless it is in use; returns the bytes it freed. Raises StoreUnusable."""
         partial = self._partial_entries.get(digest)
         if partial is None or partial.partial is not None:
             return 0
-        del self._partial_entries[digest]
-        self.size -= partial.held
-        await asyncio.to_thread(Partial.remove, partial.path)
-        return partial.held
+
+        def forget() -> None:
+            del self._partial_entries[digest]
+            self.size -= partial.held
+
+        return await self._delete(partial.path, partial.held, forget)
 
     # --- partial blobs
 
@@ -287,8 +290,7 @@ class Store:
     async def evict(self, count: int) -> bool:
         """Free at least `count` bytes whatever the budget says: the disk itself is full."""
         async with self._making_room:
-            before = self.size
-            return await self._make_room(self.max_size - before + count, keep=None)
+            return await self._make_room(self.max_size - self.size + count, keep=None)
 
     # --- inside
 
@@ -349,6 +351,18 @@ class Store:
         if entry is not None:
             self.size -= entry.size
 
+    async def _delete(self, path: Path, size: int, forget: Callable[[], None]) -> int:
+        gone: Path | None = None
+        try:
+            gone = layout.set_aside(path, self._partials)
+            forget()
+            await asyncio.to_thread(gone.unlink, missing_ok=True)
+        except OSError as error:
+            if gone is not None:
+                self.size += size  # until the next start, which tries again
+            raise StoreUnusable(f"cannot remove {path}: {error}") from error
+        return size
+
     def _drop_file(self, digest: Digest) -> None:
         self._forget(digest)
         with contextlib.suppress(OSError):
@@ -371,21 +385,8 @@ class Store:
                 shared = {file.name for file in files if file.name.endswith(layout.STAMP)}
                 for file in files:
                     with contextlib.suppress(ValueError):  # not ours; leave it alone
-                        self._found(
-                            Digest(algorithm, file.name), file, may_be_shared=file.name + layout.STAMP in shared
-                        )
-        for file in layout.scandir(self._partials):
+                        is_shared = file.name + layout.STAMP in shared
+                        self._found(Digest(algorithm, file.name), file, may_be_shared=is_shared)
+        for digest, file in layout.find_partials(self._partials, {d: self._path(d) for d in self._entries}):
             path = Path(file.path)
-            algorithm, _, hexdigits = path.stem.rpartition("-")
-            try:
-                digest = Digest(algorithm, hexdigits)  # type: ignore[arg-type]  # checked by Digest itself
-            except ValueError:
-                continue  # not ours
-            if digest in self._entries:  # complete already: the process died between two renames
-                if path.suffix == ".journal":
-                    path.rename(layout.manifest_of(self._path(digest)))
-                continue
-            if path.suffix:
-                continue
-            held = Partial.journaled(path)
-            self._partial_entries[digest] = _PartialEntry(path, held, file.stat().st_mtime)
+            self._partial_entries[digest] = _PartialEntry(path, Partial.journaled(path), file.stat().st_mtime)

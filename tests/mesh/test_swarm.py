@@ -17,7 +17,7 @@ from mesh.blobs import Blobs
 from mesh.content import Digest
 from mesh.errors import BlobCorrupt, MeshError, SourceFailed, StoreFull, StoreUnusable
 from mesh.partial import Partial
-from mesh.store import Blob
+from mesh.store import Blob, Store
 from tests.mesh.origin import Origin, node
 
 MIB = 1 << 20
@@ -276,6 +276,54 @@ async def test_what_cannot_be_read_back_after_a_restart_keeps_nobody_waiting(
                     await read(blobs, origin, 0, 2 * MIB)
             else:
                 assert await read(blobs, origin, 0, 2 * MIB) == origin.content[: 2 * MIB]
+
+
+async def test_what_is_being_deleted_can_be_brought_in_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file takes a while to go, and is not the one that the next download writes to."""
+    may_go_on, unlink = threading.Event(), os.unlink
+
+    def slow(path: Path) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            assert may_go_on.wait(20)
+        unlink(path)
+
+    origin = Origin(content(3 * MIB))
+    async with origin.running():
+        async with node(tmp_path) as (_, blobs):
+            await read(blobs, origin, 0, MIB)
+        monkeypatch.setattr(os, "unlink", slow)
+        async with node(tmp_path) as (house, blobs):
+            for kept in range(2):  # what is there of it, then all of it
+                removing = asyncio.ensure_future(house.store.remove(origin.digest))  # noqa: TID251
+                await asyncio.sleep(0)
+                origin.gate = asyncio.Event()
+                wanting = asyncio.ensure_future(blobs.want(origin.digest, 3 * MIB, origin))  # noqa: TID251
+                async with asyncio.timeout(20):
+                    while not blobs.swarms:
+                        await asyncio.sleep(0.01)
+                    may_go_on.set()
+                    assert await removing == (3 * MIB if kept else MIB)
+                    origin.gate.set()
+                    await wanting
+                may_go_on.clear()
+                assert origin.digest in house.store
+                assert house.store.size == 3 * MIB
+                assert await read(blobs, origin) == origin.content
+            may_go_on.set()
+        assert list((tmp_path / "partial").iterdir()) == []
+
+
+def test_what_was_to_be_deleted_when_the_node_died_goes_at_the_next_start(tmp_path: Path) -> None:
+    store = Store(tmp_path, MIB)
+    partial = store.open_partial(Digest("sha256", "a" * 64), MIB)
+    partial.record(0, bytes(32), True)
+    partial.close()
+    store.close()
+    layout.set_aside(partial.path, tmp_path / "partial")
+    assert len(list((tmp_path / "partial").iterdir())) == 1
+    store = Store(tmp_path, MIB)
+    assert list((tmp_path / "partial").iterdir()) == list(store.partials()) == []
+    store.close()
 
 
 async def test_no_room_is_a_clear_error_and_harms_nothing_else(tmp_path: Path) -> None:
