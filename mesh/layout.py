@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mesh.content import Digest
-from mesh.errors import StoreInUse
+from mesh.errors import StoreFull, StoreInUse, StoreUnusable
 from mesh.partial import Partial, write_manifest
 from mesh.shared import Stamp
 
@@ -81,6 +82,13 @@ def lock(root: Path) -> int:
             f"{root} is in use by another hubmesh node; stop it, or give this one its own --data-dir"
         ) from None
     return fd
+
+
+def refusal(error: OSError, room_for: str, otherwise: str) -> StoreFull | StoreUnusable:
+    """What to raise when the disk refuses: "no room on disk `room_for`", or "cannot `otherwise`"."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull(f"no room on disk {room_for}: {error.strerror}")
+    return StoreUnusable(f"cannot {otherwise}: {error}")
 
 
 def make_durable(partial: Partial, final: Path, mode: int) -> None:

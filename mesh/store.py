@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import time
@@ -69,6 +68,7 @@ class Store:
         self._partial_entries: dict[Digest, _PartialEntry] = {}
         self._making_room = asyncio.Lock()
         self._flushes: set[asyncio.Future[None]] = set()  # of proven blobs: what is on its way to the disk cannot go
+        self._stuck: set[Digest] = set()  # what could not be evicted: said once of each, tried each time
         self._lock_fd = -1
         try:
             self._blobs.mkdir(parents=True, exist_ok=True)
@@ -189,9 +189,7 @@ class Store:
         try:
             partial = Partial(path, digest, size)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StoreFull(f"no room on disk to begin {digest}: {error.strerror}") from error
-            raise StoreUnusable(f"cannot write {path}: {error}") from error
+            raise layout.refusal(error, f"to begin {digest}", f"write {path}") from error
         held = partial.journaled_bytes
         if entry is not None:
             self.size -= entry.held
@@ -223,9 +221,7 @@ class Store:
             mode = _PUBLIC_MODE if partial.digest in self._public else _PRIVATE_MODE
             await asyncio.to_thread(layout.make_durable, partial, final, mode)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StoreFull(f"no room on disk to keep {partial.digest}: {error.strerror}") from error
-            raise StoreUnusable(f"cannot keep {partial.digest}: {error}") from error
+            raise layout.refusal(error, f"to keep {partial.digest}", f"keep {partial.digest}") from error
         finally:
             self._flushes.discard(flush)
             flush.set_result(None)
@@ -252,7 +248,8 @@ class Store:
         self._entries[digest].stamp = stamp
         if digest in self._public:
             self._marked(digest).chmod(_PUBLIC_MODE)
-        await self.remove_partial(digest)
+        with contextlib.suppress(StoreUnusable):  # it counts, and may go some other time
+            await self.remove_partial(digest)
 
     def is_of(self, digest: Digest, file: os.stat_result) -> bool:
         """Whether this very file, or a copy made of it when it was as it is now, is our blob."""
@@ -297,7 +294,13 @@ class Store:
     async def _make_room(self, count: int, keep: Digest | None) -> bool:
         while self.size + count > self.max_size:
             for digest in self._eviction_order(keep):
-                freed = await self.remove(digest)
+                try:
+                    freed = await self.remove(digest)
+                except StoreUnusable as error:
+                    if digest not in self._stuck:
+                        log.warning("%s cannot make room: %s", digest, error)
+                    self._stuck.add(digest)
+                    continue
                 if freed:
                     self.evicted_bytes += freed
                     log.info("evicted %s: %d bytes", digest, freed)

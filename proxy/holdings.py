@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from mesh.blobs import Blobs
 from mesh.content import Digest
+from mesh.errors import StoreUnusable
 from mesh.mesh import Mesh
 from mesh.messages import ORIGIN
 from mesh.stats import Stats
@@ -116,7 +117,16 @@ class Holdings:
         pins = self._catalog.pins()
         if pins.pop(repo, None):
             self._set_pins(pins)
-        return sum([await self._store.remove(digest) for digest in here if not self.is_pinned(digest)])
+        freed, refused = 0, None
+        for digest in here:
+            if not self.is_pinned(digest):
+                try:
+                    freed += await self._store.remove(digest)
+                except StoreUnusable as error:  # the others can still go
+                    refused = error
+        if refused is not None:
+            raise StoreUnusable(f"{refused}; {freed} bytes were freed") from refused
+        return freed
 
     async def preheat(self, order: Preheat) -> int:
         return await self._preheater.order(order)

@@ -14,6 +14,7 @@ from typing import Annotated
 import msgspec
 from aiohttp import web
 
+from mesh.errors import MeshError
 from proxy.admin.view import NodeView, Preheat
 from proxy.hub.errors import HubError, OriginUnavailable
 
@@ -61,6 +62,8 @@ async def act(request: web.Request, node: NodeView, action: str) -> web.Response
         return _answer(error.status, error=error.message or f"the Hub says {error.status}")
     except OriginUnavailable as error:
         return _answer(502, error=error.reason)
+    except MeshError as error:
+        return _answer(500, error=str(error))
 
 
 async def _pin(_: web.Request, node: NodeView, repo: str, order: Order) -> dict[str, int]:

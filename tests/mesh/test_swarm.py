@@ -8,6 +8,7 @@ import errno
 import os
 import random
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -324,6 +325,43 @@ def test_what_was_to_be_deleted_when_the_node_died_goes_at_the_next_start(tmp_pa
     store = Store(tmp_path, MIB)
     assert list((tmp_path / "partial").iterdir()) == list(store.partials()) == []
     store.close()
+
+
+async def test_what_cannot_be_removed_goes_on_to_count_and_others_make_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origins = [Origin(content(2 * MIB, seed)) for seed in (10, 11, 12)]
+    async with contextlib.AsyncExitStack() as stack:
+        for origin in origins:
+            await stack.enter_async_context(origin.running())
+        house, blobs = await stack.enter_async_context(node(tmp_path, max_size=5 * MIB))
+        first, second, third = origins
+
+        def refusing(call: Callable[..., None]) -> Callable[..., None]:
+            def wrapped(path: Path, *rest: object) -> None:
+                if first.digest.hex in str(path):
+                    raise OSError(errno.EROFS, "read-only file system")
+                call(path, *rest)
+
+            return wrapped
+
+        for origin in (first, second):
+            await blobs.want(origin.digest, 2 * MIB, origin)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", refusing(os.unlink))
+            patch.setattr(os, "rename", refusing(os.rename))
+            assert await read(blobs, third) == third.content
+            await blobs.want(third.digest, 2 * MIB, third)
+            assert sorted(digest for digest, _, _ in house.store.blobs()) == sorted([first.digest, third.digest])
+            assert house.store.size == 4 * MIB
+            with pytest.raises(StoreUnusable, match="read-only"):
+                await house.store.remove(first.digest)
+            assert house.store.size == 4 * MIB
+            assert not await house.store.evict(3 * MIB)
+            assert house.store.size == 2 * MIB
+            assert await read(blobs, first) == first.content
+        assert await house.store.remove(first.digest) == 2 * MIB
+        assert house.store.size == 0
 
 
 async def test_no_room_is_a_clear_error_and_harms_nothing_else(tmp_path: Path) -> None:

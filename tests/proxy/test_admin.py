@@ -1,14 +1,20 @@
 """The pages under /-/: what they show, and who may act through them."""
 
+from types import SimpleNamespace
+
 import pytest
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
+from mesh.content import Digest
+from mesh.errors import StoreUnusable
+from mesh.store import Store
 from proxy.admin.actions import canonical, is_loopback
 from proxy.admin.metrics import Metrics
 from proxy.admin.routes import add_routes
 from proxy.admin.status import decode
 from proxy.admin.view import Preheat
+from proxy.holdings import Holdings
 from proxy.hub.errors import HubError, OriginUnavailable
 from tests.proxy.nodes import PaperNode
 
@@ -125,13 +131,35 @@ async def test_a_bad_order_is_refused(client, node, body):
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(LookupError("not here"), 404), (HubError(403, message="gated"), 403), (OriginUnavailable("dark"), 502)],
+    [
+        (LookupError("not here"), 404),
+        (HubError(403, message="gated"), 403),
+        (OriginUnavailable("dark"), 502),
+        (StoreUnusable("read-only"), 500),
+    ],
 )
 async def test_what_went_wrong_is_said(client, node, error, status):
     node.error = error
     answer = await client.post("/-/preheat", json={"repo": "acme/tiny"})
     assert answer.status == status
-    assert (await answer.json())["error"] in ("not here", "gated", "dark")
+    assert (await answer.json())["error"] in ("not here", "gated", "dark", "read-only")
+
+
+async def test_a_file_that_cannot_be_removed_keeps_none_of_the_others(tmp_path):
+    store, digests = Store(tmp_path, 100), [Digest("sha256", letter * 64) for letter in "abc"]
+    for digest in digests:
+        (tmp_path / "staged").write_bytes(b"four")
+        await store.adopt(digest, 4, tmp_path / "staged", [bytes(32)])
+    stuck = tmp_path / "blobs" / "sha256" / "bb" / ("b" * 64)
+    stuck.unlink()
+    stuck.mkdir()
+    files = [("commit", digest.hex, SimpleNamespace(digest=digest)) for digest in digests]
+    holdings = Holdings(SimpleNamespace(pins=dict, files_of=lambda _: files))
+    holdings.connect(**dict.fromkeys(("node_id", "role", "stats", "blobs", "mesh", "preheater")), store=store)
+    with pytest.raises(StoreUnusable, match="8 bytes were freed"):
+        await holdings.remove("models/acme/tiny")
+    assert store.size == 4
+    store.close()
 
 
 def test_names_of_repositories():
