@@ -44,7 +44,9 @@ def find_partials(folder: Path, complete: Mapping[Digest, Path]) -> Iterator[tup
 
     `complete`: the blobs that we have all of, and where. Raises OSError.
     """
-    for file in scandir(folder):
+    files = scandir(folder)
+    names = {file.name for file in files}
+    for file in files:
         path = Path(file.path)
         if file.name.startswith(_GONE):
             with contextlib.suppress(OSError):  # no reason not to start
@@ -55,8 +57,11 @@ def find_partials(folder: Path, complete: Mapping[Digest, Path]) -> Iterator[tup
             digest = Digest(algorithm, hexdigits)  # type: ignore[arg-type]  # checked by Digest itself
         except ValueError:
             continue  # not ours
-        if digest in complete:  # the process died between two renames
-            if path.suffix == ".journal":
+        if digest in complete:
+            if not path.suffix:  # the process died when the whole had come from elsewhere
+                with contextlib.suppress(OSError):
+                    Partial.remove(path)
+            elif path.suffix == ".journal" and path.stem not in names:  # it died between two renames
                 path.rename(manifest_of(complete[digest]))
         elif not path.suffix:
             yield digest, file

@@ -364,6 +364,23 @@ async def test_what_cannot_be_removed_goes_on_to_count_and_others_make_room(
         assert house.store.size == 0
 
 
+def test_what_had_arrived_of_a_blob_that_came_whole_from_elsewhere_goes_at_the_next_start(tmp_path: Path) -> None:
+    """The process died in `adopt`, before it came to that."""
+    digest = Digest("sha256", "a" * 64)
+    store = Store(tmp_path, 4 * MIB)
+    partial = store.open_partial(digest, 2 * MIB)
+    partial.record(0, bytes(32), False)
+    (tmp_path / "staged").write_bytes(bytes(2 * MIB))
+    final = tmp_path / "blobs" / "sha256" / "aa" / digest.hex
+    layout.take_over(tmp_path / "staged", final, 2 * MIB, [b"p" * 32, b"q" * 32], 0o400, None)
+    store.close()
+    store = Store(tmp_path, 4 * MIB)
+    assert list((tmp_path / "partial").iterdir()) == []
+    assert store.manifest(digest) == {0: b"p" * 32, 1: b"q" * 32}
+    assert store.size == 2 * MIB
+    store.close()
+
+
 async def test_no_room_is_a_clear_error_and_harms_nothing_else(tmp_path: Path) -> None:
     small, large = Origin(content(MIB, 3)), Origin(content(8 * MIB))
     async with small.running(), large.running(), node(tmp_path, max_size=4 * MIB) as (house, blobs):
