@@ -15,7 +15,6 @@ import ssl
 import threading
 import time
 import urllib.request
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -28,6 +27,7 @@ _GATHER_SECONDS = 0.005  # that it may take for them to come
 _MAX_INTERIM = 8
 _KEPT_PER_HOST = 32
 _IDLE_SECONDS = 30.0  # shorter than the usual 60 s after which servers close idle connections
+_SWEEP_SECONDS = 5.0
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
 
 
@@ -81,15 +81,18 @@ class Connections:
         self._stall = stall
         self._tls = tls
         self._proxies = proxies
-        self._idle: defaultdict[tuple[str, str], list[_Connection]] = defaultdict(list)
+        self._idle: dict[tuple[str, str], list[_Connection]] = {}  # each list from the longest idle on
+        self._sweep_at = 0.0
         self._lock = threading.Lock()
         self._is_closed = False
 
     def acquire(self, scheme: str, netloc: str) -> _Connection:
         """An open connection. Raises OSError when there is none to be had."""
-        oldest = time.monotonic() - _IDLE_SECONDS
+        now = time.monotonic()
+        oldest = now - _IDLE_SECONDS
         with self._lock:
-            kept = self._idle[scheme, netloc]
+            self._sweep(now)
+            kept = self._idle.get((scheme, netloc))
             while kept:
                 connection = kept.pop()
                 if connection.used_at > oldest:
@@ -102,7 +105,8 @@ class Connections:
         connection.used_at = time.monotonic()
         connection.is_fresh = False
         with self._lock:
-            kept = self._idle[scheme, netloc]
+            self._sweep(connection.used_at)
+            kept = self._idle.setdefault((scheme, netloc), [])
             if len(kept) < _KEPT_PER_HOST and not self._is_closed:
                 kept.append(connection)
                 return
@@ -116,6 +120,17 @@ class Connections:
                 for connection in kept:
                     connection.http.close()
             self._idle.clear()
+
+    def _sweep(self, now: float) -> None:
+        """Close what nobody came back for: a peer that left, or moved, is never asked for at that address again."""
+        if now < self._sweep_at:
+            return
+        self._sweep_at = now + _SWEEP_SECONDS
+        for key, kept in list(self._idle.items()):
+            while kept and kept[0].used_at <= now - _IDLE_SECONDS:
+                kept.pop(0).http.close()
+            if not kept:
+                del self._idle[key]
 
     def _open(self, scheme: str, netloc: str) -> _Connection:
         host, port = _split(netloc, scheme)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -135,3 +136,32 @@ def test_a_connection_that_failed_is_closed_at_once_whatever_still_speaks_of_it(
             while asked.connection.recv(1 << 16):  # the request, and then the end
                 pass
         assert [type(error) for error in asked.errors] == [SourceDishonest]
+
+
+@pytest.mark.parametrize("by", ["acquired", "released"])
+def test_idle_connections_to_peers_that_are_gone_are_closed_when_another_is_used(
+    by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, connections = 1000.0, Connections(proxies=False)
+    monkeypatch.setattr("mesh.transfer.time", SimpleNamespace(monotonic=lambda: now))
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        gone, kept, third = (f"127.0.0.1:{peer.getsockname()[1]}" for peer in peers)
+        used = {netloc: connections.acquire("http", netloc) for netloc in (gone, kept, third)}
+        at_gone, at_kept = (stack.enter_context(peer.accept()[0]) for peer in peers[:2])
+        connections.release("http", gone, used[gone])
+        now += 10.0
+        connections.release("http", kept, used[kept])
+        now += 21.0
+        if by == "released":
+            connections.release("http", third, used[third])
+        else:
+            connections.acquire("http", third).http.close()
+        at_gone.settimeout(10)
+        assert at_gone.recv(1) == b""
+        at_kept.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            at_kept.recv(1)
+        assert ("http", gone) not in connections._idle, "its name is forgotten, too"
+        connections.close()
+        used[third].http.close()
