@@ -14,7 +14,7 @@ from aiohttp import web
 from mesh.access import OriginAccess
 from mesh.auth import SENDER
 from mesh.blobs import Blobs
-from mesh.content import Digest
+from mesh.content import MAX_PIECE, Digest
 from mesh.errors import MeshError
 from mesh.exchange import MAX_MESSAGE, Envelope
 from mesh.house import House
@@ -25,6 +25,8 @@ from mesh.wire import Decoder
 log = logging.getLogger(__name__)
 
 _RANGE = re.compile(r"bytes=(\d{1,19})-(\d{1,19})\Z", re.ASCII)
+# Of a blob that somebody says there is: a ledger has something for each piece. 1 TiB is twice the Hub's largest file.
+_MAX_PIECES = 1 << 16
 _MAX_UPLOADS = 32  # at the same time; beyond that a peer asks somebody else
 
 _ENVELOPE: Decoder[Envelope] = Decoder(Envelope)
@@ -66,8 +68,10 @@ class MeshServer:
         try:
             envelope = _ENVELOPE.decode(await read_message(request))
             report = dataclasses.replace(envelope.report, seed=self._is_seed(envelope.report.node))
-            if envelope.size <= 0 or report.node == self._house.node_id:
-                raise ValueError("not about a blob of another node")
+            if not 0 < envelope.size <= _MAX_PIECES * MAX_PIECE:
+                raise ValueError(f"a blob of {envelope.size} bytes")
+            if report.node == self._house.node_id:
+                raise ValueError("not of another node")
             if request.get(SENDER, report.node) != report.node:
                 raise ValueError("speak for yourself")
             self._house.peers.heard(report.node)

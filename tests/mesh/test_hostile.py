@@ -17,12 +17,15 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import aiohttp
 import msgspec
 import pytest
 from aiohttp import web
 
+from mesh.content import Digest
 from mesh.errors import BlobCorrupt
-from mesh.messages import ORIGIN, Plan, Task
+from mesh.exchange import Envelope
+from mesh.messages import ORIGIN, Plan, Report, Task
 from tests.mesh.nodes import Node, mesh_node
 from tests.mesh.origin import Origin
 from tests.mesh.test_mesh import KEY, MIB, content, introduce, known
@@ -264,6 +267,16 @@ async def test_hostile_trackers(tmp_path: Path, key: bytes | None, caplog: pytes
         assert is_named(liar, caplog) or not is_caught
 
     await all_of(TRACKERS, run)
+
+
+@pytest.mark.parametrize(("size", "status"), [(1 << 40, 200), ((1 << 40) + 1, 400), (0, 400)])
+async def test_a_blob_larger_than_any_file_gets_no_ledger(tmp_path: Path, size: int, status: int) -> None:
+    digest = Digest("sha256", "ab" * 32)
+    async with mesh_node(tmp_path) as node, aiohttp.ClientSession() as session:
+        report = msgspec.msgpack.encode(Envelope(size, Report("stranger")))
+        async with session.post(f"http://{node.address}/mesh/swarms/{digest}", data=report) as response:
+            assert response.status == status
+        assert (digest in node.mesh.tracker) == (status == 200)
 
 
 def is_named(liar: Node, caplog: pytest.LogCaptureFixture) -> bool:
