@@ -7,13 +7,16 @@ from collections.abc import Iterable
 from mesh.content import Digest
 
 _MAX_ENTRIES = 1 << 20
+_MAX_OF_NODE = 100_000  # more than the blobs of a large store that one tracker leads
+_ROOM = 500  # entries that are given up at once: finding out whose is the work
 
 
 class Directory:
     """Holders by blob. Each node's part goes with the node."""
 
-    def __init__(self, max_entries: int = _MAX_ENTRIES) -> None:
+    def __init__(self, max_entries: int = _MAX_ENTRIES, max_of_node: int = _MAX_OF_NODE) -> None:
         self._max_entries = max_entries
+        self._max_of_node = max_of_node
         self._holders: dict[Digest, set[str]] = {}
         self._by_node: dict[str, set[Digest]] = {}
         self._entries = 0
@@ -22,13 +25,16 @@ class Directory:
         return sorted(self._holders.get(digest, ()))
 
     def add(self, node: str, digests: Iterable[Digest]) -> None:
-        """A node holds these. What is beyond the limit is not kept: others then fetch those blobs from the origin."""
+        """A node holds these. What is beyond the limits is not kept: others then fetch those blobs from the origin."""
         held = self._by_node.setdefault(node, set())
         for digest in digests:
-            if digest not in held and self._entries < self._max_entries:
-                held.add(digest)
-                self._holders.setdefault(digest, set()).add(node)
-                self._entries += 1
+            if digest in held:
+                continue
+            if len(held) >= self._max_of_node or not self._has_room(len(held)):
+                return
+            held.add(digest)
+            self._holders.setdefault(digest, set()).add(node)
+            self._entries += 1
 
     def discard(self, node: str, digest: Digest) -> None:
         """A node does not hold this (any more)."""
@@ -41,6 +47,19 @@ class Directory:
         """A node is gone."""
         for digest in self._by_node.pop(node, ()):
             self._drop(node, digest)
+
+    def _has_room(self, count: int) -> bool:
+        """Whether a node with so many entries may have one more; if need be from the one that has most.
+
+        Else whoever comes first with a million made-up ones would keep all others out.
+        """
+        if self._entries < self._max_entries:
+            return True
+        most, held = max(self._by_node.items(), key=lambda item: len(item[1]))
+        given_up = min(_ROOM, (len(held) - count) // 2)
+        for _ in range(given_up):
+            self._drop(most, held.pop())
+        return given_up > 0
 
     def _drop(self, node: str, digest: Digest) -> None:
         self._entries -= 1
