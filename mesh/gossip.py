@@ -27,6 +27,10 @@ from mesh.wire import Decoder
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 512 << 10  # bytes; a thousand members with the longest names are less
+# Nodes begin with the second in which they start and count from there: an honest incarnation is ahead of our clock
+# by what a clock is wrong, at most: one that begins at 1970 is to believe those that are right. A bound so far off does
+# no harm, as it moves on: what is said at it can be refuted a second later.
+MAX_AHEAD = 1 << 32
 TARGET = "/mesh/gossip"
 _INTERVAL = 1.0  # seconds between two rounds
 _PATIENCE = 2.5  # seconds for an answer: a node that moves 500 MB/s is a busy one
@@ -78,6 +82,7 @@ class Gossip:
         mesh_id: str = "",
         interval: float = _INTERVAL,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self.members = members
         # Set with the first answer that left us and a peer agreed, or when it is time to go on without.
@@ -87,6 +92,7 @@ class Gossip:
         self._mesh_id = mesh_id
         self._interval = interval
         self._clock = clock
+        self._wall = wall
         self._callbacks: list[Callable[[Sequence[Change]], None]] = []
         self._seeds: set[Address] = set()  # where named seeds are
         self._turn: list[str] = []  # of whom to ask, shuffled anew each time everybody was asked
@@ -287,7 +293,8 @@ class Gossip:
         told = [claim for claim in (message.sender, *message.claims) if not self.members.knows(claim)]
         for claim in told:
             claim.check()
-        heard = (as_heard(claim, teller) for claim in told)
+        # Passed over, not refused with all else: whoever tells it may just have a clock that is ahead of ours.
+        heard = (as_heard(claim, teller) for claim in told if _is_credible(claim, self._wall()))
         self._tell(self.members.merge([claim for claim in heard if claim is not None], self._clock()))
         if self.members.me.incarnation > before:  # somebody thought that we were gone
             self._strain = min(_MAX_STRAIN, self._strain + 1)
@@ -324,6 +331,15 @@ class Gossip:
             raise ValueError("a message of another mesh")
         message.sender.check()
         return message
+
+
+def _is_credible(claim: Claim, now: float) -> bool:
+    """Whether the node may have come to such an incarnation, `now` being seconds since the epoch.
+
+    One near MAX_INCARNATION could not be refuted: a word of anybody would banish a node for as long as others remember.
+    Asked of what is said of ourselves, too: refuting it, we would come to where nobody believes us.
+    """
+    return claim.incarnation <= now + MAX_AHEAD
 
 
 def _next(turn: list[str], among: dict[str, Member]) -> str | None:

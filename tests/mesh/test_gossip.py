@@ -10,12 +10,13 @@ import pytest
 from aiohttp import web
 
 from mesh.auth import NotAuthentic
-from mesh.gossip import MAX_MESSAGE, TARGET, Gossip
-from mesh.membership import MAX_CLAIMS, Claim, Members, State
+from mesh.gossip import MAX_AHEAD, MAX_MESSAGE, TARGET, Gossip
+from mesh.membership import MAX_CLAIMS, MAX_INCARNATION, Claim, Members, State
 from mesh.tasks import Tasks
 from tests.mesh.members import Node, until
 
 KEY = b"k" * 32
+NOW = 1_800_000_000  # seconds since the epoch
 
 
 @asynccontextmanager
@@ -242,6 +243,51 @@ async def test_nobody_can_speak_for_another_in_a_keyed_mesh():
     message = msgspec.msgpack.encode(["", SENDER_CLAIM, b"x", []])
     with pytest.raises(ValueError, match="sends a message as"):
         Gossip(me, None, Tasks()).handle(message, "10.0.0.2", "somebody")
+
+
+@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("has_met", [False, True])
+@pytest.mark.parametrize(
+    "incarnation",
+    [MAX_INCARNATION - 1, MAX_INCARNATION - 3, NOW + MAX_AHEAD + 1, NOW + MAX_AHEAD, NOW + 9],
+)
+async def test_no_word_of_anybody_banishes_a_node_for_ever(state, has_met, incarnation):
+    """Both hear it; a second later they speak to each other, and all is well."""
+    now = NOW
+    a, b = (Members(Claim(name, NOW - 5, State.ALIVE, "10.0.0.1", 1, "peer", "1")) for name in "ab")
+    gossips = [Gossip(members, None, Tasks(), wall=lambda: now) for members in (a, b)]
+
+    def talk():
+        for teller, hearer in (gossips, gossips[::-1]):
+            hearer.handle(teller._message(with_claims=True), "10.0.0.1")
+
+    if has_met:
+        talk()
+    lie = Claim("a", incarnation, state, "10.6.6.6", 6, "seed", "1")
+    for gossip in gossips:
+        gossip.handle(msgspec.msgpack.encode(["", SENDER_CLAIM, b"x", [lie]]), "10.0.0.6")
+    now += 1
+    for _ in range(2):
+        talk()
+    found = b.get("a")
+    assert (found.state, found.role, str(found.address)) == (State.ALIVE, "peer", "10.0.0.1:1")
+    assert a.digest() == b.digest()
+
+
+async def test_a_claim_that_is_too_far_ahead_is_passed_over_and_the_rest_of_its_message_is_not():
+    me = Members(Claim("a", 1, State.ALIVE, "", 1, "peer", "1"))
+    far = msgspec.structs.replace(claims(1)[0], incarnation=NOW + MAX_AHEAD + 1)
+    gossip = Gossip(me, None, Tasks(), wall=lambda: NOW)
+    gossip.handle(msgspec.msgpack.encode(["", SENDER_CLAIM, b"x", [far, *claims(3)[1:]]]), "10.0.0.2")
+    assert [member.node_id for member in me.alive()] == ["liar", "n1", "n2"]
+
+
+async def test_a_node_whose_clock_begins_at_1970_still_finds_those_whose_clock_is_right():
+    me = Members(Claim("a", 1, State.ALIVE, "", 1, "peer", "1"))
+    gossip = Gossip(me, None, Tasks(), wall=lambda: 1.0)
+    right = [msgspec.structs.replace(claim, incarnation=NOW) for claim in claims(1)]
+    gossip.handle(msgspec.msgpack.encode(["", SENDER_CLAIM, b"x", right]), "10.0.0.2")
+    assert me.get("n0") is not None
 
 
 async def test_a_copied_data_directory_is_said_once(caplog):
