@@ -130,6 +130,15 @@ class Change:
 
     member: Member
     was: State | None
+    counted: int = 0  # incarnations from the one known before
+
+    @property
+    def restarted(self) -> bool:
+        """Its process is another one, which counts from the second it began in; who refutes something goes one up.
+
+        Not seen of one that ran for a second: it cannot have been told much.
+        """
+        return self.counted > 1
 
     @property
     def joined(self) -> bool:
@@ -330,7 +339,7 @@ class Members:
         if claim.node_id == self._me.node_id:
             self._take_own(claim)
             return None
-        record = self._records.get(claim.node_id)
+        record, counted = self._records.get(claim.node_id), 0
         if record is None:
             if not self._make_room():
                 return None
@@ -341,7 +350,7 @@ class Members:
             was = record.claim.state
             if was != claim.state:
                 record.since, record.grace = now, self._suspect_for
-            if claim.incarnation > record.claim.incarnation:
+            if counted := claim.incarnation - record.claim.incarnation:
                 record.reached = None  # it may have moved
             self._marks ^= _mark(record.claim) ^ _mark(claim)
             record.claim = claim
@@ -352,7 +361,7 @@ class Members:
             self._restless.discard(claim.node_id)
         else:
             self._restless.add(claim.node_id)
-        return Change(self._member(record), was)
+        return Change(self._member(record), was, counted)
 
     def _take_own(self, claim: Claim) -> None:
         """Somebody speaks of us. We know better, and say it louder if need be."""

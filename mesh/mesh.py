@@ -150,7 +150,10 @@ class Mesh:
                 self.links.parted(change.member.node_id)
                 self.directory.forget(change.member.node_id)
                 self.tracker.forget(change.member.node_id)
-            if change.parted or change.joined:
+            if change.parted or change.restarted:  # if it leads again, it knows nothing of what it was told
+                node = change.member.node_id
+                self._announced = {digest: told for digest, told in self._announced.items() if told != node}
+            if change.parted or change.joined or change.restarted:
                 self._must_announce.set()
 
     async def _tick(self) -> None:

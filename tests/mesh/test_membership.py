@@ -169,6 +169,18 @@ def test_old_gossip_does_not_bring_back_a_node_that_left(old):
     assert states(me) == {"a": ALIVE}
 
 
+def test_who_starts_anew_while_nobody_missed_it_is_told_from_who_refutes():
+    me = members()
+    (joined,) = me.merge([claim(incarnation=1000)], 0.0)
+    (suspected,) = me.failed("x", 1.0)
+    (refuted,) = me.merge([claim(incarnation=1001)], 1.5)
+    (moved,) = me.merge([claim(incarnation=1005, port=1)], 2.0)
+    changes = [joined, suspected, refuted, moved]
+    assert [change.restarted for change in changes] == [False, False, False, True]
+    assert not moved.joined
+    assert not moved.parted
+
+
 def test_a_node_refutes_whatever_is_said_of_it_until_it_leaves():
     me = members()
     for said in (claim("me", 1, SUSPECT), claim("me", 7, GONE), claim("me", 9, LEFT), claim("me", 12, role="seed")):

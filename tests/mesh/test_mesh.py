@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -18,6 +19,7 @@ from mesh.access import OriginAccess
 from mesh.content import Digest
 from mesh.errors import BlobCorrupt, Unavailable
 from mesh.exchange import Envelope
+from mesh.membership import State
 from mesh.messages import Report
 from tests.mesh.nodes import Node, mesh_node
 from tests.mesh.origin import Origin
@@ -116,6 +118,34 @@ async def test_of_a_slow_peer_pieces_are_asked_one_after_the_other(
     assert await read(node.blobs, origin) == origin.content
     assert origin.sent == len(origin.content)
     assert highest == most
+
+
+@pytest.mark.parametrize("is_missed", [False, True])
+async def test_a_tracker_that_starts_anew_is_told_again_who_holds_what(
+    stack: AsyncExitStack, tmp_path: Path, is_missed: bool
+) -> None:
+    """However quickly it is back, and though it leads what it did. Who just refutes something is not told again."""
+    origin = await stack.enter_async_context(Origin(content(MIB)).running())
+    seed = await stack.enter_async_context(mesh_node(tmp_path / "seed", role="seed"))
+    node = await stack.enter_async_context(mesh_node(tmp_path / "node"))
+    await introduce([seed, node])
+    assert await read(node.blobs, origin) == origin.content
+    await until(lambda: seed.mesh.directory.holders(origin.digest))
+    holds = node.mesh._announced
+    assert holds == {origin.digest: seed.mesh.node_id}
+
+    def heard(more: int, state: State = State.ALIVE) -> None:
+        claim = seed.mesh.members.me
+        claim = msgspec.structs.replace(claim, incarnation=claim.incarnation + more, state=state)
+        node.mesh.gossip._tell(node.mesh.members.merge([claim], time.monotonic()))
+
+    heard(1)
+    assert node.mesh._announced == holds
+    seed.mesh.directory.forget(node.mesh.node_id)
+    if is_missed:
+        heard(1, State.LEFT)
+    heard(10)
+    await until(lambda: seed.mesh.directory.holders(origin.digest))
 
 
 async def test_only_the_seed_goes_out(stack: AsyncExitStack, tmp_path: Path) -> None:
