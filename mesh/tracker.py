@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mesh.content import Digest
+from mesh.content import Digest, Pieces
 from mesh.ledger import Ledger
 from mesh.messages import Plan, Report
 from mesh.pacing import PROBE, Pacing
@@ -17,6 +17,7 @@ _HOLD_SECONDS = 2.0  # how long an answer may wait until there is something to s
 _WOKEN = 4  # nodes told about new pieces at once: as many as their holder can serve
 _IDLE_SECONDS = 120.0
 _MAX_LEDGERS = 2000
+_MAX_PIECES = 1 << 22  # of all blobs together: some tens of bytes each, as nodes come
 
 
 @dataclass(slots=True)
@@ -147,7 +148,8 @@ class Tracker:
             if tracked.size != size:
                 raise ValueError(f"{digest} has {tracked.size} bytes here, not {size}")
             return tracked
-        if len(self._tracked) >= _MAX_LEDGERS:
+        count = Pieces.of(size).count
+        while len(self._tracked) >= _MAX_LEDGERS or count + self._led() > _MAX_PIECES:
             idle = [d for d, t in self._tracked.items() if not t.subscribers and not t.waiting]
             if not idle:
                 raise ValueError("this tracker leads as many swarms as it can")
@@ -156,6 +158,10 @@ class Tracker:
         tracked = self._tracked[digest] = _Tracked(Ledger(size), size, now)
         self._add_holders(digest, tracked, now)
         return tracked
+
+    def _led(self) -> int:
+        """Pieces of all blobs whose swarms this node leads."""
+        return sum(tracked.ledger.pieces.count for tracked in self._tracked.values())
 
     def _add_holders(self, digest: Digest, tracked: _Tracked, now: float) -> None:
         for node in self._holders(digest):

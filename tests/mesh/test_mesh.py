@@ -311,6 +311,21 @@ async def test_a_stranger_s_word_on_a_blob_s_size_does_not_keep_us_from_it(
         await node.blobs.want(one.digest, 2 * MIB, one)
 
 
+async def test_strangers_blobs_take_a_bounded_place(
+    stack: AsyncExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesh.tracker._MAX_PIECES", 100)
+    node = await stack.enter_async_context(mesh_node(tmp_path / "node"))
+    async with aiohttp.ClientSession() as session:
+        for number in range(10):
+            digest = Digest("sha256", f"{number:064x}")
+            envelope = msgspec.msgpack.encode(Envelope(30 * MIB, Report("stranger")))
+            async with session.post(f"http://{node.address}/mesh/swarms/{digest}", data=envelope) as answer:
+                assert answer.status == 200
+    led = [number for number in range(10) if Digest("sha256", f"{number:064x}") in node.mesh.tracker]
+    assert led == [7, 8, 9], "the newest, as nobody takes part in the others"
+
+
 async def test_a_swarm_that_cannot_begin_is_an_error_for_who_waits(
     stack: AsyncExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
