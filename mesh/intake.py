@@ -134,7 +134,8 @@ class Run:
         except _Enough:
             pass
         finally:
-            is_begun = self.piece < self.stop and self._position > pieces.span(self.piece)[0]
+            # One that is there to its end and could not be recorded is fetched anew: it has no rest to ask for.
+            is_begun = self.piece < self.stop and pieces.span(self.piece)[0] < self._position < self._piece_stop
             self.begun = Begun(self._position, self._hasher) if is_begun and not self._is_held else None
 
     def _begin(self, piece: int) -> None:

@@ -129,3 +129,29 @@ async def test_a_store_that_cannot_make_room_is_an_error_for_who_waits(
             with pytest.raises(Exception, match="Permission denied"):
                 await blobs.want(origin.digest, 4 * MIB, origin)
             await blobs.close()
+
+
+async def test_a_piece_that_is_there_and_could_not_be_recorded_is_fetched_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it has no rest that could be asked for."""
+    size = 4 * MIB
+    async with (
+        Origin(content(size)).running() as origin,
+        Origin(content(2 * MIB, 2)).running() as old,
+        node(tmp_path) as (house, blobs),
+    ):
+        await blobs.want(old.digest, 2 * MIB, old)
+        record, full = Partial.record, [True]
+
+        def record_or_not(self: Partial, piece: int, digest: bytes, *, trusted: bool) -> None:
+            if self.digest == origin.digest and piece == 3 and full:
+                full.clear()
+                raise StoreFull("no room for the journal")
+            record(self, piece, digest, trusted=trusted)
+
+        monkeypatch.setattr(Partial, "record", record_or_not)
+        async with asyncio.timeout(LIMIT):
+            await blobs.want(origin.digest, size, origin)
+        assert not full
+        assert house.stats.origin_received == size + MIB + 2 * MIB
