@@ -1,6 +1,8 @@
 """What the ledger promises of any history: one live lease a piece, bounded plans, and that everybody is served."""
 
 import random
+from functools import reduce
+from operator import or_
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -177,6 +179,13 @@ class Swarm(RuleBasedStateMachine):
     def leases_belong_to_the_living(self) -> None:
         for node in self.ledger.leases.values():
             assert node in self.ledger
+
+    @invariant()
+    def groups_know_what_their_nodes_hold(self) -> None:
+        books = self.ledger._books
+        for group in (books.open, books.spare, books.idle):
+            held = (books.holdings.have(slot) for slot in members(group.slots))
+            assert group.pieces == reduce(or_, held, 0)
 
     def teardown(self) -> None:
         """From here on nothing goes wrong: everybody gets all that anybody can supply."""
