@@ -93,11 +93,11 @@ class Blobs:
         if not self._house.store.is_public(digest):
             self._house.store.mark_public(digest)
             if digest in self._house.store:
-                self._house.exchange.announce()
+                self._house.exchange.announce(digest)
 
     async def help(self, digest: Digest, size: int, access: OriginAccess) -> None:
-        """Take part in the swarm of a blob for the sake of others."""
-        self.mark_public(digest)  # only what is public comes with a hint
+        """Take part in the swarm of a blob for the sake of others. It is known to be public, and to have this size."""
+        self.mark_public(digest)
         if digest not in self._house.store and (swarm := await self._swarm(digest, size)) is not None:
             swarm.help(access)
 
@@ -121,7 +121,7 @@ class Blobs:
         finally:
             del self._adopting[digest]
             done.set()
-        self._house.exchange.announce()
+        self._house.exchange.announce(digest)
         return True
 
     async def close(self) -> None:

@@ -57,6 +57,7 @@ class Node:
     lacks: int = 0  # pieces that it wants and does not hold
     pace: policy.Mean = field(default_factory=policy.Mean)  # seconds until a piece from a peer is here
     avoid: dict[str, Avoided] = field(default_factory=dict)
+    missed_by: set[str] = field(default_factory=set)  # who said so
     accusers: set[str] = field(default_factory=set)
     accused: set[str] = field(default_factory=set)
 

@@ -145,7 +145,7 @@ class MeshExchange:
         self._last_tracker: dict[Digest, str] = {}
         self._known: Sequence[Neighbour] = ()
         self._ranks: dict[Digest, list[str]] = {}  # of those who can lead a blob, first to last, while `_known` holds
-        self.on_news: Callable[[], None] = lambda: None
+        self.on_news: Callable[[Digest], None] = lambda _: None
 
     # --- where
 
@@ -261,11 +261,11 @@ class MeshExchange:
         """The swarm of this blob has ended here."""
         self._last_tracker.pop(digest, None)
         if is_complete:
-            self.announce()
+            self.announce(digest)
 
-    def announce(self) -> None:
-        """What this node holds whole and may share is more than before: let those who lead those swarms know."""
-        self.on_news()
+    def announce(self, digest: Digest) -> None:
+        """This node holds a blob whole, or may share it, as it did not before: let who leads its swarm know."""
+        self.on_news(digest)
 
     # --- peers as sources
 

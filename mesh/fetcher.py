@@ -120,6 +120,7 @@ class Fetcher:
                 continue
             if task.lease and not self.can_fetch:  # it was given up while the plan was on its way
                 self.failed.append(Failure(piece, ORIGIN, "refused"))
+                self._changed()
             elif task.lease:  # never from both: two at a time would write over what was checked
                 self._offered.pop(piece, None)
                 self._leased[piece] = task  # for when the peer that is just sending it fails
@@ -136,7 +137,7 @@ class Fetcher:
 
     def hurry(self, urgent: Iterable[int], late: Iterable[int]) -> None:
         """Readers wait for the pieces in `urgent`: put them first. Free those in `late` from the ends of long runs."""
-        for piece in late:
+        for piece in late if self.can_fetch else ():
             for run in list(self.runs):
                 if run.is_origin and not run.is_sequential and run.piece + 1 < piece < run.stop:
                     for taken in run.shorten(piece):
@@ -284,7 +285,8 @@ class Fetcher:
                 self._house.peers.blame(run.source, error)
             log.debug("%s: %s", self._partial.digest, error)
         except StoreFull:  # no fault of the source; there may be room in a moment
-            self._offered |= {task.piece: task for task in tasks if task.piece in run.pieces}
+            rest = (task for task in tasks if task.piece in run.pieces and task.piece not in self._leased)
+            self._offered |= {task.piece: task for task in rest}
             raise
         finally:
             watch.close()
@@ -353,7 +355,8 @@ class Fetcher:
         """What the origin still owes of a run is fetched next, from the byte it had reached."""
         if run.begun is not None:
             self._begun[run.piece] = run.begun
-        rest = [piece for piece in run.pieces if piece not in self._partial.have]
+        pieces = range(self._partial.pieces.count) if run.is_sequential else run.pieces
+        rest = [piece for piece in pieces if piece not in self._partial.have]
         if self.origin_error is not None:
             self.failed += [Failure(piece, ORIGIN, "refused") for piece in rest]
         else:

@@ -63,7 +63,7 @@ class Exchange(Protocol):
     def ended(self, digest: Digest, *, is_complete: bool) -> None:
         """This node's part in the swarm has ended."""
 
-    def announce(self) -> None:
+    def announce(self, digest: Digest) -> None:
         """A blob is here, or may be shared, that was not before."""
 
 

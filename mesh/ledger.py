@@ -138,10 +138,13 @@ class Ledger:
         must_wait = not node.tasks and (node.seed or bool(node.missing))
         return Plan(tuple(tasks), retry_after=1.0 if must_wait else policy.RETRY_SECONDS)
 
-    def hold(self, name: str, now: float) -> None:
-        """A node is known to hold all of it, and to be alive, without having reported."""
+    def hold(self, name: str, now: float, *, is_news: bool = False) -> None:
+        """A node is known to hold all of it, and to be alive, without a report. `is_news`: it has just said so."""
         node = self._books.enter(name, now)
         node.heard_at = now
+        if is_news:
+            node.announced_at, node.announce_by = now, None
+            node.missed_by.clear()
         self._books.end_all(node)
         self._books.add(node, self._books.all)
         self._books.note(node)
@@ -149,13 +152,13 @@ class Ledger:
     def expire(self, now: float) -> list[str]:
         """Let go of nodes that fell silent, and of leases and tasks that ran out.
 
-        Returns those of whom it was said that they miss pieces, and who did not announce themselves anew.
+        Returns those of whom several said that they miss pieces, and who did not announce themselves anew.
         """
         unproven: list[str] = []
         for name, node in list(self._books.nodes.items()):
             is_unproven = node.announce_by is not None and now > node.announce_by
             if is_unproven or now - node.heard_at > policy.NODE_SECONDS:
-                unproven += [name] if is_unproven else []
+                unproven += [name] if is_unproven and len(node.missed_by) >= policy.ACCUSERS else []
                 self.forget(name)
                 continue
             for piece in [piece for piece, task in node.tasks.items() if now > task.until]:
@@ -177,6 +180,7 @@ class Ledger:
         if node.announce_by is not None:
             self._books.forgive(report.node)
         node.fetched, node.announced_at, node.announce_by = report.fetched, now, None
+        node.missed_by.clear()
         if report.moved:
             self._settled_at = max(self._settled_at, now + policy.SETTLE_SECONDS)
         for piece, source in report.active:
@@ -233,6 +237,7 @@ class Ledger:
             self._books.accuse(name, node, failure.source, server)
             self._books.dispute(failure.piece, failure.source)
         elif failure.reason == "missing":
+            server.missed_by.add(name)
             if server.announce_by is None and now - server.announced_at > policy.BELIEVED_SECONDS:
                 server.announce_by = now + policy.ANNOUNCE_SECONDS
         elif failure.reason == "timeout" and task is not None:

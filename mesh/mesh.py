@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -89,7 +90,7 @@ class Mesh:
         self._must_announce = asyncio.Event()
         self._announced: dict[Digest, str] = {}
         self.gossip.on_change(self._changed)
-        self.exchange.on_news = self._must_announce.set
+        self.exchange.on_news = self._told_anew
 
     def start(self, *, settle: float) -> None:
         """Begin to speak to others. `settle` is how many seconds a first answer is waited for."""
@@ -161,14 +162,21 @@ class Mesh:
             await asyncio.sleep(1.0)
             self.tracker.tick()
 
+    def _told_anew(self, digest: Digest) -> None:
+        """A blob is here, perhaps for a second time: whom it was announced to may have dropped us since."""
+        self._announced.pop(digest, None)
+        self._must_announce.set()
+
     async def _announce(self) -> None:
         """Tell the leader of each blob here that we hold it: when that is new, when the leader is, and now and then."""
+        loop, refresh_at = asyncio.get_running_loop(), 0.0
         while True:
-            try:
-                async with asyncio.timeout(_REFRESH_SECONDS * random.uniform(0.8, 1.2)):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(refresh_at):
                     await self._must_announce.wait()
-            except TimeoutError:
+            if loop.time() >= refresh_at:
                 self._announced.clear()
+                refresh_at = loop.time() + _REFRESH_SECONDS * random.uniform(0.8, 1.2)
             self._must_announce.clear()
             await self._announce_changes()
             await asyncio.sleep(0.05)  # what completes together is told together

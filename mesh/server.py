@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 from aiohttp import web
@@ -33,11 +33,17 @@ _ENVELOPE: Decoder[Envelope] = Decoder(Envelope)
 _ENCODER = msgspec.msgpack.Encoder()
 
 
+async def nowhere(_hint: bytes, _digest: Digest, _size: int) -> None:
+    """For who never goes to the origin for others."""
+    return None
+
+
 class MeshServer:
     """Reports to the tracker and pieces of blobs, for nodes that were let in.
 
-    `may_share` says which blobs may leave to other nodes; `is_seed(node)` whether a node is one. `access(hint)` is how
-    a seed goes to the origin for others: None when the hint leads nowhere.
+    `may_share` says which blobs may leave to other nodes; `is_seed(node)` whether a node is one. `access(hint,
+    digest, size)` is how a seed goes to the origin for others: None unless the hint leads to that blob, and anybody may
+    have it. Anybody may send a hint: it must not open what is closed, nor pass one file off as another.
     """
 
     def __init__(
@@ -49,7 +55,7 @@ class MeshServer:
         outflow: Outflow,
         may_share: Callable[[Digest], bool],
         is_seed: Callable[[str], bool],
-        access: Callable[[bytes], OriginAccess | None] = lambda _: None,
+        access: Callable[[bytes, Digest, int], Awaitable[OriginAccess | None]] = nowhere,
     ) -> None:
         self._house = house
         self._blobs = blobs
@@ -89,7 +95,7 @@ class MeshServer:
         swarm = self._blobs.swarms.get(digest)
         if digest in self._house.store or (swarm is not None and swarm.is_helping):
             return False
-        access = self._access(envelope.hint)
+        access = await self._access(envelope.hint, digest, envelope.size)
         if access is None:
             return False
         try:

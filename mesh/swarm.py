@@ -24,6 +24,7 @@ from mesh.messages import (
     MAX_TASKS,
     MAX_URGENT,
     ORIGIN,
+    Failure,
     Gain,
     Plan,
     Report,
@@ -349,6 +350,7 @@ class Swarm:
                 else:
                     log.warning("piece %d of %s cannot be read back as it was; it is fetched again", piece, self.digest)
                     partial.drop(PieceSet(partial.pieces.count, 1 << piece))
+                    self.fetcher.failed.append(Failure(piece, ORIGIN, "refused"))  # if it was leased to us meanwhile
             except MeshError as error:  # without a word, readers would wait for what is left for ever
                 self.fill.finish(error)
             self._notice()

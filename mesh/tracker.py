@@ -118,7 +118,7 @@ class Tracker:
         """A node has announced that it holds all of a blob."""
         tracked = self._tracked.get(digest)
         if tracked is not None:
-            tracked.ledger.hold(node, time.monotonic())
+            tracked.ledger.hold(node, time.monotonic(), is_news=True)
             self._wake(tracked, tracked.ledger.held, node)
 
     def forget(self, node: str) -> None:

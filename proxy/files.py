@@ -43,10 +43,20 @@ class HubAccess:
     client: Client
 
     @classmethod
-    def of_hint(cls, hint: bytes, resolver: Resolver) -> HubAccess | None:
-        """A seed's own way to a public file that another node was asked for; None for a hint that makes no sense."""
-        file = resolver.of_hint(hint)
-        return None if file is None else cls(resolver, file, Client())
+    async def of_hint(cls, hint: bytes, resolver: Resolver, digest: Digest, size: int) -> HubAccess | None:
+        """A seed's own way to a public file that another was asked for; None if the Hub knows it as another blob."""
+        route = resolver.of_hint(hint)
+        if route is None:
+            return None
+        try:
+            file = await resolver.file(route, Client())
+        except (HubError, OriginUnavailable) as error:
+            log.info("cannot help with %s of %s: %s", route.path, route.repo, error)
+            return None
+        if not file.is_public or (file.digest, file.size) != (digest, size):
+            log.warning("%s of %s is not what another node says it is, %s", route.path, route.repo, digest)
+            return None
+        return cls(resolver, file, Client())
 
     @property
     def key(self) -> Hashable:

@@ -217,9 +217,9 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
         preheater=preheater,
     )
 
-    def access(hint: bytes) -> OriginAccess | None:
+    async def access(hint: bytes, digest: Digest, size: int) -> OriginAccess | None:
         """How this node, as a seed, fetches a public file for the others."""
-        return HubAccess.of_hint(hint, resolver)
+        return await HubAccess.of_hint(hint, resolver, digest, size)
 
     peer_outflow = Outflow(
         threads=_UPLOAD_THREADS,

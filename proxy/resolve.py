@@ -160,11 +160,8 @@ class Resolver:
             return b""
         return msgspec.msgpack.encode(Hint(str(file.repo), file.commit, file.path))
 
-    def of_hint(self, hint: bytes) -> ResolvedFile | None:
-        """The file that another node's hint speaks of, to be located as nobody; None for a bad hint.
-
-        Its metadata stays unknown: the blob's digest and size come with the swarm, and the digest is proven.
-        """
+    def of_hint(self, hint: bytes) -> FileRoute | None:
+        """The file that another node's hint speaks of, to be asked for as nobody; None for a bad hint."""
         try:
             said = _hints.decode(hint)
             repo = Repo.parse(said.repo)
@@ -172,7 +169,7 @@ class Resolver:
             return None
         if not is_commit(said.commit) or not said.path or len(said.path) > 4096:
             return None
-        return ResolvedFile(repo, said.commit, said.path, FileMetadata("", 0), is_public=True, outcome="hit")
+        return FileRoute(repo, said.commit, said.path)
 
     # --- what is known
 

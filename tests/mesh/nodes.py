@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,13 @@ from aiohttp import web
 from mesh.access import OriginAccess
 from mesh.auth import Auth
 from mesh.blobs import Blobs
+from mesh.content import Digest
 from mesh.door import Door
 from mesh.house import House
 from mesh.membership import Address, Role
 from mesh.mesh import Mesh
 from mesh.outflow import Outflow
-from mesh.server import MeshServer
+from mesh.server import MeshServer, nowhere
 from mesh.stats import Stats
 from mesh.store import Store
 from mesh.tasks import Tasks
@@ -51,7 +52,7 @@ async def mesh_node(
     *,
     role: Role = "peer",
     key: bytes | None = None,
-    access: Callable[[bytes], OriginAccess | None] = lambda _: None,
+    access: Callable[[bytes, Digest, int], Awaitable[OriginAccess | None]] = nowhere,
     tls: Tls | None = None,
     connections: int | None = None,
     tamper: Callable[[web.Application], None] = lambda _: None,

@@ -155,3 +155,20 @@ async def test_a_piece_that_is_there_and_could_not_be_recorded_is_fetched_anew(
             await blobs.want(origin.digest, size, origin)
         assert not full
         assert house.stats.origin_received == size + MIB + 2 * MIB
+
+
+async def test_what_cannot_be_fetched_any_more_is_not_taken_from_who_still_brings_it(tmp_path: Path) -> None:
+    size = 12 * MIB
+    async with Origin(content(size), pause=0.02).running() as origin, node(tmp_path) as (_, blobs):
+        reader = await blobs.read(origin.digest, size, 0, size, origin, is_whole=True)
+        fetcher = blobs.swarms[origin.digest].fetcher
+        async with asyncio.timeout(LIMIT):
+            while not any(len(run.pieces) > 2 for run in fetcher.runs):
+                await asyncio.sleep(0.01)
+            long = next(run for run in fetcher.runs if len(run.pieces) > 2)
+            fetcher._give_up_origin(SourceFailed(ORIGIN, "HTTP 401"))
+            fetcher.hurry([], [long.stop - 1])
+            with pytest.raises(SourceFailed, match="HTTP 401"):  # when the rest of what was on its way is here
+                await reader.wait(size)
+        assert not fetcher.pending
+        reader.close()

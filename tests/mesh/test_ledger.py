@@ -392,3 +392,20 @@ def test_who_let_go_of_a_blob_and_says_so_is_a_source_again_for_what_it_brings(i
     ledger.report(brought, 20.2)
     again = ledger.report(Report(node="a", wanted=((0, 1),), slots=8, can_fetch=True), 20.3).tasks
     assert [task.sources for task in again] == [("holder",)]
+
+
+def test_one_voice_does_not_expel_a_holder_that_has_no_say_and_its_own_word_clears_it() -> None:
+    ledger = Ledger(4 * MIB)
+    missing = Failure(0, "holder", "missing")
+    ledger.hold("holder", 20.0)
+    ledger.report(replace(hello("a", 4), failed=(missing,)), 20.0)
+    assert ledger.expire(26.0) == []
+    ledger.hold("holder", 27.0)
+    for name in ("a", "b", "c"):
+        ledger.report(replace(hello(name, 4), failed=(missing,)), 27.0)
+    ledger.hold("holder", 28.0, is_news=True)
+    assert ledger.expire(33.0) == []
+    assert ledger.held == 0b1111
+    for name in ("a", "b", "c"):
+        ledger.report(replace(hello(name, 4), failed=(missing,)), 40.0)
+    assert ledger.expire(46.0) == ["holder"], "three say so, and it says nothing"

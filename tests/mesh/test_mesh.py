@@ -151,7 +151,7 @@ async def test_a_tracker_that_starts_anew_is_told_again_who_holds_what(
 async def test_only_the_seed_goes_out(stack: AsyncExitStack, tmp_path: Path) -> None:
     origin = Origin(content(12 * MIB))
 
-    def access(hint: bytes) -> OriginAccess | None:
+    async def access(hint: bytes, digest: Digest, size: int) -> OriginAccess | None:
         return origin if hint == b"the way" else None
 
     await stack.enter_async_context(origin.running())
@@ -294,6 +294,7 @@ async def test_who_has_let_go_of_a_blob_is_no_holder_any_more(stack: AsyncExitSt
     async with asyncio.timeout(9.0):  # of a holder that has nothing, pieces would be waited for longer
         await asker.blobs.want(one.digest, size, one)
     assert one.sent == size
+    await known([lead, holder, other], asker, one.digest)  # it is one again
 
 
 async def test_a_stranger_s_word_on_a_blob_s_size_does_not_keep_us_from_it(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mesh.content import Digest
+from proxy.files import HubAccess
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.urls import Repo
 from proxy.resolve import Client
@@ -325,9 +326,15 @@ async def test_an_address_for_a_token_holder_is_for_nobody_else(hub, tmp_path):
 async def test_a_hint_names_a_public_file_and_nothing_strange(hub, tmp_path):
     async with parts(hub.url, tmp_path) as node:
         file = await node.file("model.safetensors", ALICE)
-        hinted = node.resolver.of_hint(node.resolver.hint(file))
-        assert hinted is not None
-        assert hinted.at_commit == file.at_commit
-        assert (await node.resolver.locate(hinted, Client())).url.startswith(hub.cdn_url)
+        hint = node.resolver.hint(file)
+        assert node.resolver.of_hint(hint) == file.at_commit
+        access = await HubAccess.of_hint(hint, node.resolver, file.digest, file.size)
+        assert (await access.locate(None)).url.startswith(hub.cdn_url)
+        for digest, size in ((Digest("sha256", "a" * 64), file.size), (file.digest, file.size + 1)):
+            assert await HubAccess.of_hint(hint, node.resolver, digest, size) is None, "it is another blob"
+        guard(hub, gated=True)
+        async with parts(hub.url, tmp_path / "other") as other:
+            closed = await HubAccess.of_hint(hint, other.resolver, file.digest, file.size)
+            assert closed is None, "nobody's word opens a gated file"
         for bad in (b"", b"\xff" * 9, b"\x93\xa1a\xa1b\xa1c", b"\x93\xa3a/b\xa4main\xa1c"):
             assert node.resolver.of_hint(bad) is None
