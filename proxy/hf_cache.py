@@ -59,7 +59,12 @@ class HfCache:
 
     async def run(self) -> None:
         while True:
-            for cached in await asyncio.to_thread(lambda: list(scan(self._root))):
+            try:
+                found = await asyncio.to_thread(lambda: list(scan(self._root)))
+            except OSError as error:  # somebody deletes from it just now
+                log.info("cannot look through %s, again in %.0f s: %s", self._root, _LOOK_AGAIN, error)
+                found = []
+            for cached in found:
                 version = (cached.file, cached.changed)
                 if version not in self._seen:
                     try:

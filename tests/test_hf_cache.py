@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import random
@@ -20,7 +21,7 @@ from mesh.adopt import take
 from mesh.content import Digest, Pieces
 from mesh.errors import StoreUnusable
 from mesh.outflow import Held, send_some
-from proxy.hf_cache import scan
+from proxy.hf_cache import HfCache, scan
 from tests.http import ask
 from tests.hub.process import HubProcess
 from tests.node import NodeProcess
@@ -231,3 +232,26 @@ def test_the_copy_is_what_is_proven(tmp_path: Path) -> None:
         source.write_bytes(wrong)
         os.utime(source, (1, 1))
         assert take(source, staged, digest, len(BIG)) is None
+
+
+async def test_a_cache_that_changes_under_a_look_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([FileNotFoundError(2, "a link that was just there"), []])
+    again = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def scan(_: Path) -> list[object]:
+        look = next(looks)
+        if isinstance(look, Exception):
+            raise look
+        loop.call_soon_threadsafe(again.set)
+        return look
+
+    monkeypatch.setattr("proxy.hf_cache.scan", scan)
+    monkeypatch.setattr("proxy.hf_cache._LOOK_AGAIN", 0.01)
+    life = loop.create_task(HfCache(tmp_path, tmp_path, store=None, blobs=None, resolver=None).run())  # type: ignore[arg-type]
+    async with asyncio.timeout(10):
+        await again.wait()
+    life.cancel()
+    await asyncio.gather(life, return_exceptions=True)
