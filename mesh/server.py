@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 import os
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 _RANGE = re.compile(r"bytes=(\d{1,19})-(\d{1,19})\Z", re.ASCII)
 # Of a blob that somebody says there is: a ledger has something for each piece. 1 TiB is twice the Hub's largest file.
 _MAX_PIECES = 1 << 16
+_HINT_SECONDS = 3.0  # to find out what file a hint leads to
 _MAX_UPLOADS = 32  # at the same time; beyond that a peer asks somebody else
 
 _ENVELOPE: Decoder[Envelope] = Decoder(Envelope)
@@ -95,7 +97,11 @@ class MeshServer:
         swarm = self._blobs.swarms.get(digest)
         if digest in self._house.store or (swarm is not None and swarm.is_helping):
             return False
-        access = await self._access(envelope.hint, digest, envelope.size)
+        try:
+            async with asyncio.timeout(_HINT_SECONDS):
+                access = await self._access(envelope.hint, digest, envelope.size)
+        except TimeoutError:
+            return False  # whoever reports waits for an answer; the next one may find it known
         if access is None:
             return False
         try:

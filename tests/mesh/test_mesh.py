@@ -164,6 +164,23 @@ async def test_only_the_seed_goes_out(stack: AsyncExitStack, tmp_path: Path) -> 
     assert origin.sent == len(origin.content) == seed.house.stats.origin_received
 
 
+async def test_a_seed_that_cannot_find_out_what_it_is_sent_for_keeps_nobody_waiting(
+    stack: AsyncExitStack, tmp_path: Path
+) -> None:
+    origin = await stack.enter_async_context(Origin(content(2 * MIB)).running())
+    origin.hint = b"the way"
+
+    async def access(hint: bytes, digest: Digest, size: int) -> OriginAccess | None:
+        await asyncio.sleep(60)
+        return None
+
+    seed = await stack.enter_async_context(mesh_node(tmp_path / "seed", role="seed", access=access))
+    node = await stack.enter_async_context(mesh_node(tmp_path / "node"))
+    await introduce([seed, node])
+    async with asyncio.timeout(5.0):  # sooner than a starving reader is rescued
+        await node.blobs.want(origin.digest, 2 * MIB, origin)
+
+
 @pytest.mark.parametrize("who", ["tracker", "other"])
 async def test_a_node_that_dies_on_the_way_costs_at_most_what_it_held(
     stack: AsyncExitStack, tmp_path: Path, who: str
