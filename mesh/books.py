@@ -57,7 +57,7 @@ class Node:
     lacks: int = 0  # pieces that it wants and does not hold
     pace: policy.Mean = field(default_factory=policy.Mean)  # seconds until a piece from a peer is here
     avoid: dict[str, Avoided] = field(default_factory=dict)
-    missed_by: set[str] = field(default_factory=set)  # who said so
+    missed_by: set[str] = field(default_factory=set)  # who said that it misses what it announced
     accusers: set[str] = field(default_factory=set)
     accused: set[str] = field(default_factory=set)
 
@@ -88,7 +88,8 @@ class Books:
         self.open = Group()  # those who can take another upload
         self.spare = Group()  # those who can, for a node that has next to nothing to do
         self.idle = Group()  # those who have no upload at all, and are not slow
-        self.holdings = Holdings(count, (self.open, self.spare, self.idle))
+        self._groups = (self.open, self.spare, self.idle)  # in the order of what a node has shown
+        self.holdings = Holdings(count, self._groups)
         self.digests: dict[int, bytes] = {}
         self.leases: dict[int, str] = {}  # piece → node
         self.leased = 0  # the same as a set
@@ -141,9 +142,8 @@ class Books:
         self._withdraw(name, node)
         self._names[node.slot] = ""
         others = ~(1 << node.slot)
-        for group, is_in in zip((self.open, self.spare, self.idle), node.shown, strict=True):
-            if is_in:
-                group.leave(node.slot, 0)
+        for group in self._groups:
+            group.leave(node.slot, 0)  # what it held has been removed from them
         self.holding &= others
         self.hungry &= others
         self.fetching_seeds &= others
@@ -228,7 +228,7 @@ class Books:
         if state[0] and not server.shown[0]:
             self.freed |= server.have
         have = self.holdings.have(server.slot)
-        for group, was_in, is_in in zip((self.open, self.spare, self.idle), server.shown, state, strict=True):
+        for group, was_in, is_in in zip(self._groups, server.shown, state, strict=True):
             if is_in and not was_in:
                 group.enter(server.slot, have)
             elif was_in and not is_in:

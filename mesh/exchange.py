@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -118,6 +119,15 @@ _ENCODER = msgspec.msgpack.Encoder()
 _PLAN: Decoder[Plan] = Decoder(Plan)
 
 
+@contextlib.contextmanager
+def _leading() -> Iterator[None]:
+    """What our own tracker refuses us is no nonsense of a stranger's, but an error for who waits."""
+    try:
+        yield
+    except ValueError as error:
+        raise Unavailable(f"this node cannot lead it: {error}") from error
+
+
 class MeshExchange:
     """Finds the tracker of each blob among the live nodes and speaks to it.
 
@@ -188,10 +198,8 @@ class MeshExchange:
         return self._tracker.is_wanted(digest)
 
     def subscribe(self, digest: Digest, size: int, news: Callable[[], None]) -> Callable[[], None]:
-        try:
+        with _leading():
             return self._tracker.subscribe(digest, size, news)
-        except ValueError as error:
-            raise Unavailable(f"this node cannot lead it: {error}") from error
 
     async def report(self, digest: Digest, size: int, report: Report, hint: bytes) -> Plan:
         tracker = self.tracker_of(digest)
@@ -201,10 +209,8 @@ class MeshExchange:
         self._last_tracker[digest] = tracker
         if tracker == self._node_id:
             report = dataclasses.replace(report, seed=self._is_seed)
-            try:
+            with _leading():
                 return self._tracker.report(digest, size, report, is_alone=self.is_alone(digest), is_ours=True)
-            except ValueError as error:
-                raise Unavailable(f"this node cannot lead it: {error}") from error
         try:
             body = _ENCODER.encode(Envelope(size, report, hint))
             plan = _PLAN.decode(await self._neighbours.ask(tracker, f"/mesh/swarms/{digest}", body))

@@ -142,12 +142,11 @@ class Tracker:
 
     def _open(self, digest: Digest, size: int, *, is_ours: bool = False) -> _Tracked:
         tracked = self._tracked.get(digest)
-        if tracked is not None and tracked.size != size and is_ours and not tracked.subscribers:
-            tracked = None  # somebody said so who was wrong, or lied
-        if tracked is not None:
-            if tracked.size != size:
-                raise ValueError(f"{digest} has {tracked.size} bytes here, not {size}")
+        if tracked is not None and tracked.size == size:
             return tracked
+        # Ours takes the place of another: somebody said that who was wrong, or lied.
+        if tracked is not None and (tracked.subscribers or not is_ours):
+            raise ValueError(f"{digest} has {tracked.size} bytes here, not {size}")
         count = Pieces.of(size).count
         while len(self._tracked) >= _MAX_LEDGERS or count + self._led() > _MAX_PIECES:
             idle = [d for d, t in self._tracked.items() if not t.subscribers and not t.waiting]

@@ -8,7 +8,7 @@ import errno
 import os
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from mesh import layout
 from mesh.blobs import Blobs
 from mesh.content import Digest
 from mesh.errors import BlobCorrupt, MeshError, SourceFailed, StoreFull, StoreUnusable
+from mesh.house import House
 from mesh.partial import Partial
 from mesh.store import Blob, Store
 from tests.mesh.origin import Origin, node
@@ -246,6 +247,17 @@ async def test_bytes_lost_after_a_power_cut_are_fetched_again(tmp_path: Path) ->
             assert await read(blobs, origin) == origin.content
 
 
+@contextlib.asynccontextmanager
+async def room_for_two(path: Path) -> AsyncIterator[tuple[House, Blobs, Origin, Origin, Origin]]:
+    """A node with room for two of three blobs of 2 MiB."""
+    origins = [Origin(content(2 * MIB, seed)) for seed in (10, 11, 12)]
+    async with contextlib.AsyncExitStack() as stack:
+        for origin in origins:
+            await stack.enter_async_context(origin.running())
+        house, blobs = await stack.enter_async_context(node(path, max_size=5 * MIB))
+        yield house, blobs, origins[0], origins[1], origins[2]
+
+
 @pytest.mark.parametrize("trouble", ["unreadable", "full"])
 async def test_what_cannot_be_read_back_after_a_restart_keeps_nobody_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
@@ -330,12 +342,7 @@ def test_what_was_to_be_deleted_when_the_node_died_goes_at_the_next_start(tmp_pa
 async def test_what_cannot_be_removed_goes_on_to_count_and_others_make_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    origins = [Origin(content(2 * MIB, seed)) for seed in (10, 11, 12)]
-    async with contextlib.AsyncExitStack() as stack:
-        for origin in origins:
-            await stack.enter_async_context(origin.running())
-        house, blobs = await stack.enter_async_context(node(tmp_path, max_size=5 * MIB))
-        first, second, third = origins
+    async with room_for_two(tmp_path) as (house, blobs, first, second, third):
 
         def refusing(call: Callable[..., None]) -> Callable[..., None]:
             def wrapped(path: Path, *rest: object) -> None:
@@ -418,12 +425,7 @@ async def test_a_disk_that_others_filled_makes_room_before_the_first_byte(
 
 
 async def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
-    origins = [Origin(content(2 * MIB, seed)) for seed in (10, 11, 12)]
-    async with contextlib.AsyncExitStack() as stack:
-        for origin in origins:
-            await stack.enter_async_context(origin.running())
-        house, blobs = await stack.enter_async_context(node(tmp_path, max_size=5 * MIB))
-        first, second, third = origins
+    async with room_for_two(tmp_path) as (house, blobs, first, second, third):
         for origin in (first, second, first):  # the second is now the one that was used longest ago
             assert await read(blobs, origin) == origin.content
             await blobs.want(origin.digest, 2 * MIB, origin)  # what is still being flushed cannot make room
