@@ -17,14 +17,14 @@ from mesh.errors import MeshError
 from proxy.admin.metrics import Metrics
 from proxy.api import Api
 from proxy.files import Files
-from proxy.hub import errors, lfs
+from proxy.hub import errors, lfs, xet
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.lfs import BatchRoute, ObjectRoute
 from proxy.hub.urls import ApiRoute, FileRoute, OtherRoute, parse
-from proxy.hub.xet import token_route
 from proxy.lfs import Lfs
 from proxy.passthrough import Passthrough
 from proxy.resolve import Client
+from proxy.xet import Xet
 from proxy.xet_tokens import XetTokens
 
 log = logging.getLogger("proxy.access")
@@ -34,7 +34,7 @@ _RUN = uuid.uuid4().hex[:8]  # what the ids of this process's requests begin wit
 
 
 class App:
-    """Routes the Hub's name space. `/-/` is the node's own and never reaches this."""
+    """Routes the Hub's name space, and what clients ask us as their Xet server. Else `/-/` never reaches this."""
 
     def __init__(
         self,
@@ -43,11 +43,13 @@ class App:
         api: Api,
         lfs: Lfs,
         passthrough: Passthrough,
+        xet: Xet,
         xet_tokens: XetTokens,
         metrics: Metrics,
         guard: Callable[[str], None],
     ) -> None:
         self._guard = guard
+        self._xet = xet
         self._xet_tokens = xet_tokens
         self._files = files
         self._api = api
@@ -79,10 +81,21 @@ class App:
         is_plain = "Content-Encoding" not in request.headers
         if isinstance(route, ApiRoute) and route.is_cacheable(request.method) and is_plain:
             return "api", self._api.handle(request, route, client)
-        if isinstance(route, OtherRoute) and token_route(route) is not None:
+        if isinstance(route, OtherRoute):
+            return self._route_other(request, route, client)
+        return "other", self._passthrough.handle(request, route)
+
+    def _route_other(
+        self, request: web.Request, route: OtherRoute, client: Client
+    ) -> tuple[str, Awaitable[web.StreamResponse]]:
+        if (asked := xet.server_route(route)) is not None:
+            return "xet", self._xet.answer(request, asked, client)
+        if xet.token_route(route) is not None:
             return "xet", self._token(request, route, client)
-        about = lfs.parse(route) if isinstance(route, OtherRoute) else None
-        if isinstance(about, BatchRoute) and isinstance(route, OtherRoute) and request.method == "POST":
+        if request.method == "POST" and route.target == xet.REPORT and xet.is_pass(client.token or ""):
+            return "xet", _end_report()
+        about = lfs.parse(route)
+        if isinstance(about, BatchRoute) and request.method == "POST":
             return "lfs", self._lfs.batch(request, route, about)
         if isinstance(about, ObjectRoute) and request.method in _READS:
             return "lfs", self._lfs.object(request, about)
@@ -118,6 +131,11 @@ class App:
         request_id = request.headers.get("X-Request-Id", "")[:64] or f"{_RUN}-{next(self._numbers):x}"
         about = {"request_id": request_id, "client": request.remote}
         log.log(level, "%s %s %s", request.method, request.rel_url.raw_path, how, extra=about)
+
+
+async def _end_report() -> web.StreamResponse:
+    """What clients tell a Xet server of a download from us: the Hub has no use for it."""
+    return web.Response(status=204)
 
 
 def guard_host(allowed: Iterable[str]) -> Callable[[str], None]:

@@ -189,7 +189,6 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     passthrough = Passthrough(origin=origin, catalog=catalog)
     files = Files(resolver=resolver, blobs=blobs, outflow=outflow, xet=settings.xet)
     passes = Passes(load_xet_key(data_dir))
-    xet = Xet(passes=passes, files=files, blobs=blobs, resolver=resolver, catalog=catalog, stats=stats)
     app = App(
         files=files,
         api=api,
@@ -202,6 +201,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
             outflow=outflow,
         ),
         passthrough=passthrough,
+        xet=Xet(passes=passes, files=files, blobs=blobs, resolver=resolver, catalog=catalog, stats=stats),
         xet_tokens=XetTokens(use=settings.xet, passes=passes, api=api, resolver=resolver, catalog=catalog),
         metrics=metrics,
         guard=guard_host(settings.allow_hosts),
@@ -241,7 +241,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     door = Door(mesh_runner.server, auth, tasks)
     stack.push_async_callback(door.close)
     door.open(mesh_listener)
-    runner = await _serve(_client_app(app, xet, holdings, metrics), stack, drain=settings.drain_timeout)
+    runner = await _serve(_client_app(app, holdings, metrics), stack, drain=settings.drain_timeout)
     await web.SockSite(runner, listener, backlog=1024).start()
     _start_discovery(settings, mesh, mesh_listen, tasks, stack)
     if settings.hf_cache is not None:
@@ -253,11 +253,11 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     return Node(listen, mesh_listen)
 
 
-def _client_app(app: App, xet: Xet, holdings: Holdings, metrics: Metrics) -> web.Application:
+def _client_app(app: App, holdings: Holdings, metrics: Metrics) -> web.Application:
     # Uploads are streamed; what is read whole is bounded where it is read.
     client_app = web.Application(client_max_size=1 << 62, middlewares=[app.observe])
     add_routes(client_app, holdings, metrics)
-    xet.add_routes(client_app, app.handle)
+    client_app.router.add_route("*", "/-/xet/{rest:.*}", app.handle)
     client_app.router.add_route("*", "/{target:.*}", app.handle)
     return client_app
 

@@ -11,8 +11,6 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
-from urllib.parse import quote
 
 import msgspec
 from aiohttp import web
@@ -25,10 +23,18 @@ from mesh.stats import Stats
 from proxy.api import visible_base
 from proxy.catalog import Catalog
 from proxy.files import Files
-from proxy.hub import errors
-from proxy.hub.errors import HubError, OriginUnavailable
+from proxy.hub.errors import HubError
 from proxy.hub.urls import FileRoute, Repo
-from proxy.hub.xet import Pass, Span, Xorb, is_hash, is_pass, reconstruction
+from proxy.hub.xet import (
+    Pass,
+    ReconstructionRoute,
+    Span,
+    UnknownRoute,
+    Xorb,
+    XorbRoute,
+    is_hash,
+    reconstruction,
+)
 from proxy.passes import Passes
 from proxy.ranges import Selection, select
 from proxy.resolve import Client, ResolvedFile, Resolver
@@ -37,8 +43,6 @@ log = logging.getLogger(__name__)
 
 _BATCH = 32  # chunks read and sent at once
 _STALL_SECONDS = 300.0  # clients may pause a download; a dead one is dropped after this long
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Xet:
@@ -61,21 +65,16 @@ class Xet:
         self._catalog = catalog
         self._stats = stats
 
-    def add_routes(self, app: web.Application, fallback: Handler) -> None:
-        """Also below one segment, for clients whose HF_ENDPOINT has a path; `fallback` answers what is not ours."""
-        for base in ("/-/xet", "/{prefix}/-/xet"):
-            app.router.add_get(f"{base}/v1/reconstructions/{{hash}}", self._guarded(self._reconstruction))
-            app.router.add_get(f"{base}/xorbs/{{hash}}/{{number:\\d{{1,9}}}}", self._guarded(self._xorb))
-            app.router.add_route("*", f"{base}/{{rest:.*}}", _nothing)
-
-        async def report(request: web.Request) -> web.StreamResponse:
-            """How a download went, which clients tell the server's host; what was told with our pass ends here."""
-            if not is_pass(Client.of(request.headers).token or ""):
-                return await fallback(request)
-            request["route"] = "xet"
-            return web.Response(status=204)
-
-        app.router.add_post("/v1/telemetry", report)
+    async def answer(
+        self, request: web.Request, route: ReconstructionRoute | XorbRoute | UnknownRoute, client: Client
+    ) -> web.StreamResponse:
+        """A request below `/-/xet/`. Raises HubError and OriginUnavailable."""
+        if request.method in ("GET", "HEAD"):
+            if isinstance(route, ReconstructionRoute):
+                return await self._reconstruction(request, route, client)
+            if isinstance(route, XorbRoute):
+                return await self._xorb(request, route)
+        return web.Response(status=404, text="not here\n")
 
     async def _file(self, granted: Pass, xet_hash: str, client: Client) -> ResolvedFile:
         """The file that a hash names, if the client may have it now. Raises HubError and OriginUnavailable."""
@@ -93,20 +92,10 @@ class Xet:
 
     # --- what clients of a Xet server ask
 
-    def _guarded(self, answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Handler:
-        async def handle(request: web.Request) -> web.StreamResponse:
-            request["route"] = "xet"
-            try:
-                return await answer(request)
-            except (HubError, OriginUnavailable) as error:
-                request["outcome"] = "error"
-                return errors.respond(error, Client.of(request.headers))
-
-        return handle
-
-    async def _reconstruction(self, request: web.Request) -> web.StreamResponse:
-        xet_hash, now = request.match_info["hash"].lower(), time.time()
-        asker = Client.of(request.headers)
+    async def _reconstruction(
+        self, request: web.Request, route: ReconstructionRoute, asker: Client
+    ) -> web.StreamResponse:
+        xet_hash, now = route.hash, time.time()
         if (read := self._passes.read(asker.token or "", "", asker.user_agent, now)) is None:
             raise HubError(401, message="no pass of this node, or one whose time is over")
         granted, client = read
@@ -116,9 +105,8 @@ class Xet:
         selection = _select(request, file.size, xet_hash)
         if selection.status == 416:
             return web.Response(status=416, headers={"Content-Range": f"bytes */{file.size}"})
-        prefix = f"/{quote(request.match_info['prefix'])}" if "prefix" in request.match_info else ""
         signature = self._passes.narrow(granted, xet_hash, now)
-        url = f"{visible_base(request)}{prefix}/-/xet/xorbs/{xet_hash}/"
+        url = f"{visible_base(request)}{route.prefix}/-/xet/xorbs/{xet_hash}/"
         said = reconstruction(
             file.etag, file.size, selection.start, selection.stop, lambda xorb: f"{url}{xorb}?signature={signature}"
         )
@@ -127,8 +115,8 @@ class Xet:
             body=msgspec.json.encode(said), content_type="application/json", headers={"Cache-Control": "no-store"}
         )
 
-    async def _xorb(self, request: web.Request) -> web.StreamResponse:
-        xet_hash, number = request.match_info["hash"], int(request.match_info["number"])
+    async def _xorb(self, request: web.Request, route: XorbRoute) -> web.StreamResponse:
+        xet_hash, number = route.hash, route.number
         text, user_agent = request.query.get("signature", ""), request.headers.get("User-Agent", "")
         read = self._passes.read(text, xet_hash, user_agent, time.time()) if is_hash(xet_hash) else None
         if read is None:
@@ -179,12 +167,6 @@ class Xet:
             async with asyncio.timeout(_STALL_SECONDS):
                 await response.write(body)
             self._stats.add("client_sent", len(body))
-
-
-async def _nothing(request: web.Request) -> web.StreamResponse:
-    """Newer ways to ask, which clients try first."""
-    request["route"] = "xet"
-    return web.Response(status=404, text="not here\n")
 
 
 def _select(request: web.Request, size: int, etag: str) -> Selection:

@@ -23,6 +23,7 @@ XetUse = Literal["auto", "always", "never"]
 
 CHUNK = 128 << 10  # bytes of a file
 XORB = 512 * CHUNK
+REPORT = "/v1/telemetry"  # where clients tell the server's host how a download went
 HEADER = 8
 _STRIDE = CHUNK + HEADER
 # Clients refuse plain HTTP above this many bytes when they are told the size before the download.
@@ -31,6 +32,8 @@ _HASH = re.compile(r"[0-9a-f]{64}\Z")
 _TOKEN_ROUTE = re.compile(
     r"/api/((?:models|datasets|spaces|kernels)/[^/?]+(?:/[^/?]+)?)/xet-read-token/([^/?]+)/?(?:\?|\Z)"
 )
+# Also below one segment, for clients whose HF_ENDPOINT has a path.
+_OURS = re.compile(r"(/[^/?]+)?/-/xet/(?:v1/reconstructions/([^/?]+)|xorbs/([^/?]+)/(\d{1,9})|[^?]*)(?:\?|\Z)")
 _MARK = "hubmesh_xet_"
 _MAX_PASS = 4096
 
@@ -53,6 +56,41 @@ def token_route(route: OtherRoute) -> tuple[Repo, str] | None:
         return Repo.parse(match[1]), match[2]
     except ValueError:
         return None
+
+
+# --- what we are asked as a Xet server
+
+
+@dataclass(frozen=True, slots=True)
+class ReconstructionRoute:
+    """How a file is put together. `prefix` is what the client put before our path."""
+
+    hash: str
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class XorbRoute:
+    """Bytes of a file, at an address that a reconstruction gave."""
+
+    hash: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownRoute:
+    """Newer ways to ask, which clients try first."""
+
+
+def server_route(route: OtherRoute) -> ReconstructionRoute | XorbRoute | UnknownRoute | None:
+    """What a request below `/-/xet/` asks; None for all others."""
+    match = _OURS.match(route.target)
+    if match is None:
+        return None
+    prefix, whole, part, number = match.groups()
+    if whole:
+        return ReconstructionRoute(whole.lower(), prefix or "")
+    return XorbRoute(part, int(number)) if part else UnknownRoute()
 
 
 # --- xorbs
