@@ -27,7 +27,9 @@ FEWER = 2  # the same where machines are the limit: each more would only make al
 FAIR = 1.0  # tasks that each node may have beyond its share of all uploads: for what is on its way to the tracker
 BEHIND = 2.0  # times its share, at most, that a node has which misses more than others
 QUICK = 0.3  # from assignment to arrival
-SLUGGISH = 1.0  # the same
+QUEUED = 4 << 20  # bytes that may lie in buffers on the way besides: requests and reports wait behind them
+LONGEST_QUICK = 1.0  # with those
+SLUGGISH = 1.25  # the same
 TRIED = 8  # sources compared for each piece
 BLOCKED_PIECES = 128  # looked at in vain until a plan is left as it is
 PATIENCE = 6.0  # times the time expected
@@ -55,7 +57,7 @@ MAX_AVOIDED = 64  # sources that one node avoids
 # The origin
 FIRST_BYTES = 8 << 20  # leased at first, to all together
 FEWEST_LEASES = 4
-FIRST_SHARE = 4  # so many nodes have the first leases, as others will ask in a moment
+FIRST_SHARE = 8  # so many nodes have the first leases, as others will ask in a moment
 
 SLOW = 3.0  # times the pace of all: such a node leases only while few others do
 
@@ -97,10 +99,10 @@ class Uploads:
         """Open at least to those who have next to nothing to do: or they would starve among busier ones."""
         return self.outstanding < int(self.room * HARD)
 
-    def arrived(self, seconds: float, among: int, usual: float) -> None:
+    def arrived(self, seconds: float, among: int, usual: float, piece_size: int) -> None:
         """A piece arrived `seconds` after it was assigned, when `among` uploads were outstanding.
 
-        `usual` is what `service` is on average among all sources.
+        `usual` is what `service` is on average among all sources; `piece_size` is in bytes.
         """
         self.service.add(seconds / max(1, among))
         # Quick ones leave the line idle until the next is assigned: then more are needed to fill it. On a slow line
@@ -108,7 +110,8 @@ class Uploads:
         # Where machines rather than lines are the limit, each more only makes all of them later.
         self.is_slow = self.service.value > SLOW * usual > 0
         fewest = 1 if self.is_slow or seconds > SLUGGISH else FEWEST_UPLOADS
-        step = _STEP if seconds < QUICK else -_STEP if seconds <= SLUGGISH else -3 * _STEP
+        quick = min(LONGEST_QUICK, QUICK + QUEUED / piece_size * self.service.value)
+        step = _STEP if seconds < quick else -_STEP if seconds <= SLUGGISH else -3 * _STEP
         self.room = min(MOST_UPLOADS, max(fewest, self.room + step))
 
 

@@ -18,7 +18,7 @@ class Speeds:
     def arrived(self, node: Node, server: Node, task: Assignment, seconds: float) -> None:
         """A node had a piece from a peer, so long after it was sent for it."""
         if not self.is_slow(node):  # or the source would pass for slow
-            server.uploads.arrived(seconds, task.among, self._service.value)
+            server.uploads.arrived(seconds, task.among, self._service.value, self._piece_size)
             self._service.add(server.uploads.service.value, weight=0.01)
         node.pace.add(seconds)
         self._pace.add(seconds, weight=0.01)
