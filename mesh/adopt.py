@@ -87,7 +87,9 @@ def prove(fd: int, digest: Digest, size: int) -> list[bytes] | None:
 
 
 def _clone(theirs: int, staged: Path) -> bool:
-    ours = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    # What a process that died left there may be a second name of the very file: never written to, only taken away.
+    staged.unlink(missing_ok=True)
+    ours = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         fcntl.ioctl(ours, _FICLONE, theirs)
     except OSError:  # another file system, or one that cannot

@@ -23,6 +23,7 @@ from mesh.errors import (
     SourceFailed,
     StoreFull,
     StoreUnusable,
+    Unavailable,
 )
 from mesh.intake import Begun, Run
 from mesh.messages import ORIGIN, Failure, Gain, Reason, Task
@@ -75,6 +76,7 @@ class Fetcher:
         self._sources: dict[int, str] = {}
         self._quick: set[str] = set()  # peers whose last piece came soon
         self._has_answered = False
+        self._is_closing = False
         self._is_sequential = False
         self._failures = 0
         self._resume_at = 0.0
@@ -143,12 +145,12 @@ class Fetcher:
                     for taken in run.shorten(piece):
                         self._leased.setdefault(taken, Task(taken, (ORIGIN,), b"", _LEASE_SECONDS))
         pieces = list(urgent)
-        self._leased, self._offered = _put_first(pieces, self._leased), _put_first(pieces, self._offered)
+        self._leased, self._offered = ({p: t[p] for p in pieces if p in t} | t for t in (self._leased, self._offered))
         self.launch(urgent=any(piece in self._leased for piece in pieces))
 
     def launch(self, *, urgent: bool = False) -> None:
         """Begin as many transfers as there is room for."""
-        if self._fill.is_over:
+        if self._fill.is_over or self._is_closing:
             return
         may_fetch = self.can_fetch and time.monotonic() >= self._resume_at
         if self._is_sequential and self._leased and may_fetch and self.runs:
@@ -171,6 +173,7 @@ class Fetcher:
 
     async def close(self) -> None:
         """Break all transfers off and wait until their threads have left the file."""
+        self._is_closing = True
         self._leased.clear()
         self._offered.clear()
         while self.runs:
@@ -343,10 +346,13 @@ class Fetcher:
                 self._fill.finish(error)
         except MeshError as error:
             self._fill.finish(error)
+        except Exception:  # whatever it is, it would be so again at once
+            self._fill.finish(Unavailable(f"{self._partial.digest}: fetching it failed; the log says why"))
+            raise
         finally:
             self.runs.discard(run)
             store.release(self._partial, reserved - run.landed_bytes)
-            if run.is_origin:
+            if run.is_origin and not self._is_closing:
                 self._put_back(run)
             self._changed()
             self.launch()
@@ -392,8 +398,3 @@ class Fetcher:
             self._fill.added(piece)
             self.gained.append(Gain(piece, run.source, digest))
             self._changed()
-
-
-def _put_first(pieces: list[int], tasks: dict[int, Task]) -> dict[int, Task]:
-    """The same tasks, in this order: those of `pieces`, then all others as they were."""
-    return {piece: tasks[piece] for piece in pieces if piece in tasks} | tasks

@@ -149,7 +149,7 @@ class Run:
         if not self.is_answered:
             self.is_answered = True
             self._loop.call_soon_threadsafe(self._answered)
-        self._limiter.take(len(view))
+        self._limiter.take(len(view), lambda: self._is_cancelled)
         self._received(len(view))
         while view:
             part = view[: self._piece_stop - self._position]
@@ -168,11 +168,11 @@ class Run:
         if self.piece in self._partial.have:  # from somebody else: what counts already is never written over
             self._is_held = True
         if not self._is_held:
-            self._hasher.update(part)
             # Bytes that readers have seen are never written again, even if the source sends them again.
             seen = max(0, start + self._fill.progress.get(self.piece, 0) - self._position)
             if seen < len(part):
                 self._partial.write(self._position + seen, part[seen:])
+            self._hasher.update(part)  # not before: what a full disk refuses comes again
         self._position += len(part)
         if self.is_origin and not self._is_held:
             self._fill.progress[self.piece] = max(self._position - start, self._fill.progress.get(self.piece, 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,10 @@ from mesh.errors import StoreFull, StoreInUse, StoreUnusable
 from mesh.partial import Partial, write_manifest
 from mesh.shared import Stamp
 
+log = logging.getLogger(__name__)
+
 STAMP = ".shared"
+PUBLIC_MODE, PRIVATE_MODE = 0o444, 0o400  # of a blob's file, or of the stamp beside it
 _GONE = "gone-"  # what a file is called, in the folder of partial blobs, that only waits to be deleted
 
 
@@ -97,14 +101,24 @@ def refusal(error: OSError, room_for: str, otherwise: str) -> StoreFull | StoreU
 
 
 def make_durable(partial: Partial, final: Path, mode: int) -> None:
-    """Give a proven partial blob its final name for good. Raises OSError."""
-    os.fsync(partial.fd)
+    """Give a proven partial blob its final name for good. Raises OSError, before it has that name."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    partial.path.chmod(mode)
+    try:
+        os.fsync(partial.fd)
+    except OSError:
+        # The kernel may now take for clean what it could not write, and would say next time that all is well
+        # (https://lwn.net/Articles/752063/). Whoever reads it goes on; what comes next is written to another file.
+        partial.abandon()
+        raise
+    os.fchmod(partial.fd, PRIVATE_MODE | 0o200)  # public only under its final name; and may be opened again until then
     partial.path.rename(final)
-    _flush_directory(final.parent)
-    # The journal follows, as the record of the piece digests: if we die here, the next start moves it.
-    Partial.journal_of(partial.path).rename(manifest_of(final))
+    try:
+        os.fchmod(partial.fd, mode)
+        _flush_directory(final.parent)
+        # The journal follows, as the record of the piece digests: if we die here, the next start moves it.
+        Partial.journal_of(partial.path).rename(manifest_of(final))
+    except OSError as error:  # it is there all the same, at least until the power is cut
+        log.warning("%s is kept, but not all that belongs to it: %s", partial.digest, error)
 
 
 def manifest_of(path: Path) -> Path:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 # How much may go at once after a pause. Small, so that a limit of 500 MB/s is one over 10 ms too.
 _BURST_SECONDS = 0.01
-_LONGEST_SLEEP = 0.5
+_LONGEST_SLEEP = 0.1
 # What one of many users has in its turn, while all others wait.
 _PORTION_SECONDS = 0.05
 _LEAST_PORTION = 64 << 10
@@ -27,14 +28,18 @@ class Limiter:
             return None
         return min(most, max(_LEAST_PORTION, int(self._rate * _PORTION_SECONDS)))
 
-    def take(self, count: int) -> None:
-        """Wait (blocking this thread) until `count` more bytes are within the limit."""
+    def take(self, count: int, is_cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Wait (blocking this thread) until `count` more bytes are within the limit, or nobody wants them any more."""
         if self._rate is None or count <= 0:
             return
         with self._lock:
             start = max(self._free_at, time.monotonic() - _BURST_SECONDS)
             self._free_at = start + count / self._rate
             wait = self._free_at - time.monotonic()
-        while wait > 0:
+        until = time.monotonic() + wait
+        while (wait := until - time.monotonic()) > 0:
+            if is_cancelled():
+                with self._lock:
+                    self._free_at -= wait  # for those who stand behind
+                return
             time.sleep(min(wait, _LONGEST_SLEEP))
-            wait -= _LONGEST_SLEEP

@@ -214,6 +214,8 @@ def _cork(sock: socket.socket, is_corked: bool) -> None:
 
 def _read_cached(fd: int, start: int, stop: int) -> bytearray | bytes | None:
     """The bytes when they are in the page cache, so that the loop never waits for a disk."""
+    if sys.platform != "linux":  # then a thread reads it
+        return None
     buffer = bytearray(stop - start)
     try:
         count = os.preadv(fd, [buffer], start, os.RWF_NOWAIT)

@@ -53,7 +53,8 @@ class Partial:
         # The kernel lets one thread at a time write to a file, and those that wait for a short while do so spinning.
         self._write_lock = Lock()
         self._journal_size = 0
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._is_abandoned = False
+        self.fd = _open(path)
         try:
             os.ftruncate(self.fd, size)
             self._journal = self._open_journal()  # the last that can fail, or it would stay open
@@ -65,7 +66,7 @@ class Partial:
     def journaled_bytes(self) -> int:
         """Bytes of the pieces on disk, checked or not."""
         bits = self.have.bits | self.unchecked.bits
-        if not bits:
+        if not bits or self._is_abandoned:
             return 0
         whole = bits.bit_count() * self.pieces.piece_size
         last = self.pieces.count - 1
@@ -152,6 +153,11 @@ class Partial:
         except OSError as error:
             raise self._refused(error) from error
 
+    def abandon(self) -> None:
+        """Take its names away, for good. Who has it open may go on reading. Raises OSError."""
+        self._is_abandoned = True
+        self.remove(self.path)
+
     def close(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
@@ -175,13 +181,15 @@ class Partial:
             with Partial.journal_of(path).open("rb") as journal:
                 size = os.fstat(journal.fileno()).st_size
                 header = journal.read(_HEADER.size)
-        except FileNotFoundError:
+        except OSError:
             return 0
         if len(header) < _HEADER.size:
             return 0
         blob_size: int
         piece_size: int
-        _, blob_size, piece_size = _HEADER.unpack(header)
+        magic, blob_size, piece_size = _HEADER.unpack(header)
+        if magic != _MAGIC:
+            return 0
         return min(blob_size, (size - _HEADER.size) // _ENTRY.size * piece_size)
 
     # --- inside
@@ -225,6 +233,15 @@ class Partial:
         return StoreUnusable(f"cannot write {self.path}: {error}")
 
 
+def _open(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o600)
+    except PermissionError:  # made read-only by a process that died before it gave it its final name
+        path.chmod(0o600)
+        return os.open(path, flags, 0o600)
+
+
 def write_manifest(path: Path, size: int, digests: Sequence[bytes]) -> None:
     """Keep the BLAKE3 digests of all pieces of a proven blob, for `read_manifest`. Raises OSError."""
     fresh = path.with_suffix(".pieces.new")
@@ -247,4 +264,5 @@ def read_manifest(path: Path, size: int) -> dict[int, bytes]:
         return {}
     whole = (len(data) - _HEADER.size) // _ENTRY.size * _ENTRY.size
     entries = _ENTRY.iter_unpack(data[_HEADER.size : _HEADER.size + whole])
-    return {piece: digest for piece, _, digest in entries if piece < pieces.count}
+    # Unless what was never flushed reads as zeros.
+    return {piece: digest for piece, _, digest in entries if piece < pieces.count and any(digest)}

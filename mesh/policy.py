@@ -27,8 +27,8 @@ FEWER = 2  # the same where machines are the limit: each more would only make al
 FAIR = 1.0  # tasks that each node may have beyond its share of all uploads: for what is on its way to the tracker
 BEHIND = 2.0  # times its share, at most, that a node has which misses more than others
 QUICK = 0.3  # from assignment to arrival
-QUEUED = 4 << 20  # bytes that may lie in buffers on the way besides: requests and reports wait behind them
-LONGEST_QUICK = 1.0  # with those
+QUEUED = 5 << 20  # bytes that may lie in buffers on the way: requests and reports wait behind them
+LONGEST_QUICK = 1.0  # on lines where those take longer
 SLUGGISH = 1.25  # the same
 TRIED = 8  # sources compared for each piece
 BLOCKED_PIECES = 128  # looked at in vain until a plan is left as it is
@@ -110,7 +110,7 @@ class Uploads:
         # Where machines rather than lines are the limit, each more only makes all of them later.
         self.is_slow = self.service.value > SLOW * usual > 0
         fewest = 1 if self.is_slow or seconds > SLUGGISH else FEWEST_UPLOADS
-        quick = min(LONGEST_QUICK, QUICK + QUEUED / piece_size * self.service.value)
+        quick = max(QUICK, min(LONGEST_QUICK, QUEUED / piece_size * self.service.value))
         step = _STEP if seconds < quick else -_STEP if seconds <= SLUGGISH else -3 * _STEP
         self.room = min(MOST_UPLOADS, max(fewest, self.room + step))
 

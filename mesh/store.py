@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 # Writing the time of use to disk more often than this would cost more than the order is worth.
 _TOUCH_SECONDS = 60.0
-_PUBLIC_MODE, _PRIVATE_MODE = 0o444, 0o400
 
 
 @dataclass(slots=True)
@@ -153,7 +152,7 @@ class Store:
             self._public.add(digest)
             if digest in self._entries:
                 with contextlib.suppress(OSError):  # we ask again after the next start
-                    self._marked(digest).chmod(_PUBLIC_MODE)
+                    self._marked(digest).chmod(layout.PUBLIC_MODE)
 
     async def remove(self, digest: Digest) -> int:
         """Drop a blob, complete or partial, that nobody is using; returns the bytes it freed.
@@ -218,7 +217,7 @@ class Store:
         flush = asyncio.get_running_loop().create_future()
         self._flushes.add(flush)
         try:
-            mode = _PUBLIC_MODE if partial.digest in self._public else _PRIVATE_MODE
+            mode = layout.PUBLIC_MODE if partial.digest in self._public else layout.PRIVATE_MODE
             await asyncio.to_thread(layout.make_durable, partial, final, mode)
         except OSError as error:
             raise layout.refusal(error, f"to keep {partial.digest}", f"keep {partial.digest}") from error
@@ -240,14 +239,14 @@ class Store:
         `pieces`: the BLAKE3 digest of each. `stamp`: the file keeps its name elsewhere. Raises OSError.
         """
         final = self._path(digest)
-        mode = _PUBLIC_MODE if digest in self._public else _PRIVATE_MODE
+        mode = layout.PUBLIC_MODE if digest in self._public else layout.PRIVATE_MODE
         await asyncio.to_thread(layout.take_over, staged, final, size, pieces, mode, stamp)
         if digest not in self._entries:
             self._entries[digest] = _Entry(size, time.time())
             self.size += size
         self._entries[digest].stamp = stamp
         if digest in self._public:
-            self._marked(digest).chmod(_PUBLIC_MODE)
+            self._marked(digest).chmod(layout.PUBLIC_MODE)
         with contextlib.suppress(StoreUnusable):  # it counts, and may go some other time
             await self.remove_partial(digest)
 

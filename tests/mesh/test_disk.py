@@ -1,0 +1,158 @@
+"""A disk that refuses, at the worst moments: nothing is lost, nothing counts that is not on it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import random
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from mesh import adopt, layout
+from mesh.content import Digest, Pieces
+from mesh.errors import StoreFull, StoreUnusable
+from mesh.fill import Fill
+from mesh.intake import Run
+from mesh.limiter import Limiter
+from mesh.partial import Partial
+from tests.mesh.origin import Origin, node
+
+MIB = 1 << 20
+LIMIT = 30.0
+
+
+def content(size: int) -> bytes:
+    return random.Random(1).randbytes(size)
+
+
+def fail(*_: object) -> None:
+    raise OSError(errno.EIO, "the disk is broken")
+
+
+async def test_what_a_failed_flush_left_is_never_taken_for_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux takes the pages for clean then, and a second fsync would succeed without one byte on the disk."""
+    async with Origin(content(3 * MIB)).running() as origin, node(tmp_path) as (house, blobs):
+        source = await blobs.read(origin.digest, 3 * MIB, 0, 3 * MIB, origin, is_whole=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fail)
+            async with asyncio.timeout(LIMIT):
+                with pytest.raises(StoreUnusable, match="the disk is broken"):
+                    await blobs.want(origin.digest, 3 * MIB, origin)
+        assert not list((tmp_path / "partial").iterdir())
+        assert os.pread(source.fd, 3 * MIB, 0) == origin.content  # who had begun reads on
+        source.close()
+        async with asyncio.timeout(LIMIT):
+            await blobs.want(origin.digest, 3 * MIB, origin)
+        assert origin.sent == 6 * MIB
+        assert house.store.size == 3 * MIB
+
+
+async def test_what_has_its_final_name_is_kept_whatever_fails_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "_flush_directory", fail)
+    async with Origin(content(3 * MIB)).running() as origin, node(tmp_path) as (house, blobs):
+        async with asyncio.timeout(LIMIT):
+            await blobs.want(origin.digest, 3 * MIB, origin)
+        assert origin.digest in house.store
+
+
+def test_a_process_that_dies_while_it_keeps_a_blob_leaves_one_that_can_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And that is not public: only the mode of its final name says that."""
+    path, final = tmp_path / "partial", tmp_path / "final"
+    partial = Partial(path, Digest("sha256", "a" * 64), MIB)
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="broken"):
+        layout.make_durable(partial, final, layout.PUBLIC_MODE)
+    partial.close()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("at", [0, 300_000])
+async def test_what_a_full_disk_refused_is_hashed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """It comes again, and a wrong digest of the piece would have honest nodes shunned."""
+    whole, landed = content(MIB), []
+    partial = Partial(tmp_path / "partial", Digest("sha256", "a" * 64), MIB)
+    run = Run(
+        Fill(partial),
+        "peer",
+        0,
+        1,
+        digests={},
+        limiter=Limiter(None),
+        received=lambda count: None,
+        answered=lambda: None,
+        landed=lambda run, piece, digest: landed.append(digest),
+    )
+
+    def refuse(*_: object) -> None:
+        raise StoreFull("the disk is full")
+
+    run._sink(memoryview(whole[:at]))
+    with monkeypatch.context() as patch:
+        patch.setattr(Partial, "write", refuse)
+        with pytest.raises(StoreFull):
+            run._sink(memoryview(whole[at : at + 100_000]))
+    run._sink(memoryview(whole[run.position : -1]))
+    run._keep(memoryview(whole[-1:]))
+    run._finish_piece()
+    await asyncio.sleep(0)
+    assert landed == [blake3(whole).digest()]
+    assert (tmp_path / "partial").read_bytes() == whole
+    partial.close()
+
+
+async def test_an_error_that_nobody_foresaw_ends_the_fill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than being met again at once, thousands of times a second."""
+    tries = 0
+
+    def execute(*_: object) -> None:
+        nonlocal tries
+        tries += 1
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Run, "execute", execute)
+    async with Origin(content(3 * MIB)).running() as origin, node(tmp_path) as (_, blobs):
+        async with asyncio.timeout(LIMIT):
+            with pytest.raises(Exception, match="the log says why"):
+                await blobs.want(origin.digest, 3 * MIB, origin)
+    assert tries < 10
+
+
+def test_who_is_not_wanted_any_more_does_not_wait_for_the_limit() -> None:
+    limiter, over = Limiter(1000), threading.Event()
+    waiting = [threading.Thread(target=limiter.take, args=(100_000, over.is_set)) for _ in range(8)]
+    for thread in waiting:
+        thread.start()
+    over.set()
+    for thread in waiting:
+        thread.join(LIMIT)
+        assert not thread.is_alive()
+    began = time.monotonic()
+    limiter.take(10)  # and what they did not use is there for others
+    assert time.monotonic() - began < 20
+
+
+def test_what_a_process_that_died_left_half_adopted_is_never_written_to(tmp_path: Path) -> None:
+    """It may be a second name of the very file that belongs to somebody else."""
+    whole = content(MIB)
+    theirs, staged = tmp_path / "theirs", tmp_path / "staged"
+    theirs.write_bytes(whole)
+    os.utime(theirs, (1, 1))
+    os.link(theirs, staged)
+    taken = adopt.take(theirs, staged, Digest("sha256", hashlib.sha256(whole).hexdigest()), MIB)
+    assert taken is not None
+    assert len(taken.pieces) == Pieces.of(MIB).count
+    assert theirs.read_bytes() == whole
