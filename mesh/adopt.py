@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from mesh.errors import StoreUnusable
 from mesh.shared import Stamp
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
-_STEP = 1 << 30  # bytes asked of the kernel at a time
+_STEP = 64 << 20  # bytes asked of the kernel at a time
 _READ = 1 << 20
 # The clock of file times ticks in milliseconds: a write must be told from one that came before the proof.
 _SETTLED_SECONDS = 1.0
@@ -35,11 +36,19 @@ class Taken:
     stamp: Stamp | None
 
 
-def take(source: Path, staged: Path, digest: Digest, size: int, *, may_copy: bool = True) -> Taken | None:
+def take(
+    source: Path,
+    staged: Path,
+    digest: Digest,
+    size: int,
+    *,
+    may_copy: bool = True,
+    is_over: Callable[[], bool] = lambda: False,
+) -> Taken | None:
     """Clone, link or copy `source` to `staged` and prove that; None if it is something else than `digest`.
 
-    Blocks for as long as it takes to read the file: call it in a thread. Raises OSError; StoreUnusable when somebody
-    is writing to the file just now.
+    Blocks for as long as it takes to read the file, or until `is_over`: call it in a thread. Raises OSError;
+    StoreUnusable when somebody is writing to the file just now, or it is over.
     """
     theirs = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -50,15 +59,15 @@ def take(source: Path, staged: Path, digest: Digest, size: int, *, may_copy: boo
             if _link(source, staged, stamp):
                 if time.time() - stamp.modified / 1e9 < _SETTLED_SECONDS:
                     raise StoreUnusable("it was written to a moment ago")
-                pieces = prove(theirs, digest, size)
+                pieces = prove(theirs, digest, size, is_over)
                 stamp.check(theirs)
                 return Taken(staged, pieces, stamp) if pieces is not None else None
             if not may_copy:
                 raise OSError("it is on another file system")
-            _copy(theirs, staged, size)
+            _copy(theirs, staged, size, is_over)
         ours = os.open(staged, os.O_RDWR | os.O_CLOEXEC)
         try:
-            pieces = prove(ours, digest, size)
+            pieces = prove(ours, digest, size, is_over)
             os.fsync(ours)
             os.utime(ours, ns=(time.time_ns(), stamp.modified))  # by this we know it as taken over
             return Taken(staged, pieces, None) if pieces is not None else None
@@ -68,14 +77,15 @@ def take(source: Path, staged: Path, digest: Digest, size: int, *, may_copy: boo
         os.close(theirs)
 
 
-def prove(fd: int, digest: Digest, size: int) -> list[bytes] | None:
-    """The BLAKE3 digests of the pieces of a file, None if the file is not `digest`."""
+def prove(fd: int, digest: Digest, size: int, is_over: Callable[[], bool]) -> list[bytes] | None:
+    """The BLAKE3 digests of the pieces of a file, None if the file is not `digest`. Raises as `take` does."""
     whole, cut, found = digest.hasher(size), Pieces.of(size), []
     buffer = memoryview(bytearray(_READ))
     for piece in range(cut.count):
         start, stop = cut.span(piece)
         part = blake3()
         while start < stop:
+            _check(is_over)
             count = os.preadv(fd, [buffer[: stop - start]], start)
             if not count:
                 return None
@@ -110,12 +120,18 @@ def _link(source: Path, staged: Path, stamp: Stamp) -> bool:
     return staged.stat().st_ino == stamp.inode
 
 
-def _copy(theirs: int, staged: Path, size: int) -> None:
+def _check(is_over: Callable[[], bool]) -> None:
+    if is_over():
+        raise StoreUnusable("the node is stopping")
+
+
+def _copy(theirs: int, staged: Path, size: int, is_over: Callable[[], bool]) -> None:
     staged.unlink(missing_ok=True)
     ours = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         done = 0
         while done < size:
+            _check(is_over)
             try:
                 count = os.copy_file_range(theirs, ours, min(_STEP, size - done), done, done)
             except (AttributeError, OSError):  # macOS; two file systems

@@ -72,11 +72,11 @@ def find_partials(folder: Path, complete: Mapping[Digest, Path]) -> Iterator[tup
 
 
 def scandir(path: Path) -> list[os.DirEntry[str]]:
-    """The entries of a directory; none when it is not there."""
+    """The entries of a directory; none when it is not there, or none: not ours."""
     try:
         with os.scandir(path) as entries:
             return list(entries)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

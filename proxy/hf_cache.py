@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,8 +58,17 @@ class HfCache:
         self._resolver = resolver
         self._seen: set[tuple[Path, int]] = set()
         self._refused: set[tuple[Path, int]] = set()
+        self._is_over = threading.Event()
 
     async def run(self) -> None:
+        try:
+            await self._run()
+        finally:
+            self._is_over.set()  # or a thread would go on with a large file for minutes
+
+    async def _run(self) -> None:
+        # What is left there by a process that died is ours, or a second name of a file that has its own.
+        await asyncio.to_thread(shutil.rmtree, self._staging, ignore_errors=True)
         while True:
             try:
                 found = await asyncio.to_thread(lambda: list(scan(self._root)))
@@ -91,7 +102,13 @@ class HfCache:
             staged = self._staging / cached.digest.hex
             try:
                 taken = await asyncio.to_thread(
-                    take, cached.file, staged, cached.digest, cached.size, may_copy=not is_here
+                    take,
+                    cached.file,
+                    staged,
+                    cached.digest,
+                    cached.size,
+                    may_copy=not is_here,
+                    is_over=self._is_over.is_set,
                 )
                 if taken is None:
                     log.warning("%s is not what its name says; left alone", cached.file)

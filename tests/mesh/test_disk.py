@@ -156,3 +156,13 @@ def test_what_a_process_that_died_left_half_adopted_is_never_written_to(tmp_path
     assert taken is not None
     assert len(taken.pieces) == Pieces.of(MIB).count
     assert theirs.read_bytes() == whole
+
+
+def test_a_stop_does_not_wait_for_a_large_file_to_be_proven(tmp_path: Path) -> None:
+    theirs, over = tmp_path / "theirs", threading.Event()
+    with theirs.open("wb") as file:
+        file.truncate(100 << 30)
+    os.utime(theirs, (1, 1))
+    threading.Timer(0.2, over.set).start()
+    with pytest.raises(StoreUnusable, match="stopping"):
+        adopt.take(theirs, tmp_path / "staged", Digest("sha256", "a" * 64), 100 << 30, is_over=over.is_set)
