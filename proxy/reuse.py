@@ -12,13 +12,15 @@ from multidict import CIMultiDict
 
 from proxy import caching
 from proxy.caching import Fields, Stored
-from proxy.hub.errors import OriginUnavailable
+from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.urls import Repo, Route
 from proxy.onward import Intake, Onward, end_to_end, is_for_viewer
 from proxy.ranges import select
 from proxy.shelf import MAX_BODY, Shelf
 
 _FAULTS = (500, 502, 503, 504)
+_REFUSALS = (401, 403, 404, 410)
+_OF_WHOLE_REPO = ("RepoNotFound", "GatedRepo")
 # What the Hub said of one request's quota is not true of the next.
 _OF_ONE_ANSWER = {"age", "ratelimit", "ratelimit-policy"}
 
@@ -42,9 +44,7 @@ class Reuse:
 
     def drop(self, repo: Repo) -> None:
         """Somebody wrote to a repository."""
-        for reading in self._readings:
-            reading.is_void |= reading.repo == str(repo)
-        self._shelf.drop_repo(str(repo))
+        self._drop_repo(str(repo))
 
     async def answer(self, request: web.Request, route: Route) -> web.StreamResponse:
         """Raises OriginUnavailable when the Hub cannot be asked and nothing is kept that may be told instead."""
@@ -100,6 +100,7 @@ class Reuse:
         asked, headers, now = tuple(request.headers.items()), end_to_end(answer.headers.items()), time.time()
         head = Stored(answer.status, answer.reason or "", headers, b"", asked_at, now)
         kept = caching.keep(asked, head) if request.method == "GET" else None
+        self._mind_word(reading, request, answer, is_kept=kept is not None)
         if kept is None or (answer.content_length or 0) > MAX_BODY:
             return await self._onward.relay(request, route, answer, why)
         intake = Intake(MAX_BODY)
@@ -107,6 +108,22 @@ class Reuse:
         if intake.is_whole and intake.body is not None:
             self._put(reading, asked, replace(kept, body=bytes(intake.body)))
         return response
+
+    def _mind_word(
+        self, reading: Reading, request: web.Request, answer: aiohttp.ClientResponse, *, is_kept: bool
+    ) -> None:
+        """Drop what the origin has taken back: with the origin away it would be told as if it still held."""
+        is_anonymous = caching.may_share(request.headers.items())
+        if answer.status in _REFUSALS:
+            if answer.status == 401 and not is_anonymous:
+                return  # about this token, and nothing about those who have none
+            self._drop(reading.key)
+            if reading.repo and HubError.of(answer.status, answer.headers).code in _OF_WHOLE_REPO:
+                self._drop_repo(reading.repo)
+            return
+        is_final = answer.status < 400 and answer.status not in (206, 304)
+        if is_final and is_anonymous and request.method == "GET" and not is_kept:
+            self._drop(reading.key)  # another answer stands in its place, which is not to be kept
 
     def _put(self, reading: Reading, asked: Fields, stored: Stored) -> None:
         kept = caching.keep(asked, stored)
@@ -150,6 +167,11 @@ class Reuse:
         for reading in self._readings:
             reading.is_void |= reading.key == key
         self._shelf.drop(key)
+
+    def _drop_repo(self, repo: str) -> None:
+        for reading in self._readings:
+            reading.is_void |= reading.repo == repo
+        self._shelf.drop_repo(repo)
 
 
 def _key(request: web.Request, route: Route) -> str:

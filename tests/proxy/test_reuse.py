@@ -186,6 +186,39 @@ async def test_what_is_stale_is_told_when_the_origin_fails_unless_forbidden(hub,
         assert body != first[1]
 
 
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+async def test_what_the_origin_refuses_now_is_not_told_when_it_is_away(hub, ask, status):
+    hub.headers = {"Cache-Control": "max-age=0", "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
+    await ask()
+    hub.status = status
+    assert (await ask())[0] == status
+    hub.is_away = True
+    assert (await ask())[0] == 502
+
+
+async def test_a_refusal_is_of_as_much_as_it_says(hub, ask):
+    """A bad token's 401 is about that token; a repository's refusal is about all of its pages."""
+    pages = [f"/acme/tiny/raw/main/{name}" for name in "ab"]
+    hub.headers = {"Cache-Control": "max-age=0"} | (validator := {"Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"})
+    told = [(await ask(target=page))[1] for page in pages]
+    hub.status = 401
+    await ask(target=pages[0], Authorization="Bearer hf_garbage")
+    hub.status, hub.headers = 404, {"X-Error-Code": "EntryNotFound"}
+    await ask(target="/acme/tiny/raw/main/c")
+    hub.is_away = True
+    assert [(await ask(target=page))[1] for page in pages] == told
+    hub.is_away, hub.status, hub.headers = False, 404, {"X-Error-Code": "RepoNotFound"}
+    await ask(target="/acme/tiny/raw/main/c")
+    hub.is_away = True
+    assert [(await ask(target=page))[0] for page in pages] == [502, 502]
+    hub.is_away, hub.status, hub.headers = False, 200, {"Cache-Control": "max-age=0"} | validator
+    await ask(target=pages[0])
+    hub.headers = {"Cache-Control": "no-store"}
+    await ask(target=pages[0])
+    hub.is_away = True
+    assert (await ask(target=pages[0]))[0] == 502, "what has come in its place was not to be kept"
+
+
 def stored(**headers: str) -> Stored:
     fields = tuple((name.replace("_", "-"), value) for name, value in headers.items())
     return Stored(200, "OK", fields, b"", NOW, NOW)
