@@ -272,6 +272,8 @@ class Api:
         else:
             raise OriginUnavailable(f"{self._origin.host} sends us in circles for {route.repo}")
         if answer.status == 304 and known is not None:
+            if route.kind in ("info", "revision"):  # what it says of the gate is news, if not its bytes
+                self._learn(route, known.commit, msgspec.json.decode(known.body), token, said_at)
             return self._remember(route, question, msgspec.structs.replace(known, said_at=said_at), token)
         if answer.status >= 400:
             error = HubError.of(answer.status, answer.headers, answer.body)
@@ -320,6 +322,10 @@ class Api:
         is_open = bool(commit) and token is None and says_open(document)
         if token is None:
             self._catalog.told(repo, said_at, is_open=is_open)
+        if route.kind in ("info", "revision") and isinstance(document, dict):
+            is_hidden = document.get("private") is True
+            if is_hidden or document.get("gated") or document.get("disabled"):  # whoever it was said to
+                self._catalog.closed(repo, said_at, is_hidden=is_hidden)
         if route.kind in ("tree", "paths-info") and isinstance(document, list) and is_commit(route.revision or ""):
             files = map(metadata.listed, rewrite.entries(document))
             self._listings.add(repo, route.revision or "", filter(None, files))

@@ -149,6 +149,21 @@ class Catalog:
         if (told := known.told(said_at, is_open=is_open)) != known:
             self.set_publicness(repo, told)
 
+    def closed(self, repo: str, said_at: float, *, is_hidden: bool = False) -> None:
+        """The Hub said, to whomever, that there is a gate; `is_hidden`: that not everybody may know of the repository.
+
+        What it refused already stays refused as of then, so that what it gave to nobody in particular since, as it does
+        with the card of a gated one, stays open.
+        """
+        known = self.publicness(repo)
+        closed_at, hidden_at, opened_at = known.closed_at, known.hidden_at, max(known.opened_at, known.changed_at)
+        if max(closed_at, hidden_at) <= opened_at:
+            closed_at = max(closed_at, said_at)
+        if is_hidden and hidden_at <= max(opened_at, known.shown_at):
+            hidden_at = max(hidden_at, said_at)
+        if (closed_at, hidden_at) != (known.closed_at, known.hidden_at):
+            self.set_publicness(repo, msgspec.structs.replace(known, closed_at=closed_at, hidden_at=hidden_at))
+
     def answer(self, repo: str, scope: str, question: str) -> ApiAnswer | None:
         """An API answer; `scope` is who may see it: everybody, or one token's holder."""
         answer = self._get(_key("api", repo, scope, question), ApiAnswer)

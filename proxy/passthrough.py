@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.urls import Repo, Route
 from proxy.onward import ADDRESSES, Onward
 from proxy.origin import Origin
-from proxy.reuse import Reuse
+from proxy.reuse import Reuse, mind_gate
 
 _READS = ("GET", "HEAD", "OPTIONS")
 # What is sent with POST and changes nothing in a repository: git's and LFS's questions, and previews.
@@ -40,7 +41,7 @@ class Passthrough:
         self._origin = origin
         self._catalog = catalog
         self._onward = Onward(origin)
-        self._reuse = Reuse(self._onward)
+        self._reuse = Reuse(self._onward, catalog)
 
     async def handle(
         self, request: web.Request, route: Route, *, body: Any = None, change: Change | None = None
@@ -65,8 +66,10 @@ class Passthrough:
         if request.method in ("GET", "HEAD") and body is None and not ADDRESSES.match(route.target):
             return await self._reuse.answer(request, route)
         is_write = request.method not in _READS and _QUESTIONS.search(route.target) is None
+        asked_at = time.time()
         try:
             async with self._onward.open(request, route, headers, body) as answer:
+                mind_gate(self._catalog, str(route.repo or ""), answer, asked_at)
                 if is_write:  # before the client knows, so that its next question brings what is new
                     self._forget(repos)
                 if request.method not in _READS and answer.status < 400:

@@ -12,6 +12,7 @@ from multidict import CIMultiDict
 
 from proxy import caching
 from proxy.caching import Fields, Stored
+from proxy.catalog import Catalog
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.urls import Repo, Route
 from proxy.onward import Intake, Onward, end_to_end, is_for_viewer
@@ -37,8 +38,9 @@ class Reading:
 class Reuse:
     """Answers questions: from what is kept where HTTP allows it, else from the Hub."""
 
-    def __init__(self, onward: Onward) -> None:
+    def __init__(self, onward: Onward, catalog: Catalog) -> None:
         self._onward = onward
+        self._catalog = catalog
         self._shelf = Shelf()
         self._readings: set[Reading] = set()
 
@@ -100,7 +102,7 @@ class Reuse:
         asked, headers, now = tuple(request.headers.items()), end_to_end(answer.headers.items()), time.time()
         head = Stored(answer.status, answer.reason or "", headers, b"", asked_at, now)
         kept = caching.keep(asked, head) if request.method == "GET" else None
-        self._mind_word(reading, request, answer, is_kept=kept is not None)
+        self._mind_word(reading, request, answer, asked_at, is_kept=kept is not None)
         if kept is None or (answer.content_length or 0) > MAX_BODY:
             return await self._onward.relay(request, route, answer, why)
         intake = Intake(MAX_BODY)
@@ -110,10 +112,17 @@ class Reuse:
         return response
 
     def _mind_word(
-        self, reading: Reading, request: web.Request, answer: aiohttp.ClientResponse, *, is_kept: bool
+        self,
+        reading: Reading,
+        request: web.Request,
+        answer: aiohttp.ClientResponse,
+        asked_at: float,
+        *,
+        is_kept: bool,
     ) -> None:
         """Drop what the origin has taken back: with the origin away it would be told as if it still held."""
         is_anonymous = caching.may_share(request.headers.items())
+        mind_gate(self._catalog, reading.repo, answer, asked_at)
         if answer.status in _REFUSALS:
             if answer.status == 401 and not is_anonymous:
                 return  # about this token, and nothing about those who have none
@@ -172,6 +181,12 @@ class Reuse:
         for reading in self._readings:
             reading.is_void |= reading.repo == repo
         self._shelf.drop_repo(repo)
+
+
+def mind_gate(catalog: Catalog, repo: str, answer: aiohttp.ClientResponse, asked_at: float) -> None:
+    """Files are not everybody's any more when anybody at all is told so, whatever the question was."""
+    if repo and answer.status in _REFUSALS and answer.headers.get("X-Error-Code") == "GatedRepo":
+        catalog.closed(repo, asked_at)
 
 
 def _key(request: web.Request, route: Route) -> str:

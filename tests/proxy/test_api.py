@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from collections.abc import Awaitable
 
 import pytest
@@ -169,6 +170,32 @@ async def test_the_info_of_a_gated_repository_is_public_and_opens_no_file(hub, t
         with pytest.raises(HubError) as caught:
             await node.file("config.json", BOB)
         assert caught.value.code == "GatedRepo"
+
+
+@pytest.mark.parametrize("token", [None, ALICE])
+@pytest.mark.parametrize("tail", ["", "/revision/main"])
+async def test_who_hears_of_a_gate_closes_it(hub, tmp_path, token, tail):
+    async with parts(hub.url, tmp_path, named=0) as node:
+        guard(hub, gated=True)
+        await node.ask(INFO + tail, token)
+        guard(hub, gated=False)
+        commit = (await node.file("config.json")).commit
+        guard(hub, gated=True)
+        await node.ask(INFO + tail, token)  # as it was at first: the Hub says no more than 304
+        for who in (None, BOB):
+            with pytest.raises(HubError) as caught:
+                await node.file("config.json", who, revision=commit)
+            assert caught.value.code == "GatedRepo"
+        assert (await node.file("config.json", ALICE, revision=commit)).commit == commit
+
+
+async def test_a_gated_card_stays_open_whatever_else_is_heard(hub, tmp_path):
+    async with parts(hub.url, tmp_path, named=0) as node:
+        guard(hub, gated=True)
+        await node.ask(INFO)
+        node.catalog.told(str(TINY), before := time.time(), is_open=False)
+        await node.ask(INFO)
+        assert 0 < node.catalog.publicness(str(TINY)).closed_at < before
 
 
 async def test_what_was_public_is_not_told_any_more_once_it_is_hidden(hub, tmp_path):

@@ -232,6 +232,19 @@ async def test_a_write_voids_what_was_known(node, echo, client, method, target, 
     assert (node.catalog.publicness(str(TINY)).changed_at > 0) is forgets
 
 
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [("GET", "/api/models/acme/tiny/auth-check"), ("POST", "/acme/tiny.git/info/lfs/objects/batch")],
+)
+async def test_who_is_told_of_a_gate_closes_it_for_nobody_in_particular(node, echo, client, method, target):
+    echo.answer = partial(web.Response, status=403, headers={"X-Error-Code": "GatedRepo"})
+    node.catalog.told(str(TINY), opened_at := 1000.0, is_open=True)
+    async with client.request(method, node.url + target, headers={"Authorization": "Bearer hf_bob"}) as answer:
+        assert answer.status == 403
+    assert node.catalog.publicness(str(TINY)).closed_at > opened_at
+    assert not node.catalog.publicness(str(TINY)).is_open(opened_at, opened_at, may_ask=False)
+
+
 async def test_addresses_in_parquet_listings_lead_here(node, echo, client):
     echo.answer = partial(
         web.json_response, {"default": {"train": [f"{echo.url}/api/datasets/a/b/parquet/default/train/0.parquet"]}}
