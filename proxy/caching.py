@@ -9,7 +9,7 @@ from __future__ import annotations
 import calendar
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 Fields = tuple[tuple[str, str], ...]
@@ -17,9 +17,9 @@ Fields = tuple[tuple[str, str], ...]
 # What was said once may be said again for as long while the origin fails, unless the answer says how long itself.
 STALE_SECONDS = 86_400.0
 _MAX_SECONDS = float(1 << 31)  # section 1.2.2
-_DIRECTIVE = re.compile(
-    r'\s*([^\s,;="]+)(?:=("(?:[^"\\]|\\.)*"|[^\s,"]*))?\s*(?:,|\Z)|(?:"(?:[^"\\]|\\.)*"|[^,"])+(?:,|\Z)|,'
-)
+# Anchored, and with nothing that can match in two ways: a header of 8 KB must not hold all others up.
+_MEMBER = re.compile(r'(?:[^,"]+|"(?:[^"\\]|\\.)*")*')
+_DIRECTIVE = re.compile(r'([^\s,;="]+)(?:=("(?:[^"\\]|\\.)*"|[^\s,"]*))?\Z')
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _DATES = (  # RFC 9110, section 5.6.7
     re.compile(r"\w{3}, (?P<d>\d{2}) (?P<m>\w{3}) (?P<y>\d{4}) (?P<t>\d{2}:\d{2}:\d{2}) GMT\Z"),
@@ -58,9 +58,9 @@ def field(headers: Iterable[tuple[str, str]], name: str) -> str | None:
 def directives(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
     """The `Cache-Control` of a message; of one that is there twice, the first."""
     found: dict[str, str] = {}
-    for name, value in _DIRECTIVE.findall(field(headers, "cache-control") or ""):
-        if name:
-            found.setdefault(name.lower(), value.strip('"'))
+    for member in _members(field(headers, "cache-control") or ""):
+        if match := _DIRECTIVE.match(member.strip()):
+            found.setdefault(match[1].lower(), (match[2] or "").strip('"'))
     return found
 
 
@@ -203,6 +203,18 @@ def date(text: str | None) -> float | None:
     return None
 
 
+def _members(text: str) -> Iterator[str]:
+    """The members of a list: a comma in quotes is none that tells them apart. Quotes that never end protect nothing."""
+    start = 0
+    while start < len(text):
+        stop = match.end() if (match := _MEMBER.match(text, start)) else start
+        if text[stop : stop + 1] == '"':
+            yield from text[start:].split(",")
+            return
+        yield text[start:stop]
+        start = stop + 1
+
+
 def _must_be_fresh(said: Mapping[str, str]) -> bool:
     return bool({"must-revalidate", "proxy-revalidate", "no-cache", "s-maxage"} & said.keys())
 
@@ -220,4 +232,4 @@ def _nominated(vary: list[str], request: Fields) -> Fields:
 
 
 def _normal(request: Fields, name: str) -> str:
-    return re.sub(r"\s*,\s*", ",", field(request, name) or "").strip()
+    return ",".join(part.strip() for part in (field(request, name) or "").split(","))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 # RFC 9110, section 14.1.1; what does not match is no bytes range, and the header is then ignored (14.2).
-_SPEC = re.compile(r"\s*(?:(\d{1,19})\s*-\s*(\d{1,19})?|-\s*(\d{1,19}))\s*\Z", re.ASCII)
-_ENTITY_TAG = re.compile(r'\s*((?:W/)?"[^"]*")\s*(?:,|\Z)')
+_POSITION = re.compile(r"\d{1,19}\Z", re.ASCII)
+_ENTITY_TAG = re.compile(r'(?:W/)?"[^"]*"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +55,22 @@ def select(
     unit, equals, specs = range_.partition("=")
     if unit.strip().lower() != "bytes" or not equals or "," in specs:
         return whole
-    match = _SPEC.match(specs)
-    if match is None:
+    first, dash, last = (part.strip() for part in specs.partition("-"))
+    if not dash or not (first or last) or any(part and not _POSITION.match(part) for part in (first, last)):
         return whole
-    if match[3] is not None:
-        length = int(match[3])
+    if not first:
+        length = int(last)
         if not length:
             return Selection(416)
         start, stop = max(0, size - length), size
     else:
-        start = int(match[1])
-        stop = size if match[2] is None else int(match[2]) + 1
-        if match[2] is not None and stop <= start:
+        start = int(first)
+        stop = int(last) + 1 if last else size
+        if last and stop <= start:
             return whole  # last before first: invalid, hence ignored
     if start >= size:
         return Selection(416)
-    return Selection(206, start, min(stop, size), is_rest=match[1] is not None and match[2] is None)
+    return Selection(206, start, min(stop, size), is_rest=bool(first and not last))
 
 
 def _matches(field: str, etag: str, *, weakly: bool) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import pytest
 from aiohttp import ClientSession, web
@@ -13,6 +14,7 @@ from proxy.caching import Stored
 from proxy.hub import errors
 from proxy.hub.errors import OriginUnavailable
 from proxy.hub.urls import parse
+from proxy.ranges import select
 from proxy.resolve import Client
 from proxy.shelf import Shelf
 from tests.proxy.parts import parts
@@ -248,6 +250,44 @@ def http_date(at: float) -> str:
 )
 def test_how_long_an_answer_is_fresh(answer, life):
     assert caching.lifetime(answer) == life
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('a = 1 , b=2;c, d="x,y\\",z", e', {"b": "2;c", "d": 'x,y\\",z', "e": ""}),
+        (',, a=1 ,\tA=2,"quoted, b", c', {"a": "1", "c": ""}),
+        ('a="never, no-store, b=1', {"no-store": "", "b": "1"}),
+        ('a\\"b\\"c, no-store', {"no-store": ""}),
+    ],
+)
+def test_directives_however_odd_they_are(text, said):
+    assert caching.directives([("Cache-Control", text)]) == said
+
+
+def slower(work: Callable[[int], object]) -> float:
+    """How much longer it takes for eight times as much: about 8, and 64 where the time goes with the square."""
+
+    def once(size: int) -> float:
+        began = time.process_time()
+        work(size)
+        return time.process_time() - began
+
+    return min(once(16_000) for _ in range(5)) / min(once(2_000) for _ in range(5))
+
+
+@pytest.mark.parametrize("odd", ['{}"', '"{}', "x{}x", "{},", "{}=", '{}" x'])
+@pytest.mark.parametrize("filling", ["a", " ", '\\"', "=", '" '])
+def test_no_header_takes_time_with_the_square_of_its_length(odd, filling):
+    def work(size: int) -> None:
+        text = odd.format(filling * (size // len(filling)))
+        fields = [("Cache-Control", text), ("Vary", "Accept"), ("Accept", text)]
+        caching.directives(fields)
+        caching.matches(Stored(200, "", (), b"", 0, 0, (("accept", "x"),)), tuple(fields))
+        select(9, '"x"', if_none_match=text)
+        select(9, '"x"', range_=f"bytes=1-{text}")
+
+    assert slower(work) < 30
 
 
 def test_how_old_an_answer_is():
