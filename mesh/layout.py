@@ -18,7 +18,6 @@ from mesh.shared import Stamp
 log = logging.getLogger(__name__)
 
 STAMP = ".shared"
-PUBLIC_MODE, PRIVATE_MODE = 0o444, 0o400  # of a blob's file, or of the stamp beside it
 _GONE = "gone-"  # what a file is called, in the folder of partial blobs, that only waits to be deleted
 
 
@@ -110,7 +109,7 @@ def make_durable(partial: Partial, final: Path, mode: int) -> None:
         # (https://lwn.net/Articles/752063/). Whoever reads it goes on; what comes next is written to another file.
         partial.abandon()
         raise
-    os.fchmod(partial.fd, PRIVATE_MODE | 0o200)  # public only under its final name; and may be opened again until then
+    os.fchmod(partial.fd, 0o600)  # public only under its final name, and until then it may be opened again
     partial.path.rename(final)
     try:
         os.fchmod(partial.fd, mode)

@@ -20,6 +20,7 @@ from mesh import layout
 from mesh.blob import Blob
 from mesh.content import Digest
 from mesh.errors import StoreFull, StoreUnusable
+from mesh.marks import Marks
 from mesh.partial import Partial, read_manifest
 from mesh.shared import Stamp
 
@@ -63,7 +64,7 @@ class Store:
         self.evicted_bytes = 0
         self._is_pinned = is_pinned
         self._entries: dict[Digest, _Entry] = {}
-        self._public: set[Digest] = set()
+        self._marks = Marks(self._marked)
         self._partial_entries: dict[Digest, _PartialEntry] = {}
         self._making_room = asyncio.Lock()
         self._flushes: set[asyncio.Future[None]] = set()  # of proven blobs: what is on its way to the disk cannot go
@@ -144,15 +145,11 @@ class Store:
 
     def is_public(self, digest: Digest) -> bool:
         """Whether anybody could get this blob from the Hub: then it may be shared with anybody."""
-        return digest in self._public
+        return digest in self._marks
 
-    def mark_public(self, digest: Digest) -> None:
-        """Remember that anybody could get this blob; on disk as its file being readable by all."""
-        if digest not in self._public:
-            self._public.add(digest)
-            if digest in self._entries:
-                with contextlib.suppress(OSError):  # we ask again after the next start
-                    self._marked(digest).chmod(layout.PUBLIC_MODE)
+    def mark_public(self, digest: Digest, *, is_public: bool = True) -> None:
+        """Remember, over restarts too, that anybody could get this blob, or that not everybody can any more."""
+        self._marks.set(digest, is_public=is_public)
 
     async def remove(self, digest: Digest) -> int:
         """Drop a blob, complete or partial, that nobody is using; returns the bytes it freed.
@@ -217,8 +214,7 @@ class Store:
         flush = asyncio.get_running_loop().create_future()
         self._flushes.add(flush)
         try:
-            mode = layout.PUBLIC_MODE if partial.digest in self._public else layout.PRIVATE_MODE
-            await asyncio.to_thread(layout.make_durable, partial, final, mode)
+            await asyncio.to_thread(layout.make_durable, partial, final, self._marks.mode(partial.digest))
         except OSError as error:
             raise layout.refusal(error, f"to keep {partial.digest}", f"keep {partial.digest}") from error
         finally:
@@ -230,6 +226,7 @@ class Store:
         if partial.digest not in self._entries:
             self._entries[partial.digest] = _Entry(partial.size, time.time())
             self.size += partial.size
+        self._marks.write(partial.digest)  # it may have changed meanwhile
 
     async def adopt(
         self, digest: Digest, size: int, staged: Path, pieces: Sequence[bytes], stamp: Stamp | None = None
@@ -239,14 +236,12 @@ class Store:
         `pieces`: the BLAKE3 digest of each. `stamp`: the file keeps its name elsewhere. Raises OSError.
         """
         final = self._path(digest)
-        mode = layout.PUBLIC_MODE if digest in self._public else layout.PRIVATE_MODE
-        await asyncio.to_thread(layout.take_over, staged, final, size, pieces, mode, stamp)
+        await asyncio.to_thread(layout.take_over, staged, final, size, pieces, self._marks.mode(digest), stamp)
         if digest not in self._entries:
             self._entries[digest] = _Entry(size, time.time())
             self.size += size
         self._entries[digest].stamp = stamp
-        if digest in self._public:
-            self._marked(digest).chmod(layout.PUBLIC_MODE)
+        self._marks.write(digest)
         with contextlib.suppress(StoreUnusable):  # it counts, and may go some other time
             await self.remove_partial(digest)
 
@@ -333,10 +328,12 @@ class Store:
     def _path(self, digest: Digest) -> Path:
         return Path(self._name(digest))
 
-    def _marked(self, digest: Digest) -> Path:
+    def _marked(self, digest: Digest) -> Path | None:
         """The file whose mode says whether a blob is public: never one of somebody else's."""
-        path = self._path(digest)
-        return layout.stamp_of(path) if self._entries[digest].stamp is not None else path
+        entry, path = self._entries.get(digest), self._path(digest)
+        if entry is None:
+            return None
+        return path if entry.stamp is None else layout.stamp_of(path)
 
     def _touch(self, digest: Digest, entry: _Entry) -> None:
         now = time.time()
@@ -349,7 +346,7 @@ class Store:
 
     def _forget(self, digest: Digest) -> None:
         entry = self._entries.pop(digest, None)
-        self._public.discard(digest)
+        self._marks.forget(digest)
         if entry is not None:
             self.size -= entry.size
 
@@ -377,8 +374,7 @@ class Store:
             stamp = Stamp.read(layout.stamp_of(Path(file.path)))
             if stamp is not None and stamp.inode == about.st_ino:  # else we died before the file got its name
                 entry.stamp = stamp
-        if self._marked(digest).stat().st_mode & 0o004:
-            self._public.add(digest)
+        self._marks.read(digest)
 
     def _scan(self) -> None:
         for algorithm in ("sha256", "git-sha1"):

@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -84,6 +84,8 @@ class Catalog:
 
     A write to a repository through this node voids what was said of it before: `changed`. Refs and API answers that
     are older are not found any more, and an answer that was on its way meanwhile is not kept.
+
+    `on_shut` is called with a repository when the Hub's last word on it becomes that not everybody may have its files.
     """
 
     def __init__(self, root: Path) -> None:
@@ -95,6 +97,7 @@ class Catalog:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="catalog")
         self._writing: asyncio.Future[None] | None = None
         self._is_broken = False
+        self.on_shut: Callable[[str], None] = lambda repo: None
         if pins := self.pins():  # anew, so that they are never the oldest
             self._write({_key("pins"): msgspec.msgpack.encode(pins)})
 
@@ -141,7 +144,10 @@ class Catalog:
         return self._get(_key("public", repo), Publicness) or Publicness()
 
     def set_publicness(self, repo: str, publicness: Publicness) -> None:
+        was_shut = _is_shut(self.publicness(repo))
         self._set(_key("public", repo), publicness)
+        if _is_shut(publicness) and not was_shut:
+            self.on_shut(repo)
 
     def told(self, repo: str, said_at: float, *, is_open: bool) -> None:
         """An anonymous request was answered: see `Publicness.told`."""
@@ -260,6 +266,11 @@ class Catalog:
         self._memory_size += size
         while self._memory_size > _MEMORY:
             self._memory_size -= self._memory.popitem(last=False)[1][1]
+
+
+def _is_shut(publicness: Publicness) -> bool:
+    refused_at = max(publicness.closed_at, publicness.hidden_at)
+    return refused_at > max(publicness.opened_at, publicness.changed_at)
 
 
 def _key(*parts: str) -> str:

@@ -44,6 +44,7 @@ class Holdings:
         self.node_id, self.role, self.stats = node_id, role, stats
         self._store, self._blobs, self._mesh = store, blobs, mesh
         self._preheater = preheater
+        self._catalog.on_shut = self._unshare
 
     # --- what there is
 
@@ -132,6 +133,15 @@ class Holdings:
         return await self._preheater.order(order)
 
     # --- inside
+
+    def _unshare(self, repo: str) -> None:
+        """Not everybody may have its files any more, so no stranger gets them from us in an open mesh.
+
+        What another repository has as well is shared again as soon as the Hub gives it to nobody in particular.
+        """
+        for _, _, metadata in self._catalog.files_of(repo):
+            if metadata.digest is not None:
+                self._store.mark_public(metadata.digest, is_public=False)
 
     def _commit(self, repo: str, revision: str) -> str:
         ref = self._catalog.ref(repo, revision)

@@ -73,7 +73,7 @@ def test_a_process_that_dies_while_it_keeps_a_blob_leaves_one_that_can_be_opened
     partial = Partial(path, Digest("sha256", "a" * 64), MIB)
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="broken"):
-        layout.make_durable(partial, final, layout.PUBLIC_MODE)
+        layout.make_durable(partial, final, 0o444)
     partial.close()
     assert path.stat().st_mode & 0o777 == 0o600
 

@@ -1,0 +1,52 @@
+"""Which blobs anybody could get from the Hub. On disk that is the mode of a file of ours: readable by all, or by us."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from mesh.content import Digest
+
+log = logging.getLogger(__name__)
+
+_PUBLIC_MODE, _PRIVATE_MODE = 0o444, 0o400
+
+
+class Marks:
+    """`file_of` says which file tells of a complete blob, None for what is not complete."""
+
+    def __init__(self, file_of: Callable[[Digest], Path | None]) -> None:
+        self._file_of = file_of
+        self._public: set[Digest] = set()
+
+    def __contains__(self, digest: Digest) -> bool:
+        return digest in self._public
+
+    def mode(self, digest: Digest) -> int:
+        return _PUBLIC_MODE if digest in self._public else _PRIVATE_MODE
+
+    def set(self, digest: Digest, *, is_public: bool) -> None:
+        """Remember it, at once and for the next start."""
+        if is_public != (digest in self._public):
+            (self._public.add if is_public else self._public.discard)(digest)
+            self.write(digest)
+
+    def write(self, digest: Digest) -> None:
+        """Have the file say what is remembered."""
+        file = self._file_of(digest)
+        try:
+            if file is not None:
+                file.chmod(self.mode(digest))
+        except OSError as error:
+            log.warning("cannot write down whether %s is public: %s", digest, error)
+
+    def read(self, digest: Digest) -> None:
+        """Remember what the file says. Raises OSError."""
+        file = self._file_of(digest)
+        if file is not None and file.stat().st_mode & 0o004:
+            self._public.add(digest)
+
+    def forget(self, digest: Digest) -> None:
+        """The blob is gone."""
+        self._public.discard(digest)
