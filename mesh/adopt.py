@@ -23,6 +23,7 @@ from mesh.shared import Stamp
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _STEP = 64 << 20  # bytes asked of the kernel at a time
 _READ = 1 << 20
+_ATTEMPTS = 3
 # The clock of file times ticks in milliseconds: a write must be told from one that came before the proof.
 _SETTLED_SECONDS = 1.0
 
@@ -57,6 +58,9 @@ def take(
             return None
         if not _clone(theirs, staged):
             if _link(source, staged, stamp):
+                before, stamp = stamp, Stamp.of(theirs)  # with the change that our link is
+                if not stamp.looks_like(before):
+                    raise StoreUnusable("it is being written to")
                 if time.time() - stamp.modified / 1e9 < _SETTLED_SECONDS:
                     raise StoreUnusable("it was written to a moment ago")
                 pieces = prove(theirs, digest, size, is_over)
@@ -77,7 +81,25 @@ def take(
         os.close(theirs)
 
 
-def prove(fd: int, digest: Digest, size: int, is_over: Callable[[], bool]) -> list[bytes] | None:
+def take_again(file: Path, digest: Digest, size: int) -> Stamp | None:
+    """Prove a shared file of ours anew, as another program did something to it; None if it is not `digest` any more.
+
+    Blocks as `take` does. Raises OSError; StoreUnusable when it is being changed all the time.
+    """
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for _ in range(_ATTEMPTS):
+            stamp = Stamp.of(fd)
+            if stamp.size != size or prove(fd, digest, size) is None:
+                return None
+            if Stamp.of(fd) == stamp:
+                return stamp
+    finally:
+        os.close(fd)
+    raise StoreUnusable("it is being changed")
+
+
+def prove(fd: int, digest: Digest, size: int, is_over: Callable[[], bool] = lambda: False) -> list[bytes] | None:
     """The BLAKE3 digests of the pieces of a file, None if the file is not `digest`. Raises as `take` does."""
     whole, cut, found = digest.hasher(size), Pieces.of(size), []
     buffer = memoryview(bytearray(_READ))

@@ -11,7 +11,7 @@ from mesh.access import OriginAccess
 from mesh.adopt import Taken
 from mesh.blob import Blob
 from mesh.content import Digest, Pieces
-from mesh.errors import BlobCorrupt, MeshError, StoreFull, Unavailable
+from mesh.errors import BlobCorrupt, MeshError, SourceFailed, StoreFull, Unavailable
 from mesh.fill import Reader
 from mesh.house import House
 from mesh.swarm import Swarm
@@ -19,6 +19,7 @@ from mesh.swarm import Swarm
 log = logging.getLogger(__name__)
 
 _MAX_DISPROVED = 1000
+_PROOF_SECONDS = 5.0  # that a reader waits for one; clients give up after 10 without a byte
 
 
 class Blobs:
@@ -29,6 +30,7 @@ class Blobs:
         self._swarms: dict[Digest, Swarm] = {}
         self._lives: dict[Digest, asyncio.Task[None]] = {}
         self._adopting: dict[Digest, asyncio.Event] = {}
+        self._proofs: dict[Digest, asyncio.Task[None]] = {}
         self._is_closing = False
         self._disproved_at: dict[Digest, float] = {}
 
@@ -124,6 +126,16 @@ class Blobs:
         self._house.exchange.announce(digest)
         return True
 
+    async def prove_again(self, digest: Digest) -> None:
+        """Find out whether a blob in doubt is still what it was. Raises SourceFailed when that takes too long."""
+        if (proof := self._proofs.get(digest)) is None:
+            proof = self._house.tasks.start(self._house.store.prove_again(digest), name=f"proof {digest}")
+            self._proofs[digest] = proof
+            proof.add_done_callback(lambda _: self._proofs.pop(digest))
+        await asyncio.wait([proof], timeout=_PROOF_SECONDS)
+        if self._house.store.is_doubtful(digest):
+            raise SourceFailed("disk", f"{digest} is read anew: another program did something to its file", 2.0)
+
     async def close(self) -> None:
         """End all swarms; what has arrived is kept for the next start."""
         self._is_closing = True
@@ -137,6 +149,9 @@ class Blobs:
             raise Unavailable("the node is stopping")
         if (adopted := self._adopting.get(digest)) is not None:
             await adopted.wait()
+            return None
+        if self._house.store.is_doubtful(digest):
+            await self.prove_again(digest)
             return None
         swarm = self._swarms.get(digest)
         if swarm is not None and swarm.is_over:

@@ -128,8 +128,10 @@ def stamp_of(path: Path) -> Path:
     return path.with_suffix(STAMP)
 
 
-def take_over(staged: Path, final: Path, size: int, pieces: Sequence[bytes], mode: int, stamp: Stamp | None) -> None:
-    """Give a proven file from elsewhere a blob's name, in place of what has it now. Raises OSError.
+def take_over(
+    staged: Path, final: Path, size: int, pieces: Sequence[bytes], mode: int, stamp: Stamp | None
+) -> Stamp | None:
+    """Give a proven file from elsewhere a blob's name, in place of what has it now; its stamp then. Raises OSError.
 
     Who else has the file is written down before it gets the name: dying in between leaves a stamp that fits nothing.
     """
@@ -140,7 +142,11 @@ def take_over(staged: Path, final: Path, size: int, pieces: Sequence[bytes], mod
     else:
         staged.chmod(mode)
     staged.rename(final)
+    if stamp is not None and (renamed := Stamp.of(final)).looks_like(stamp):  # a rename is a change, too
+        stamp = renamed
+        stamp.write(stamp_of(final))
     _flush_directory(final.parent)
+    return stamp
 
 
 def _flush_directory(path: Path) -> None:

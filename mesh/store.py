@@ -13,12 +13,13 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from mesh import layout
+from mesh.adopt import take_again
 from mesh.blob import Blob
 from mesh.content import Digest
+from mesh.entries import Entry, PartialEntry, eviction_order
 from mesh.errors import StoreFull, StoreUnusable
 from mesh.marks import Marks
 from mesh.partial import Partial, read_manifest
@@ -28,23 +29,6 @@ log = logging.getLogger(__name__)
 
 # Writing the time of use to disk more often than this would cost more than the order is worth.
 _TOUCH_SECONDS = 60.0
-
-
-@dataclass(slots=True)
-class _Entry:
-    size: int
-    used_at: float  # wall clock, as the file system keeps it
-    touched_at: float = 0.0
-    users: int = 0
-    stamp: Stamp | None = None  # when the file has a name elsewhere too
-
-
-@dataclass(slots=True)
-class _PartialEntry:
-    path: Path
-    held: int  # bytes accounted for: what is on disk plus what is reserved for pieces under way
-    used_at: float
-    partial: Partial | None = None  # while in use
 
 
 class Store:
@@ -63,9 +47,9 @@ class Store:
         self.max_size = max_size
         self.evicted_bytes = 0
         self._is_pinned = is_pinned
-        self._entries: dict[Digest, _Entry] = {}
+        self._entries: dict[Digest, Entry] = {}
         self._marks = Marks(self._marked)
-        self._partial_entries: dict[Digest, _PartialEntry] = {}
+        self._partial_entries: dict[Digest, PartialEntry] = {}
         self._making_room = asyncio.Lock()
         self._flushes: set[asyncio.Future[None]] = set()  # of proven blobs: what is on its way to the disk cannot go
         self._stuck: set[Digest] = set()  # what could not be evicted: said once of each, tried each time
@@ -117,11 +101,11 @@ class Store:
             self._forget(digest)
             return None
         actual = os.fstat(fd).st_size
-        if entry.stamp is not None and Stamp.of(fd) != entry.stamp:
+        if entry.stamp is not None and (now := Stamp.of(fd)) != entry.stamp:
             os.close(fd)
-            log.warning("blob %s was changed by the program that shares its file; dropped", digest)
-            self._drop_file(digest)
-            return None
+            if not now.looks_like(entry.stamp):
+                self._drop_changed(digest)
+            return None  # otherwise it is in doubt
         if actual != entry.size:
             os.close(fd)
             log.error("blob %s has %d bytes on disk instead of %d; dropped", digest, actual, entry.size)
@@ -137,6 +121,35 @@ class Store:
             entry.users -= 1
 
         return Blob(digest, actual, fd, entry.stamp, release)
+
+    def in_doubt(self) -> list[Digest]:
+        """The blobs whose file another program did something to that need not be a write."""
+        return [digest for digest in self._entries if self.is_doubtful(digest)]
+
+    def is_doubtful(self, digest: Digest) -> bool:
+        entry = self._entries.get(digest)
+        return entry is not None and entry.stamp is not None and entry.stamp.is_doubtful(self._path(digest))
+
+    async def prove_again(self, digest: Digest) -> None:
+        """Read a blob in doubt from beginning to end, and keep it only if it is still what it was."""
+        entry = self._entries[digest]
+        entry.users += 1
+        try:
+            stamp = await asyncio.to_thread(take_again, self._path(digest), digest, entry.size)
+        except (OSError, StoreUnusable) as error:
+            log.info("cannot prove %s anew yet: %s", digest, error)
+            return
+        finally:
+            entry.users -= 1
+        if self._entries.get(digest) is not entry:
+            return
+        if stamp is None:
+            self._drop_changed(digest)
+            return
+        entry.stamp = stamp
+        with contextlib.suppress(OSError):  # then it is in doubt again after the next start
+            stamp.write(layout.stamp_of(self._path(digest)))
+        self._marks.write(digest)
 
     def manifest(self, digest: Digest) -> dict[int, bytes]:
         """BLAKE3 digest of every piece of a complete blob, {} when they were not kept. Reads a small file."""
@@ -190,7 +203,7 @@ class Store:
         if entry is not None:
             self.size -= entry.held
         self.size += held
-        self._partial_entries[digest] = _PartialEntry(path, held, time.time(), partial)
+        self._partial_entries[digest] = PartialEntry(path, held, time.time(), partial)
         return partial
 
     def close_partial(self, partial: Partial) -> None:
@@ -224,7 +237,7 @@ class Store:
         if entry is not None:
             self.size -= entry.held
         if partial.digest not in self._entries:
-            self._entries[partial.digest] = _Entry(partial.size, time.time())
+            self._entries[partial.digest] = Entry(partial.size, time.time())
             self.size += partial.size
         self._marks.write(partial.digest)  # it may have changed meanwhile
 
@@ -236,9 +249,10 @@ class Store:
         `pieces`: the BLAKE3 digest of each. `stamp`: the file keeps its name elsewhere. Raises OSError.
         """
         final = self._path(digest)
-        await asyncio.to_thread(layout.take_over, staged, final, size, pieces, self._marks.mode(digest), stamp)
+        mode = self._marks.mode(digest)
+        stamp = await asyncio.to_thread(layout.take_over, staged, final, size, pieces, mode, stamp)
         if digest not in self._entries:
-            self._entries[digest] = _Entry(size, time.time())
+            self._entries[digest] = Entry(size, time.time())
             self.size += size
         self._entries[digest].stamp = stamp
         self._marks.write(digest)
@@ -287,7 +301,9 @@ class Store:
 
     async def _make_room(self, count: int, keep: Digest | None) -> bool:
         while self.size + count > self.max_size:
-            for digest in self._eviction_order(keep):
+            for digest in eviction_order(self._entries, self._partial_entries, self._is_pinned):
+                if digest == keep:
+                    continue
                 try:
                     freed = await self.remove(digest)
                 except StoreUnusable as error:
@@ -305,20 +321,7 @@ class Store:
             await asyncio.wait(self._flushes, return_when=asyncio.FIRST_COMPLETED)
         return True
 
-    def _eviction_order(self, keep: Digest | None) -> list[Digest]:
-        idle = [
-            (entry.used_at, digest)
-            for digest, entry in self._entries.items()
-            if not entry.users and not self._is_pinned(digest)
-        ]
-        idle += [
-            (entry.used_at, digest)
-            for digest, entry in self._partial_entries.items()
-            if entry.partial is None and not self._is_pinned(digest)
-        ]
-        return [digest for _, digest in sorted(idle) if digest != keep]
-
-    def _account(self, entry: _PartialEntry, held: int) -> None:
+    def _account(self, entry: PartialEntry, held: int) -> None:
         self.size += held - entry.held
         entry.held = held
 
@@ -335,14 +338,14 @@ class Store:
             return None
         return path if entry.stamp is None else layout.stamp_of(path)
 
-    def _touch(self, digest: Digest, entry: _Entry) -> None:
+    def _touch(self, digest: Digest, entry: Entry) -> None:
         now = time.time()
         entry.used_at = now
         if now - entry.touched_at > _TOUCH_SECONDS:
             entry.touched_at = now
             with contextlib.suppress(OSError):  # only the order of eviction after a restart depends on it
-                modified = self._path(digest).stat().st_mtime_ns
-                os.utime(self._path(digest), ns=(int(now * 1e9), modified))
+                if (file := self._marked(digest)) is not None:  # to touch a shared one would be a change
+                    os.utime(file, ns=(int(now * 1e9), file.stat().st_mtime_ns))
 
     def _forget(self, digest: Digest) -> None:
         entry = self._entries.pop(digest, None)
@@ -362,6 +365,10 @@ class Store:
             raise StoreUnusable(f"cannot remove {path}: {error}") from error
         return size
 
+    def _drop_changed(self, digest: Digest) -> None:
+        log.warning("blob %s was changed by the program that shares its file; dropped", digest)
+        self._drop_file(digest)
+
     def _drop_file(self, digest: Digest) -> None:
         self._forget(digest)
         with contextlib.suppress(OSError):
@@ -369,11 +376,12 @@ class Store:
 
     def _found(self, digest: Digest, file: os.DirEntry[str], *, may_be_shared: bool) -> None:
         about = file.stat()
-        entry = self._entries[digest] = _Entry(about.st_size, about.st_atime)
+        entry = self._entries[digest] = Entry(about.st_size, about.st_atime)
         if may_be_shared:
             stamp = Stamp.read(layout.stamp_of(Path(file.path)))
             if stamp is not None and stamp.inode == about.st_ino:  # else we died before the file got its name
                 entry.stamp = stamp
+                entry.used_at = layout.stamp_of(Path(file.path)).stat().st_atime
         self._marks.read(digest)
 
     def _scan(self) -> None:
@@ -387,4 +395,4 @@ class Store:
                         self._found(Digest(algorithm, file.name), file, may_be_shared=is_shared)
         for digest, file in layout.find_partials(self._partials, {d: self._path(d) for d in self._entries}):
             path = Path(file.path)
-            self._partial_entries[digest] = _PartialEntry(path, Partial.journaled(path), file.stat().st_mtime)
+            self._partial_entries[digest] = PartialEntry(path, Partial.journaled(path), file.stat().st_mtime)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from blake3 import blake3
@@ -176,6 +177,31 @@ def test_two_nodes_and_a_client_hold_it_once(hub: HubProcess, tmp_path: Path) ->
         assert ask(a.url + target).body == model
 
 
+def test_what_another_program_does_to_a_shared_file_is_found_out(hub: HubProcess, cache: Path, tmp_path: Path) -> None:
+    file, target = blob(cache, BIG), f"/{REPO}/resolve/main/sub/model.safetensors"
+    os.utime(file, (1, 1))
+    with NodeProcess(tmp_path / "a", hub.url, "--hf-cache", str(cache)) as node:
+        wait(lambda: len(node.status()["blobs"]) == 3, "it is not taken over")
+        if file.stat().st_nlink == 1:
+            pytest.skip("this file system clones files: nothing is shared")
+
+        # Names come and go, also those of another node or of `hf cache`: that is no reason to lose it.
+        os.link(file, tmp_path / "another")
+        (tmp_path / "another").unlink()
+        assert ask(node.url + target).body == BIG
+    file.chmod(0o600)
+    with NodeProcess(tmp_path / "a", hub.url, "--hf-cache", str(cache)) as node:
+        assert ask(node.url + target, Range="bytes=9-").body == BIG[9:]
+        assert hub.stats()["total_bytes"] == 0, "it was lost"
+
+        # Written to, and the time of that put back.
+        with file.open("r+b") as written:
+            written.write(b"changed in place")
+        os.utime(file, (1, 1))
+        assert ask(node.url + target).body == BIG
+        assert "was changed by the program that shares its file" in node.log()
+
+
 def test_a_file_written_to_while_it_is_read(tmp_path: Path) -> None:
     file, staged = tmp_path / "theirs", tmp_path / "staged"
     file.write_bytes(BIG)
@@ -191,6 +217,7 @@ def test_a_file_written_to_while_it_is_read(tmp_path: Path) -> None:
         assert client.recv(200) == BIG[:100]
         with file.open("r+b") as theirs:
             theirs.write(b"x")
+        os.utime(file, (1, 1))
         with pytest.raises(StoreUnusable):
             send_some(mine, source, 100, 200)
 
@@ -250,7 +277,8 @@ async def test_a_cache_that_changes_under_a_look_is_looked_at_again(
 
     monkeypatch.setattr("proxy.hf_cache.scan", scan)
     monkeypatch.setattr("proxy.hf_cache._LOOK_AGAIN", 0.01)
-    life = loop.create_task(HfCache(tmp_path, tmp_path, store=None, blobs=None, resolver=None).run())  # type: ignore[arg-type]
+    store = SimpleNamespace(in_doubt=list)
+    life = loop.create_task(HfCache(tmp_path, tmp_path, store=store, blobs=None, resolver=None).run())  # type: ignore[arg-type]
     async with asyncio.timeout(10):
         await again.wait()
     life.cancel()

@@ -1,0 +1,44 @@
+"""What a store remembers of each blob, complete or partial, and which of them go first when there is no room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mesh.content import Digest
+from mesh.partial import Partial
+from mesh.shared import Stamp
+
+
+@dataclass(slots=True)
+class Entry:
+    """A complete blob. Sizes in bytes, times in seconds since the epoch."""
+
+    size: int
+    used_at: float  # wall clock, as the file system keeps it
+    touched_at: float = 0.0
+    users: int = 0
+    stamp: Stamp | None = None  # when the file has a name elsewhere too
+
+
+@dataclass(slots=True)
+class PartialEntry:
+    """A partial blob."""
+
+    path: Path
+    held: int  # bytes accounted for: what is on disk plus what is reserved for pieces under way
+    used_at: float
+    partial: Partial | None = None  # while in use
+
+
+def eviction_order(
+    entries: Mapping[Digest, Entry], partials: Mapping[Digest, PartialEntry], is_pinned: Callable[[Digest], bool]
+) -> list[Digest]:
+    """What nobody is using and nobody has pinned, beginning with what was used longest ago."""
+
+    def idle() -> Iterator[tuple[float, Digest]]:
+        yield from ((entry.used_at, digest) for digest, entry in entries.items() if not entry.users)
+        yield from ((entry.used_at, digest) for digest, entry in partials.items() if entry.partial is None)
+
+    return [digest for _, digest in sorted(idle()) if not is_pinned(digest)]
