@@ -102,7 +102,7 @@ class Files:
             headers["Content-Range"] = content_range
         if request.method == "HEAD":
             return self._head(request, file, client, selection, headers)
-        if selection.status in (304, 412, 416) or not file.size:
+        if selection.status in (304, 412, 416) or file.metadata.is_empty:
             headers["Cache-Status"] = _cache_status(file, "hit")
             request["outcome"] = "hit"
             return web.Response(status=selection.status, headers=headers)

@@ -180,7 +180,7 @@ class Resolver:
         """
         repo = str(route.repo)
         known = self._catalog.file(repo, commit, route.path) or self._listed(repo, commit, route.path)
-        if known is None:
+        if known is None or (known.metadata is not None and known.metadata.contradicts_itself):
             return None
         publicness, may_ask = self._catalog.publicness(repo), self.may_ask and outcome != "stale"
         is_open = publicness.is_open(known.open_at, time.time(), may_ask=may_ask)
@@ -265,6 +265,8 @@ class Resolver:
                 raise self._refusal(route, commit, answer, token, said_at)
             is_redirect, where = answer.status >= 300, answer.headers.get("Location", "")
             found = metadata.linked(answer.headers) if is_redirect else metadata.direct(answer.headers)
+            if found is not None and found.contradicts_itself:
+                raise OriginUnavailable(f"{self._origin.host} says that {route.path} is empty, which its ETag denies")
             if found is not None and is_commit(commit):
                 url = urljoin(self._origin.absolute(target), where) if is_redirect else self._origin.absolute(target)
                 self._locations.keep(FileRoute(route.repo, commit, route.path), token, url, user_agent, time.time())

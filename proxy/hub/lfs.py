@@ -119,14 +119,17 @@ def objects(body: bytes, now: float) -> dict[Digest, Object | Missing]:
     for said in _entries(_document(body)):
         try:
             digest = Digest("sha256", said["oid"])
+            size = said.get("size")
             if "error" in said:
                 found[digest] = Missing(int(said["error"]["code"]), str(said["error"].get("message", "")))
-            elif isinstance(download := said["actions"]["download"], dict) and isinstance(said["size"], int):
+            elif size == 0 and not metadata.is_empty(digest):
+                found[digest] = Missing(502, f"{digest.hex} is said to be empty, which its digest denies")
+            elif isinstance(download := said["actions"]["download"], dict) and isinstance(size, int) and size >= 0:
                 headers = {str(name): str(value) for name, value in (download.get("header") or {}).items()}
                 url, ends = str(download["href"]), metadata.expiry(str(download["href"]), now)
                 if isinstance(life := download.get("expires_in"), int) and life > 0:
                     ends = min(ends, now + life)
-                found[digest] = Object(digest, said["size"], url, headers, ends)
+                found[digest] = Object(digest, size, url, headers, ends)
         except (AttributeError, KeyError, TypeError, ValueError):
             continue
     return found

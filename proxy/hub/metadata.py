@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import hashlib
 import re
 import time
 from collections.abc import Mapping
@@ -18,6 +19,11 @@ _SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}\Z"), re.compile(r"[0-9a-f]{40}\Z")
 _AMZ_DATE = re.compile(r"\d{8}T\d{6}Z\Z")
 # How long an address is good that does not say so: well below the hour that the Hub's are.
 _UNKNOWN_LIFE = 600.0
+# What an empty file is called, and no other: the one size that is checked by the digest alone, as no byte will come.
+_EMPTY = {
+    Digest("git-sha1", "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"),
+    Digest("sha256", hashlib.sha256().hexdigest()),
+}
 
 
 class FileMetadata(msgspec.Struct, frozen=True):
@@ -33,6 +39,21 @@ class FileMetadata(msgspec.Struct, frozen=True):
     def digest(self) -> Digest | None:
         """The blob's digest; None when the ETag is not one, as at some mirrors: then nothing can be proven."""
         return _digest(self.etag)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no bytes, and that is proven."""
+        return not self.size and is_empty(self.digest)
+
+    @property
+    def contradicts_itself(self) -> bool:
+        """Whether it names bytes and says that there are none."""
+        return not self.size and self.digest is not None and not is_empty(self.digest)
+
+
+def is_empty(digest: Digest | None) -> bool:
+    """Whether this is the digest of no bytes at all."""
+    return digest in _EMPTY
 
 
 @lru_cache(1024)  # asked for several times in each request
@@ -84,7 +105,8 @@ def listed(entry: Mapping[str, Any]) -> tuple[str, FileMetadata] | None:
         return None
     if size < 0 or not (_SHA256 if lfs else _SHA1).match(digest):
         return None
-    return path, FileMetadata(digest, size, xet_hash=xet_hash if isinstance(xet_hash, str) else "")
+    found = FileMetadata(digest, size, xet_hash=xet_hash if isinstance(xet_hash, str) else "")
+    return None if found.contradicts_itself else (path, found)
 
 
 def _metadata(headers: Mapping[str, str], etag: str, size: str) -> FileMetadata:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 
 import pytest
@@ -74,7 +75,13 @@ def test_addresses_become_ours_and_all_else_stays() -> None:
     assert said["objects"][1:] == answer["objects"][1:]
     other = json.dumps(answer | {"transfer": "xet"}).encode()
     assert lfs.through_us(other, lambda found: "", "") == other
+    empty = hashlib.sha256().hexdigest()
+    said_empty = [{"oid": oid, "size": 0, "actions": {"download": action}} for oid in (OID, empty)]
+    body = json.dumps({"objects": said_empty}).encode()
+    assert [type(found) for found in lfs.objects(body, 0).values()] == [Missing, Object]
+    assert json.loads(lfs.through_us(body, lambda found: "", ""))["objects"][0] == said_empty[0]
     strange = [
+        {"oid": OID, "size": -7, "actions": {"download": action}},
         {"oid": OID, "size": 7, "actions": {"download": {"href": "https://cdn/x", "header": ["X-A"]}}},
         {"oid": OID, "size": 7, "actions": []},
         {"oid": OID, "size": "7", "actions": {"download": action}},

@@ -1,5 +1,7 @@
 """What HEAD answers say about files, and when signed addresses end."""
 
+import hashlib
+
 import pytest
 
 from mesh.content import Digest
@@ -37,6 +39,7 @@ def test_a_tree_tells_of_files():
         {"oid": SHA256},
         {"oid": "G" * 40},
         {"size": -1},
+        {"size": 0},
         {"size": "12"},
         {"path": None},
         {"lfs": {"oid": SHA1, "size": 12}},
@@ -50,6 +53,15 @@ def test_the_address_of_a_small_file_names_it():
     assert metadata.named(f"/api/resolve-cache/models/a/b/c/d?%2Fa%2Fb=&etag=%22{SHA1}%22") == SHA1
     assert metadata.named(f"/a/b/resolve/main/d?etag=%22{SHA1}%22") == ""
     assert metadata.named("/api/resolve-cache/models/a/b/c/d") == ""
+
+
+@pytest.mark.parametrize("empty", [hashlib.sha256().hexdigest(), hashlib.sha1(b"blob 0\0").hexdigest()])
+def test_only_the_digest_of_no_bytes_makes_an_empty_file(empty):
+    assert metadata.FileMetadata(empty, 0).is_empty
+    assert not metadata.FileMetadata(empty, 1).is_empty
+    for etag, contradicts in ((empty, False), (SHA1, True), (SHA256, True), ("no digest", False)):
+        found = metadata.FileMetadata(etag, 0)
+        assert (found.is_empty, found.contradicts_itself) == (etag == empty, contradicts)
 
 
 @pytest.mark.parametrize("etag", ["", "abc", "g" * 40, "AB" * 32, "../" + "a" * 37])
