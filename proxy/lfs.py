@@ -217,11 +217,14 @@ class Lfs:
             self._grants.revoke(client.token, repo, said_at)
 
     def _is_public(self, route: ObjectRoute, client: Client) -> bool:
-        """Whether anybody may have it: it was given to nobody in particular, or files of its repository are."""
+        """Whether anybody may have it: this very object was given to nobody in particular.
+
+        That other files of its repository are open proves nothing: it may have been pushed behind a gate since.
+        """
         if client.token is None:
             return True
-        publicness = self._catalog.publicness(str(route.repo))
-        return publicness.is_open(publicness.opened_at, time.time(), may_ask=True)
+        said = self._said.get((str(route.repo), route.digest.hex, ""))
+        return said is not None and self._holds(str(route.repo), said, Client())
 
 
 def _key(client: Client) -> str:
