@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import time
 from typing import Literal
-from urllib.parse import urljoin
+from urllib.parse import quote, urljoin
 
 import msgspec
 
@@ -22,7 +22,7 @@ from proxy.hub.client import Client
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.freshness import Freshness
 from proxy.hub.metadata import FileMetadata
-from proxy.hub.urls import FileRoute, Repo, is_commit
+from proxy.hub.urls import FileRoute, Repo, is_commit, is_file
 from proxy.listings import Listings
 from proxy.locations import Locations
 from proxy.origin import Answer, Origin
@@ -167,7 +167,7 @@ class Resolver:
             repo = Repo.parse(said.repo)
         except (msgspec.DecodeError, ValueError):
             return None
-        if not is_commit(said.commit) or not said.path or len(said.path) > 4096:
+        if not is_commit(said.commit) or len(said.path) > 4096 or not is_file(said.commit, quote(said.path)):
             return None
         return FileRoute(repo, said.commit, said.path)
 

@@ -158,7 +158,7 @@ def _parse(path: str, query: str) -> Route:
         repo = _repo(repo_type, segments[:length])
         if repo is not None and segments[length : length + 1] == ["resolve"]:
             revision, _, file = _split_revision("/".join(segments[length + 1 :]))
-            if _is_file(revision, file):
+            if is_file(revision, file):
                 return FileRoute(repo, unquote(revision), unquote(file))
     length = 1 if segments and segments[0].endswith(".git") else 2
     names = [segment.removesuffix(".git") for segment in segments[:length]]
@@ -174,7 +174,7 @@ def _parse_api(segments: list[str], path: str, query: str) -> Route:
         for length in (2, 1):
             repo = _repo(_TYPES[segments[2]], segments[3 : 3 + length])
             commit, file = segments[3 + length : 4 + length], "/".join(segments[4 + length :])
-            if repo is not None and commit and is_commit(commit[0]) and _is_file(commit[0], file):
+            if repo is not None and commit and is_commit(commit[0]) and is_file(commit[0], file):
                 return FileRoute(repo, commit[0], unquote(file))
         return other
     if segments[1] not in _TYPES:
@@ -197,7 +197,7 @@ def _parse_api(segments: list[str], path: str, query: str) -> Route:
     revision, _, below = _split_revision(argument)
     if verb in ("revision", "tree", "paths-info") and revision and (not below or verb == "tree"):
         kind: ApiKind = "tree" if verb == "tree" else "revision" if verb == "revision" else "paths-info"
-        if _is_file(revision, below or "-"):
+        if is_file(revision, below or "-"):
             return ApiRoute(repo, kind, unquote(revision), target, query)
     return OtherRoute(target, repo)
 
@@ -216,7 +216,7 @@ def _split_revision(rest: str) -> tuple[str, str, str]:
     return special[0], "/", rest[special.end() + 1 :]
 
 
-def _is_file(revision: str, path: str) -> bool:
+def is_file(revision: str, path: str) -> bool:
     """Whether these raw parts can name a file. What climbs out of its repository must not pass for a part of it."""
     parts = f"{unquote(revision)}/{unquote(path)}"
     return (

@@ -5,13 +5,14 @@ import hashlib
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mesh.content import Digest
 from proxy.files import HubAccess
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.urls import Repo
-from proxy.resolve import Client
+from proxy.resolve import Client, Hint
 from tests.hub.process import HubProcess
 from tests.proxy.parts import TINY, parts
 
@@ -338,3 +339,17 @@ async def test_a_hint_names_a_public_file_and_nothing_strange(hub, tmp_path):
             assert closed is None, "nobody's word opens a gated file"
         for bad in (b"", b"\xff" * 9, b"\x93\xa1a\xa1b\xa1c", b"\x93\xa3a/b\xa4main\xa1c"):
             assert node.resolver.of_hint(bad) is None
+        # A mirror may resolve these, and then answers for another repository than the one that is named.
+        for path in (
+            "",
+            "a/",
+            ".",
+            "../x",
+            f"../../../../acme/open/resolve/{file.commit}/x",
+            "a/../../x",
+            "a\nb",
+            "\0",
+        ):
+            hint = msgspec.msgpack.encode(Hint(str(TINY), file.commit, path))
+            assert node.resolver.of_hint(hint) is None, path
+        assert node.resolver.of_hint(msgspec.msgpack.encode(Hint(str(TINY), file.commit, "ü/a%2e..b"))) is not None
