@@ -310,7 +310,7 @@ class Resolver:
             known = self._catalog.file(repo, commit, route.path)
             file = msgspec.structs.replace(file, open_at=known.open_at if known is not None else 0.0)
             if proves:
-                self._grants.allow(token, repo, time.monotonic())
+                self._grants.allow(token, repo, time.monotonic(), said_at)
         self._catalog.set_file(repo, commit, route.path, file)
         if not is_commit(route.revision):
             self._catalog.set_ref(repo, route.revision, Ref(commit, said_at))

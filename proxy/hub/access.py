@@ -98,8 +98,14 @@ class Grants:
         self._until: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._refused_at: OrderedDict[tuple[str, str], float] = OrderedDict()
 
-    def allow(self, token: str, repo: str, now: float) -> None:
+    def allow(self, token: str, repo: str, now: float, said_at: float) -> None:
+        """The Hub gave a file when it was asked at `said_at` (seconds since the epoch); `now` is by the grants' clock.
+
+        Answers overtake each other: one to a question from before the last refusal lets nobody in any more.
+        """
         key = (token_key(token), repo)
+        if said_at <= self._refused_at.get(key, 0.0):
+            return
         self._until[key] = now + self.life
         self._until.move_to_end(key)
         while len(self._until) > self._limit:
@@ -109,7 +115,7 @@ class Grants:
         """The Hub refused at `said_at` (seconds since the epoch): what it told this token before is void."""
         key = (token_key(token), repo)
         self._until.pop(key, None)
-        self._refused_at[key] = said_at
+        self._refused_at[key] = max(said_at, self._refused_at.get(key, 0.0))
         self._refused_at.move_to_end(key)
         while len(self._refused_at) > self._limit:
             self._refused_at.popitem(last=False)

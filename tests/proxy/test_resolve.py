@@ -185,6 +185,33 @@ async def test_a_refusal_ends_a_grant_at_once(hub, tmp_path):
             assert await refusal(node.file(path, ALICE)) == (403, "GatedRepo")
 
 
+async def test_an_older_yes_that_comes_after_a_refusal_lets_nobody_in(hub, tmp_path):
+    hub.folder.commit(TINY.id, {"late.json": SMALL})
+    guard(hub, private=True)
+    async with parts(hub.url, tmp_path) as node:
+        commit = (await node.file("model.safetensors", ALICE)).commit
+        origin, held = node.origin, asyncio.Event()
+        ask = origin.ask
+
+        async def slowly(method, target, **about):
+            answer = await ask(method, target, **about)
+            if "late" in target and answer.status == 200:
+                await held.wait()
+            return answer
+
+        origin.ask = slowly
+        late = asyncio.get_running_loop().create_task(node.file("late.json", ALICE, revision=commit))
+        while not any("resolve-cache" in name for name in hub.stats()["requests"]):
+            await asyncio.sleep(0.02)
+        repo = hub.folder.load("models", TINY.id)
+        repo.readers = []
+        repo.save(hub.folder.folder("models", TINY.id))
+        assert await refusal(node.file("config.json", ALICE, revision=commit)) == (404, "RepoNotFound")
+        held.set()
+        assert (await late).size
+        assert await refusal(node.file("model.safetensors", ALICE, revision=commit)) == (404, "RepoNotFound")
+
+
 async def test_a_card_opens_no_gate(hub, tmp_path):
     """Even where everybody may read the card of a gated repository, that proves nothing for its weights."""
     async with parts(hub.url, tmp_path) as node:

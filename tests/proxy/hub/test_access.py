@@ -74,7 +74,7 @@ def test_an_info_says_that_there_is_no_gate_in_so_many_words(info, is_open):
 
 def test_a_grant_is_for_one_token_and_one_repository_and_ends():
     grants = Grants(300)
-    grants.allow("hf_a", "models/x/y", 0)
+    grants.allow("hf_a", "models/x/y", 0, said_at=1.0)
     assert grants.is_allowed("hf_a", "models/x/y", 299)
     assert not grants.is_allowed("hf_a", "models/x/y", 300)
     assert not grants.is_allowed("hf_b", "models/x/y", 1)
@@ -85,10 +85,19 @@ def test_a_grant_is_for_one_token_and_one_repository_and_ends():
     assert not grants.is_allowed("hf_a", "models/x/y", 1)
 
 
+def test_a_yes_from_before_a_refusal_lets_nobody_in():
+    grants = Grants(300)
+    grants.revoke("hf_a", "models/x/y", said_at=50.0)
+    grants.revoke("hf_a", "models/x/y", said_at=40.0)  # came later and was asked before
+    for said_at, is_allowed in ((45.0, False), (50.0, False), (51.0, True)):
+        grants.allow("hf_a", "models/x/y", 0, said_at)
+        assert grants.is_allowed("hf_a", "models/x/y", 1) is is_allowed, said_at
+
+
 def test_grants_are_few_and_hold_no_token():
     grants = Grants(300, limit=3)
     for number in range(5):
-        grants.allow(f"hf_secret{number}", "models/x/y", 0)
+        grants.allow(f"hf_secret{number}", "models/x/y", 0, said_at=1.0)
     assert [grants.is_allowed(f"hf_secret{n}", "models/x/y", 1) for n in range(5)] == [False] * 2 + [True] * 3
     assert "secret" not in repr(vars(grants))
 
