@@ -61,7 +61,7 @@ class App:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Every path that is not ours, with any method."""
         client = Client.of(request.headers)
-        kind, answer = self._route(request, client)
+        kind, answer = ("other", _refuse_token()) if client.has_bad_token else self._route(request, client)
         request["route"] = kind
         try:
             return await answer
@@ -131,6 +131,11 @@ class App:
         request_id = request.headers.get("X-Request-Id", "")[:64] or f"{_RUN}-{next(self._numbers):x}"
         about = {"request_id": request_id, "client": request.remote}
         log.log(level, "%s %s %s", request.method, request.rel_url.raw_path, how, extra=about)
+
+
+async def _refuse_token() -> web.StreamResponse:
+    """The Hub is not asked: it would have to be sent what no header field can carry."""
+    raise errors.bad_token()
 
 
 async def _end_report() -> web.StreamResponse:

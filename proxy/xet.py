@@ -23,6 +23,7 @@ from mesh.stats import Stats
 from proxy.api import visible_base
 from proxy.catalog import Catalog
 from proxy.files import Files
+from proxy.hub.client import agent_of
 from proxy.hub.errors import HubError
 from proxy.hub.urls import FileRoute, Repo
 from proxy.hub.xet import (
@@ -117,7 +118,7 @@ class Xet:
 
     async def _xorb(self, request: web.Request, route: XorbRoute) -> web.StreamResponse:
         xet_hash, number = route.hash, route.number
-        text, user_agent = request.query.get("signature", ""), request.headers.get("User-Agent", "")
+        text, user_agent = request.query.get("signature", ""), agent_of(request.headers)
         read = self._passes.read(text, xet_hash, user_agent, time.time()) if is_hash(xet_hash) else None
         if read is None:
             raise HubError(403, message="no address of this node, or one whose time is over")  # clients ask anew

@@ -28,7 +28,7 @@ _CARDS = ("readme.md", ".gitattributes")
 
 def token_key(token: str) -> str:
     """What we remember of a token: never the token itself."""
-    return hashlib.sha256(f"hubmesh grant\0{token}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"hubmesh grant\0{token}".encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 def is_card(path: str) -> bool:

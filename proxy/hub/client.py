@@ -6,21 +6,28 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+_STRANGE = re.compile(r"[^ -~]")
+_LONGEST_NAME = 1000
 _HUB_VERSION = re.compile(r"\bhf_hub/(\d+)\.(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """The token that came with a request, and its User-Agent."""
+    """The token that came with a request, and its User-Agent.
+
+    `has_bad_token`: one came that cannot be any, as it is not all printable ASCII. It is not kept.
+    """
 
     token: str | None = field(default=None, repr=False)
     user_agent: str = ""
+    has_bad_token: bool = False
 
     @classmethod
     def of(cls, headers: Mapping[str, str]) -> Client:
         scheme, _, token = headers.get("Authorization", "").partition(" ")
-        is_bearer = scheme.lower() == "bearer" and token.strip()
-        return cls(token.strip() if is_bearer else None, headers.get("User-Agent", ""))
+        token = token.strip() if scheme.lower() == "bearer" else ""
+        is_bad = _STRANGE.search(token) is not None
+        return cls(token if token and not is_bad else None, agent_of(headers), is_bad)
 
     @property
     def hub_version(self) -> tuple[int, int] | None:
@@ -36,3 +43,8 @@ class Client:
     @property
     def accepts_unknown_size(self) -> bool:
         return (self.hub_version or (0, 0)) >= (1, 33)
+
+
+def agent_of(headers: Mapping[str, str]) -> str:
+    """What a client calls itself, as it can be sent on by anybody: printable ASCII, of bounded length."""
+    return _STRANGE.sub("?", headers.get("User-Agent", "")[:_LONGEST_NAME])

@@ -116,6 +116,11 @@ def entry_not_found(path: str, commit: str) -> HubError:
     )
 
 
+def bad_token() -> HubError:
+    """What the Hub says to a token that nobody has."""
+    return HubError(401, message=_BAD_TOKEN)
+
+
 def come_again(message: str, client: Asker, seconds: int = 2) -> HubError:
     """What makes this client wait and try again: 429 for recent ones, 503 for those that know only that."""
     if client.waits_on_429:

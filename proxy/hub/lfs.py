@@ -14,7 +14,7 @@ from typing import Any
 
 from mesh.content import Digest
 from proxy.hub import metadata
-from proxy.hub.client import Client
+from proxy.hub.client import Client, agent_of
 from proxy.hub.urls import OtherRoute, Repo
 
 MEDIA_TYPE = "application/vnd.git-lfs+json"
@@ -86,7 +86,7 @@ def client_of(headers: Mapping[str, str]) -> Client | None:
         token = base64.b64decode(word, validate=True).decode().partition(":")[2]
     except ValueError:
         return None
-    return Client(token, headers.get("User-Agent", "")) if _TOKEN.match(token) else None
+    return Client(token, agent_of(headers)) if _TOKEN.match(token) else None
 
 
 def object_target(repo: Repo, digest: Digest, size: int) -> str:

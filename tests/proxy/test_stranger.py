@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from proxy.catalog import File
 from proxy.hub.errors import OriginUnavailable
 from proxy.hub.metadata import FileMetadata
+from tests.http import ask
+from tests.node import NodeProcess
 from tests.proxy.parts import TINY, parts
-from tests.stranger import COMMIT, Stranger, file, git_sha1, said
+from tests.stranger import COMMIT, Script, Stranger, file, git_sha1, said
 
 BODY = b'{"hidden_size": 768}'
+
+
+@contextmanager
+def before(script: Script, tmp_path: Path, *flags: str) -> Iterator[tuple[Stranger, NodeProcess]]:
+    """A whole node before an origin that answers by a script."""
+    with Stranger(script) as origin, NodeProcess(tmp_path / "node", origin.url, *flags) as node:
+        yield origin, node
 
 
 async def test_what_is_said_to_be_empty_and_is_not_is_neither_served_nor_kept(tmp_path):
@@ -35,3 +47,22 @@ async def test_what_is_said_to_be_empty_and_is_not_is_neither_served_nor_kept(tm
                 await node.file("old.json", revision=COMMIT)
             told.clear()
             assert (await node.file("config.json")).size == len(BODY)
+
+
+def test_a_clients_strange_fields_are_nobody_elses_trouble(tmp_path):
+    """Bytes above 127: in the name of the software, which goes to the Hub with the next ranges too, and in a token."""
+    with before(lambda method, target, headers: file(BODY), tmp_path) as (origin, node):
+        at = f"{node.url}/{TINY.id}/resolve/main/config.json"
+        assert ask(at, User_Agent="M\xfcller/1.0; hf_hub/2.4.0").body == BODY
+        assert ask(at, User_Agent="hf_hub/2.4.0").body == BODY
+        heard = len(origin.asked)
+        for path in (
+            f"/{TINY.id}/resolve/main/x",
+            f"/api/models/{TINY.id}",
+            f"/{TINY.id}/raw/main/x",
+            "/api/whoami-v2",
+        ):
+            answer = ask(node.url + path, token="hf_\xfc")
+            assert (answer.status, answer["X-Error-Code"]) == (401, None)
+            assert answer["X-Error-Message"] == "Invalid credentials in Authorization header"
+        assert len(origin.asked) == heard

@@ -6,6 +6,7 @@ import pytest
 
 from mesh.content import Digest
 from proxy.hub import metadata
+from proxy.hub.access import token_key
 from proxy.hub.client import Client
 
 SHA256, SHA1 = "ab" * 32, "cd" * 20
@@ -96,5 +97,18 @@ def test_the_software_that_asks_is_known_by_its_name(agent, version, waits):
     client = Client.of({"User-Agent": agent, "Authorization": "Bearer  hf_x"})
     assert (client.hub_version, client.waits_on_429, client.token) == (version, waits, "hf_x")
     assert "hf_x" not in repr(client)
-    for field in ("", "Bearer", "Bearer ", "Basic abc"):
-        assert Client.of({"Authorization": field}).token is None
+    for field in ("", "Bearer", "Bearer ", "Basic abc", "Basic \udcfc"):
+        assert Client.of({"Authorization": field}) == Client()
+
+
+def test_a_client_is_no_more_than_a_header_field_can_carry():
+    """Bytes above 127 come as what they are in UTF-8, or as lone surrogates: neither can be sent on by everybody."""
+    client = Client.of(
+        {"User-Agent": "M\udcfcller/1; \u7814\t; hf_hub/2.4.0" + "x" * 9999, "Authorization": "Bearer hf_x"}
+    )
+    assert client.user_agent.startswith("M?ller/1; ??; hf_hub/2.4.0xx")
+    assert (client.hub_version, len(client.user_agent), client.has_bad_token) == ((2, 4), 1000, False)
+    for token in ("hf_\udcfc", "hf_\u00fc", "hf\t_x"):
+        client = Client.of({"Authorization": f"Bearer {token}"})
+        assert (client.token, client.has_bad_token) == (None, True)
+        assert token_key(token)
