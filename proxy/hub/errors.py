@@ -8,6 +8,8 @@ from typing import Protocol
 
 from aiohttp import web
 
+from proxy.hub.metadata import readable
+
 # What the Hub says about an error and its clients read; everything else of its answer stays behind.
 _PASSED_ON = (
     "X-Error-Code",
@@ -60,8 +62,8 @@ class HubError(Exception):
     def of(cls, status: int, headers: Mapping[str, str], body: bytes = b"") -> HubError:
         """What the Hub answered, as far as it concerns the client."""
         code = "RepoNotFound" if needs_code(status, headers) else headers.get("X-Error-Code", "")
-        message = headers.get("X-Error-Message", "")
-        kept = {name: headers[name] for name in _PASSED_ON if name in headers}
+        message = readable(headers.get("X-Error-Message", ""))
+        kept = {name: readable(headers[name]) for name in _PASSED_ON if name in headers}
         retry_after = headers.get("Retry-After", "")
         return cls(
             status,

@@ -111,12 +111,24 @@ def listed(entry: Mapping[str, Any]) -> tuple[str, FileMetadata] | None:
 
 def _metadata(headers: Mapping[str, str], etag: str, size: str) -> FileMetadata:
     return FileMetadata(
-        bare_etag(etag),
+        bare_etag(readable(etag)),
         int(size),
-        headers.get("Content-Type", ""),
-        headers.get("Content-Disposition", ""),
-        headers.get("X-Xet-Hash", ""),
+        readable(headers.get("Content-Type", "")),
+        readable(headers.get("Content-Disposition", "")),
+        readable(headers.get("X-Xet-Hash", "")),
     )
+
+
+def readable(field: str) -> str:
+    """A header field as text: what is no UTF-8 arrives with lone surrogates, which can be neither kept nor sent on.
+
+    Such bytes are latin-1, as HTTP once had it: names of files, from servers that do not encode them.
+    """
+    try:
+        field.encode()
+    except UnicodeEncodeError:
+        return field.encode(errors="surrogateescape").decode("latin-1")
+    return field
 
 
 def expiry(url: str, now: float) -> float:

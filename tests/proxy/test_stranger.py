@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from proxy.catalog import File
-from proxy.hub.errors import OriginUnavailable
+from proxy.hub import errors
+from proxy.hub.client import Client
+from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.metadata import FileMetadata
 from tests.http import ask
 from tests.node import NodeProcess
@@ -66,3 +68,22 @@ def test_a_clients_strange_fields_are_nobody_elses_trouble(tmp_path):
             assert (answer.status, answer["X-Error-Code"]) == (401, None)
             assert answer["X-Error-Message"] == "Invalid credentials in Authorization header"
         assert len(origin.asked) == heard
+
+
+async def test_fields_that_are_no_utf8_are_kept_and_told(tmp_path):
+    name = b'inline; filename="caf\xe9.json"'
+
+    def script(method, target, headers):
+        if "gone" in target:
+            return said(404, X_Error_Code="EntryGone", X_Error_Message=b"no caf\xe9", X_HF_Warning=b"a; caf\xe9")
+        return file(BODY, Content_Disposition=name, Content_Type=b"text/\xe9")
+
+    with Stranger(script) as origin:
+        async with parts(origin.url, tmp_path) as node:
+            found = (await node.file("caf\u00e9.json")).metadata
+            assert (found.content_disposition, found.content_type) == (name.decode("latin-1"), "text/\u00e9")
+            assert (await node.file("caf\u00e9.json")).outcome == "hit"
+            with pytest.raises(HubError) as caught:
+                await node.file("gone.json")
+            assert errors.respond(caught.value, Client()).headers["X-HF-Warning"] == "a; caf\u00e9"
+            assert caught.value.message == "no caf\u00e9"
