@@ -82,6 +82,8 @@ def direct(headers: Mapping[str, str]) -> FileMetadata | None:
         return None  # the length would be that of the compressed bytes
     etag = headers.get("X-Linked-Etag") or headers.get("ETag", "")
     size = headers.get("X-Linked-Size") or headers.get("Content-Length", "")
+    if not size and is_empty(_digest(bare_etag(etag))):
+        size = "0"  # a HEAD need not tell the length, and servers leave one of 0 out
     return _metadata(headers, etag, size) if etag and size.isdigit() else None
 
 

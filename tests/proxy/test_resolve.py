@@ -71,6 +71,13 @@ async def test_large_and_small_files_carry_what_the_hub_says(hub, tmp_path):
         assert (await node.file("config.json", revision=commit)).outcome == "hit"
 
 
+async def test_an_empty_file_needs_no_length(hub, tmp_path):
+    """The stand-in answers a HEAD for one as its library does: without Content-Length."""
+    hub.folder.commit(TINY.id, {"__init__.py": b""})
+    async with parts(hub.url, tmp_path) as node:
+        assert (await node.file("__init__.py")).metadata.is_empty
+
+
 async def test_many_who_ask_the_same_cost_one_question(hub, tmp_path):
     hub.turn(latency={"resolve": 0.2})
     async with parts(hub.url, tmp_path) as node:

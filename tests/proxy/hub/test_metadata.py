@@ -28,6 +28,7 @@ def test_a_small_file_is_told_by_the_answer_itself():
     assert metadata.direct({"ETag": f'"{SHA1}"', "Content-Length": "12", "Content-Encoding": "gzip"}) is None
     assert metadata.direct({"Content-Length": "12"}) is None
     assert metadata.direct({"ETag": f'"{SHA1}"', "Content-Length": "-1"}) is None
+    assert metadata.direct({"ETag": f'"{SHA1}"'}) is None
 
 
 def test_a_tree_tells_of_files():
