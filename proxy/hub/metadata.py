@@ -134,7 +134,15 @@ def readable(field: str) -> str:
 
 
 def expiry(url: str, now: float) -> float:
-    """When a signed URL ends, in seconds since the epoch, from the parameters that the storages in use put there."""
+    """When a signed URL that was just given ends, in seconds since the epoch, from what the storages in use put there.
+
+    One that is over by our clock is as good as one that does not say: it is the clock that is wrong.
+    """
+    ends = _said_expiry(url)
+    return ends if ends is not None and ends > now else now + _UNKNOWN_LIFE
+
+
+def _said_expiry(url: str) -> float | None:
     query = parse_qs(urlsplit(url).query)
 
     def first(name: str) -> str:
@@ -145,4 +153,4 @@ def expiry(url: str, now: float) -> float:
     if first("X-Amz-Expires").isdigit() and _AMZ_DATE.match(first("X-Amz-Date")):
         signed_at = time.strptime(first("X-Amz-Date"), "%Y%m%dT%H%M%SZ")
         return calendar.timegm(signed_at) + float(first("X-Amz-Expires"))
-    return now + _UNKNOWN_LIFE
+    return None

@@ -347,6 +347,16 @@ async def test_one_signed_address_serves_until_it_ends_or_is_refused(hub, tmp_pa
         assert await node.resolver.locate(file, client, first) == second
 
 
+async def test_a_clock_that_is_ahead_makes_no_address_bad(hub, tmp_path):
+    hub.turn(url_life=-3600.0)  # as a node two hours ahead sees one of an hour
+    async with parts(hub.url, tmp_path) as node:
+        file = await node.file("model.safetensors")
+        location = await node.resolver.locate(file, Client())
+        assert await node.resolver.locate(file, Client()) == location
+        assert 0 < location.expires_at - time.time() < 3600
+        assert asked(hub) == 1
+
+
 async def test_an_address_for_a_token_holder_is_for_nobody_else(hub, tmp_path):
     guard(hub, private=True)
     async with parts(hub.url, tmp_path) as node:

@@ -78,6 +78,8 @@ def test_what_is_no_digest_proves_nothing(etag):
         ("X-Amz-Date=20260101T000000Z&X-Amz-Expires=3600", 1767225600 + 3600),
         ("X-Amz-Expires=3600", 1000 + 600),
         ("Expires=soon", 1000 + 600),
+        ("Expires=900", 1000 + 600),  # our clock is ahead
+        ("X-Amz-Date=19700101T000000Z&X-Amz-Expires=1000", 1000 + 600),
         ("", 1000 + 600),
     ],
 )
