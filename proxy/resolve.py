@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import time
 from typing import Literal
-from urllib.parse import quote, urljoin
+from urllib.parse import quote, urljoin, urlsplit
 
 import msgspec
 
@@ -264,11 +264,11 @@ class Resolver:
             if answer.status >= 400:
                 raise self._refusal(route, commit, answer, token, said_at)
             is_redirect, where = answer.status >= 300, answer.headers.get("Location", "")
+            url = self._address(target, where) if is_redirect else self._origin.absolute(target)
             found = metadata.linked(answer.headers) if is_redirect else metadata.direct(answer.headers)
             if found is not None and found.contradicts_itself:
                 raise OriginUnavailable(f"{self._origin.host} says that {route.path} is empty, which its ETag denies")
             if found is not None and is_commit(commit):
-                url = urljoin(self._origin.absolute(target), where) if is_redirect else self._origin.absolute(target)
                 self._locations.keep(FileRoute(route.repo, commit, route.path), token, url, user_agent, time.time())
                 self._note(route, commit, File(found), token, said_at)
                 return ResolvedFile(route.repo, commit, route.path, found, token is None, "miss")
@@ -280,6 +280,17 @@ class Resolver:
                 self._locations.keep(at_commit, token, url, user_agent, time.time())
                 return ResolvedFile(route.repo, commit, route.path, known, token is None, "miss")
         raise OriginUnavailable(f"{self._origin.host} sends us in circles for {route.repo}")
+
+    def _address(self, target: str, where: str) -> str:
+        """The absolute address that a redirect from `target` leads to. Raises OriginUnavailable when it is none."""
+        try:
+            url = urljoin(self._origin.absolute(target), where)
+            parts = urlsplit(url)
+            if where and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+                return url
+        except ValueError:  # brackets or a port that cannot be
+            pass
+        raise OriginUnavailable(f"{self._origin.host} redirects us to nowhere")
 
     def _refusal(self, route: FileRoute, commit: str, answer: Answer, token: str | None, said_at: float) -> HubError:
         error = HubError.of(answer.status, answer.headers, answer.body)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from aiohttp import web
 
-from proxy.hub.metadata import readable
+from proxy.hub.metadata import number, readable
 
 # What the Hub says about an error and its clients read; everything else of its answer stays behind.
 _PASSED_ON = (
@@ -64,14 +64,14 @@ class HubError(Exception):
         code = "RepoNotFound" if needs_code(status, headers) else headers.get("X-Error-Code", "")
         message = readable(headers.get("X-Error-Message", ""))
         kept = {name: readable(headers[name]) for name in _PASSED_ON if name in headers}
-        retry_after = headers.get("Retry-After", "")
+        retry_after = number(headers.get("Retry-After", ""))
         return cls(
             status,
             code=code,
             message=message,
             headers=kept,
             body=body or None,
-            retry_after=float(retry_after) if retry_after.isdigit() else None,
+            retry_after=float(retry_after) if retry_after is not None else None,
         )
 
     @property

@@ -130,7 +130,7 @@ def objects(body: bytes, now: float) -> dict[Digest, Object | Missing]:
                 if isinstance(life := download.get("expires_in"), int) and life > 0:
                     ends = min(ends, now + life)
                 found[digest] = Object(digest, size, url, headers, ends)
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
             continue
     return found
 

@@ -16,7 +16,8 @@ import msgspec
 from mesh.content import Digest
 
 _SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}\Z"), re.compile(r"[0-9a-f]{40}\Z")
-_AMZ_DATE = re.compile(r"\d{8}T\d{6}Z\Z")
+_NUMBER = re.compile(r"[0-9]{1,15}\Z")
+_AMZ_DATE = re.compile(r"[0-9]{8}T[0-9]{6}Z\Z")
 # How long an address is good that does not say so: well below the hour that the Hub's are.
 _UNKNOWN_LIFE = 600.0
 # What an empty file is called, and no other: the one size that is checked by the digest alone, as no byte will come.
@@ -73,7 +74,7 @@ def bare_etag(field: str) -> str:
 def linked(headers: Mapping[str, str]) -> FileMetadata | None:
     """A large file, from the redirect to its storage. None when the answer is no such redirect."""
     etag, size = headers.get("X-Linked-Etag", ""), headers.get("X-Linked-Size", "")
-    return _metadata(headers, etag, size) if etag and size.isdigit() else None
+    return _metadata(headers, etag, size)
 
 
 def direct(headers: Mapping[str, str]) -> FileMetadata | None:
@@ -84,7 +85,7 @@ def direct(headers: Mapping[str, str]) -> FileMetadata | None:
     size = headers.get("X-Linked-Size") or headers.get("Content-Length", "")
     if not size and is_empty(_digest(bare_etag(etag))):
         size = "0"  # a HEAD need not tell the length, and servers leave one of 0 out
-    return _metadata(headers, etag, size) if etag and size.isdigit() else None
+    return _metadata(headers, etag, size)
 
 
 def named(target: str) -> str:
@@ -111,14 +112,22 @@ def listed(entry: Mapping[str, Any]) -> tuple[str, FileMetadata] | None:
     return None if found.contradicts_itself else (path, found)
 
 
-def _metadata(headers: Mapping[str, str], etag: str, size: str) -> FileMetadata:
+def _metadata(headers: Mapping[str, str], etag: str, size: str) -> FileMetadata | None:
+    length = number(size)
+    if not etag or length is None:
+        return None
     return FileMetadata(
         bare_etag(readable(etag)),
-        int(size),
+        length,
         readable(headers.get("Content-Type", "")),
         readable(headers.get("Content-Disposition", "")),
         readable(headers.get("X-Xet-Hash", "")),
     )
+
+
+def number(field: str) -> int | None:
+    """A count that a header field or a query states: plain digits, and not more of them than make sense."""
+    return int(field) if _NUMBER.match(field) else None
 
 
 def readable(field: str) -> str:
@@ -148,9 +157,12 @@ def _said_expiry(url: str) -> float | None:
     def first(name: str) -> str:
         return query.get(name, [""])[0]
 
-    if first("Expires").isdigit():
-        return float(first("Expires"))
-    if first("X-Amz-Expires").isdigit() and _AMZ_DATE.match(first("X-Amz-Date")):
-        signed_at = time.strptime(first("X-Amz-Date"), "%Y%m%dT%H%M%SZ")
-        return calendar.timegm(signed_at) + float(first("X-Amz-Expires"))
-    return None
+    if (ends := number(first("Expires"))) is not None:
+        return float(ends)
+    life, date = number(first("X-Amz-Expires")), first("X-Amz-Date")
+    if life is None or not _AMZ_DATE.match(date):
+        return None
+    try:
+        return float(calendar.timegm(time.strptime(date, "%Y%m%dT%H%M%SZ")) + life)
+    except ValueError:  # the 99th of a month
+        return None

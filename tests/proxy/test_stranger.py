@@ -87,3 +87,26 @@ async def test_fields_that_are_no_utf8_are_kept_and_told(tmp_path):
                 await node.file("gone.json")
             assert errors.respond(caught.value, Client()).headers["X-HF-Warning"] == "a; caf\u00e9"
             assert caught.value.message == "no caf\u00e9"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(
+            said(302, X_Repo_Commit=COMMIT, X_Linked_Etag=f'"{"b" * 64}"', X_Linked_Size=7, Location=where)
+            for where in ("http://[::1/x", "http://h:99999x/x", "http://:80/x", "ftp://h/x", "file:///etc/hosts", "")
+        ),
+        said(307, X_Repo_Commit=COMMIT, Location="http://[::1/x"),
+        said(302, X_Repo_Commit=COMMIT, X_Linked_Etag=f'"{"b" * 64}"', X_Linked_Size="9" * 5000, Location="/x"),
+    ],
+)
+async def test_what_cannot_be_read_is_no_answer(tmp_path, answer):
+    with Stranger(lambda method, target, headers: answer) as origin:
+        async with parts(origin.url, tmp_path) as node:
+            with pytest.raises(OriginUnavailable, match=r"nowhere|circles"):
+                await node.file("config.json")
+
+
+def test_an_error_names_a_time_in_plain_digits_or_none():
+    for field, seconds in (("\u00b2", None), ("9" * 400, None), ("7", 7.0)):
+        assert HubError.of(404, {"Retry-After": field}).retry_after == seconds

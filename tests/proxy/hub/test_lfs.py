@@ -81,6 +81,9 @@ def test_addresses_become_ours_and_all_else_stays() -> None:
     assert [type(found) for found in lfs.objects(body, 0).values()] == [Missing, Object]
     assert json.loads(lfs.through_us(body, lambda found: "", ""))["objects"][0] == said_empty[0]
     strange = [
+        {"oid": OID, "size": 7, "actions": {"download": {"href": "http://[::1/x"}}},
+        {"oid": OID, "size": 7, "actions": {"download": {"href": "https://cdn/x", "expires_in": 10**400}}},
+        {"oid": OID, "size": 7, "error": {"code": float("inf")}},
         {"oid": OID, "size": -7, "actions": {"download": action}},
         {"oid": OID, "size": 7, "actions": {"download": {"href": "https://cdn/x", "header": ["X-A"]}}},
         {"oid": OID, "size": 7, "actions": []},
@@ -89,7 +92,7 @@ def test_addresses_become_ours_and_all_else_stays() -> None:
         [],
     ]
     for body in (b"<html>", b"[]", *(json.dumps({"objects": [said]}).encode() for said in strange)):
-        assert lfs.objects(body, 0) == {}
+        assert lfs.objects(body, 0.0) == {}
         changed = lfs.through_us(body, lambda found: "", "")
         assert changed == body or json.loads(changed) == json.loads(body)
 

@@ -13,11 +13,12 @@ SHA256, SHA1 = "ab" * 32, "cd" * 20
 
 
 def test_a_large_file_is_told_by_its_redirect():
-    found = metadata.linked(
-        {"X-Linked-Etag": f'"{SHA256}"', "X-Linked-Size": "123", "ETag": '"other"', "Content-Length": "999"}
-    )
+    fields = {"X-Linked-Etag": f'"{SHA256}"', "X-Linked-Size": "123", "ETag": '"other"', "Content-Length": "999"}
+    found = metadata.linked(fields | {"Content-Type": "text/plain"})
     assert found is not None
     assert (found.digest, found.size) == (Digest("sha256", SHA256), 123)
+    for strange in ("9" * 5000, "\u00b2", "\u0663", "-1", "1_0", " 1", ""):
+        assert metadata.linked(fields | {"X-Linked-Size": strange}) is None
     assert metadata.linked({"ETag": f'"{SHA256}"', "Content-Length": "999"}) is None
 
 
@@ -78,6 +79,10 @@ def test_what_is_no_digest_proves_nothing(etag):
         ("X-Amz-Date=20260101T000000Z&X-Amz-Expires=3600", 1767225600 + 3600),
         ("X-Amz-Expires=3600", 1000 + 600),
         ("Expires=soon", 1000 + 600),
+        ("Expires=%C2%B2", 1000 + 600),
+        ("Expires=" + "9" * 400, 1000 + 600),
+        ("X-Amz-Date=99999999T999999Z&X-Amz-Expires=3600", 1000 + 600),
+        ("X-Amz-Date=20260101T000000Z&X-Amz-Expires=" + "9" * 400, 1000 + 600),
         ("Expires=900", 1000 + 600),  # our clock is ahead
         ("X-Amz-Date=19700101T000000Z&X-Amz-Expires=1000", 1000 + 600),
         ("", 1000 + 600),
