@@ -72,9 +72,13 @@ def bare_etag(field: str) -> str:
 
 
 def linked(headers: Mapping[str, str]) -> FileMetadata | None:
-    """A large file, from the redirect to its storage. None when the answer is no such redirect."""
+    """A large file, from the redirect to its storage. None when the answer is no such redirect.
+
+    The type that comes with it is that of the redirect's own text, not the file's.
+    """
     etag, size = headers.get("X-Linked-Etag", ""), headers.get("X-Linked-Size", "")
-    return _metadata(headers, etag, size)
+    found = _metadata(headers, etag, size)
+    return None if found is None else msgspec.structs.replace(found, content_type="")
 
 
 def direct(headers: Mapping[str, str]) -> FileMetadata | None:

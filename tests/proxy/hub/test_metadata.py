@@ -17,6 +17,7 @@ def test_a_large_file_is_told_by_its_redirect():
     found = metadata.linked(fields | {"Content-Type": "text/plain"})
     assert found is not None
     assert (found.digest, found.size) == (Digest("sha256", SHA256), 123)
+    assert not found.content_type, "it is the redirect's"
     for strange in ("9" * 5000, "\u00b2", "\u0663", "-1", "1_0", " 1", ""):
         assert metadata.linked(fields | {"X-Linked-Size": strange}) is None
     assert metadata.linked({"ETag": f'"{SHA256}"', "Content-Length": "999"}) is None
