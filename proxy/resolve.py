@@ -180,7 +180,7 @@ class Resolver:
         """
         repo = str(route.repo)
         known = self._catalog.file(repo, commit, route.path) or self._listed(repo, commit, route.path)
-        if known is None or (known.metadata is not None and known.metadata.contradicts_itself):
+        if known is None or (known.metadata is not None and not known.metadata.is_provable):
             return None
         publicness, may_ask = self._catalog.publicness(repo), self.may_ask and outcome != "stale"
         is_open = publicness.is_open(known.open_at, time.time(), may_ask=may_ask)
@@ -257,25 +257,27 @@ class Resolver:
         `known` when all that is of interest is where these bytes are: then it ends where the Hub says that it has them.
         """
         target, said_at = route.target, time.time()
-        commit = route.revision if is_commit(route.revision) else ""
+        wanted, commit = route.revision if is_commit(route.revision) else "", ""
         for _ in range(_MAX_HOPS):
             answer = await self._origin.ask("HEAD", target, kind="metadata", token=token, user_agent=user_agent)
             commit = commit or answer.headers.get("X-Repo-Commit", "")
             if answer.status >= 400:
-                raise self._refusal(route, commit, answer, token, said_at)
+                raise self._refusal(route, wanted or commit, answer, token, said_at)
+            if commit and wanted and commit != wanted:
+                raise OriginUnavailable(f"{self._origin.host} answers for another commit than {wanted}")
             is_redirect, where = answer.status >= 300, answer.headers.get("Location", "")
             url = self._address(target, where) if is_redirect else self._origin.absolute(target)
             found = metadata.linked(answer.headers) if is_redirect else metadata.direct(answer.headers)
             if found is not None and found.contradicts_itself:
                 raise OriginUnavailable(f"{self._origin.host} says that {route.path} is empty, which its ETag denies")
-            if found is not None and is_commit(commit):
+            if found is not None and is_commit(commit):  # only the Hub names it: others have pages for any address
                 self._locations.keep(FileRoute(route.repo, commit, route.path), token, url, user_agent, time.time())
                 self._note(route, commit, File(found), token, said_at)
                 return ResolvedFile(route.repo, commit, route.path, found, token is None, "miss")
             if not is_redirect:
                 raise OriginUnavailable(f"{self._origin.host} does not answer as a Hub would")
             target = self._origin.follow(target, where)
-            if known is not None and commit and metadata.named(target) == known.etag:
+            if known is not None and is_commit(commit) and metadata.named(target) == known.etag:
                 url, at_commit = self._origin.absolute(target), FileRoute(route.repo, commit, route.path)
                 self._locations.keep(at_commit, token, url, user_agent, time.time())
                 return ResolvedFile(route.repo, commit, route.path, known, token is None, "miss")
@@ -322,6 +324,7 @@ class Resolver:
             file = msgspec.structs.replace(file, open_at=known.open_at if known is not None else 0.0)
             if proves:
                 self._grants.allow(token, repo, time.monotonic(), said_at)
-        self._catalog.set_file(repo, commit, route.path, file)
+        if file.metadata is None or file.metadata.is_provable:  # for ever: what no bytes can confirm may be wrong
+            self._catalog.set_file(repo, commit, route.path, file)
         if not is_commit(route.revision):
             self._catalog.set_ref(repo, route.revision, Ref(commit, said_at))

@@ -32,7 +32,7 @@ def said(status: int, body: bytes = b"", **headers: str | int | bytes) -> bytes:
 
 def file(body: bytes, **headers: str | int | bytes) -> bytes:
     """A small file, told straight as the Hub's own cache tells it."""
-    return said(200, body, **({"ETag": f'"{git_sha1(body)}"', "X-Repo-Commit": COMMIT} | headers))
+    return said(200, body, **({"ETag": f'"{git_sha1(body)}"', "X_Repo_Commit": COMMIT} | headers))
 
 
 class Stranger:

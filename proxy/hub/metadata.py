@@ -47,6 +47,11 @@ class FileMetadata(msgspec.Struct, frozen=True):
         return not self.size and is_empty(self.digest)
 
     @property
+    def is_provable(self) -> bool:
+        """Whether it can be told of bytes that they are this file."""
+        return self.digest is not None and not self.contradicts_itself
+
+    @property
     def contradicts_itself(self) -> bool:
         """Whether it names bytes and says that there are none."""
         return not self.size and self.digest is not None and not is_empty(self.digest)

@@ -110,3 +110,33 @@ async def test_what_cannot_be_read_is_no_answer(tmp_path, answer):
 def test_an_error_names_a_time_in_plain_digits_or_none():
     for field, seconds in (("\u00b2", None), ("9" * 400, None), ("7", 7.0)):
         assert HubError.of(404, {"Retry-After": field}).retry_after == seconds
+
+
+async def test_a_page_that_stands_in_for_the_hub_is_not_taken_for_a_file(tmp_path):
+    """As of a captive portal, or while the Hub is being mended: 200 for whatever is asked, even about a commit."""
+    page = said(200, b"<h1>We will be back</h1>", ETag='"65e5f3a1-1d"', Content_Type="text/html")
+    for answers in (
+        [page],
+        [said(307, Location="/page"), page],
+        [file(BODY, X_Repo_Commit="b" * 40)],
+        [file(BODY, X_Repo_Commit="")],
+    ):
+        coming = [*answers, *[file(BODY)] * 9]
+        with Stranger(lambda *_, coming=coming: coming.pop(0)) as origin:
+            async with parts(origin.url, tmp_path / origin.url[-5:]) as node:
+                with pytest.raises(OriginUnavailable):
+                    await node.file("config.json", revision=COMMIT)
+                assert (await node.file("config.json", revision=COMMIT)).size == len(BODY), answers
+
+
+async def test_a_mirrors_etags_are_told_and_not_kept(tmp_path):
+    """What is no digest can be proven by no byte: it is asked for each time, and so may be put right."""
+    tags = ['"65e5f3a1-1d"', '"65e5f3a1-1e"', f'"{git_sha1(BODY)}"']
+    with Stranger(lambda method, target, headers: file(BODY, ETag=tags.pop(0))) as origin:
+        async with parts(origin.url, tmp_path) as node:
+            # As it was kept by former versions, too.
+            node.catalog.set_file(str(TINY), COMMIT, "config.json", File(FileMetadata("old", 7), 1e12))
+            for etag in ("65e5f3a1-1d", "65e5f3a1-1e", git_sha1(BODY)):
+                found = await node.file("config.json", revision=COMMIT)
+                assert (found.etag, found.outcome) == (etag, "miss")
+            assert (await node.file("config.json", revision=COMMIT)).outcome == "hit"
