@@ -170,6 +170,18 @@ class Catalog:
         if (closed_at, hidden_at) != (known.closed_at, known.hidden_at):
             self.set_publicness(repo, msgspec.structs.replace(known, closed_at=closed_at, hidden_at=hidden_at))
 
+    def refused(self, repo: str, said_at: float, *, is_hidden: bool) -> None:
+        """An anonymous request for a file was refused; `is_hidden`: as if there were no such repository."""
+        known = self.publicness(repo)
+        self.set_publicness(
+            repo,
+            msgspec.structs.replace(
+                known,
+                closed_at=max(known.closed_at, said_at),
+                hidden_at=max(known.hidden_at, said_at) if is_hidden else known.hidden_at,
+            ),
+        )
+
     def answer(self, repo: str, scope: str, question: str) -> ApiAnswer | None:
         """An API answer; `scope` is who may see it: everybody, or one token's holder."""
         answer = self._get(_key("api", repo, scope, question), ApiAnswer)

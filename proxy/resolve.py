@@ -129,6 +129,9 @@ class Resolver:
                 return stale
             raise
         except HubError as error:
+            # What a filter says in the Hub's place is told only to those who cannot have an older answer.
+            if not error.is_of_hub and (stale := await self._told(route, client)) is not None:
+                return stale
             if error.code == "RevisionNotFound" and commit != route.revision and is_fresh:
                 return await self._ask_in_time(route, client)  # the branch was rewritten since
             raise
@@ -300,13 +303,11 @@ class Resolver:
         if error.is_missing_entry and is_commit(commit):
             self._note(route, commit, File(None), token, said_at)
             return errors.entry_not_found(route.path, commit)
-        if error.is_refusal and token is None:
-            publicness = msgspec.structs.replace(self._catalog.publicness(repo), closed_at=said_at)
-            if error.code != "GatedRepo":
-                publicness = msgspec.structs.replace(publicness, hidden_at=said_at)
-            self._catalog.set_publicness(repo, publicness)
-        elif error.is_refusal and token is not None:
-            self._grants.revoke(token, repo, said_at)
+        if error.is_refusal and error.is_of_hub:
+            if token is None:
+                self._catalog.refused(repo, said_at, is_hidden=error.code != "GatedRepo")
+            else:
+                self._grants.revoke(token, repo, said_at)
         return error
 
     def _note(self, route: FileRoute, commit: str, file: File, token: str | None, said_at: float) -> None:

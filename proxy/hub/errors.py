@@ -75,6 +75,11 @@ class HubError(Exception):
         )
 
     @property
+    def is_of_hub(self) -> bool:
+        """Whether the Hub said so itself, rather than a filter or a portal on the way to it."""
+        return is_of_hub(self.headers)
+
+    @property
     def is_missing_entry(self) -> bool:
         """The revision is there and has no such file: for a commit, for ever."""
         return self.status == 404 and self.code == "EntryNotFound"
@@ -96,6 +101,11 @@ class OriginUnavailable(Exception):
         self.reason = reason
         self.retry_after = retry_after
         self.is_timeout = is_timeout
+
+
+def is_of_hub(headers: Mapping[str, str]) -> bool:
+    """Whether an error bears one of the fields that the Hub puts on all of its own about repositories."""
+    return "X-Error-Code" in headers or "X-Error-Message" in headers
 
 
 def needs_code(status: int, headers: Mapping[str, str]) -> bool:

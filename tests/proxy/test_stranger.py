@@ -14,6 +14,7 @@ from proxy.hub import errors
 from proxy.hub.client import Client
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.metadata import FileMetadata
+from proxy.hub.urls import Repo
 from tests.http import ask
 from tests.node import NodeProcess
 from tests.proxy.parts import TINY, parts
@@ -140,3 +141,32 @@ async def test_a_mirrors_etags_are_told_and_not_kept(tmp_path):
                 found = await node.file("config.json", revision=COMMIT)
                 assert (found.etag, found.outcome) == (etag, "miss")
             assert (await node.file("config.json", revision=COMMIT)).outcome == "hit"
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 407])
+async def test_what_a_filter_refuses_is_not_the_hubs_word(tmp_path, status):
+    """It is told, as the Hub would not be; but it closes nothing, and who may have an older answer gets that."""
+    weather = {"blocked": False}
+
+    def script(method, target, headers):
+        if weather["blocked"]:
+            return said(status, b"<h1>blocked</h1>", Content_Type="text/html")
+        if "private" in target and "authorization" not in headers:
+            return said(401, X_Error_Message="Invalid username or password.")
+        return file(BODY)
+
+    private = Repo("models", "acme/private")
+    with Stranger(script) as origin:
+        async with parts(origin.url, tmp_path, named=0) as node:
+            await node.file("config.json")
+            await node.file("config.json", "hf_alice", repo=private)
+            weather["blocked"] = True
+            for _ in range(2):
+                assert (await node.file("config.json")).outcome == "stale"
+                assert (await node.file("config.json", "hf_alice", repo=private)).outcome == "stale"
+                for repo, path in ((TINY, "new.json"), (private, "config.json")):
+                    with pytest.raises(HubError) as caught:
+                        await node.file(path, repo=repo)
+                    assert caught.value.status == status
+            weather["blocked"] = False
+            assert (await node.file("new.json")).outcome == "miss"
