@@ -72,3 +72,12 @@ def test_what_nobody_in_particular_was_given_is_for_all(hub: HubProcess, node: N
     assert batch(node, oid, len(OPEN)).status == 200
     assert pull(node, oid, len(OPEN), ALICE).body == OPEN
     assert from_peer(node, oid, len(OPEN)).status == 206
+
+
+def test_a_refusal_over_lfs_closes_the_repository_for_nobody(hub: HubProcess, node: NodeProcess) -> None:
+    sha, oid = commit(hub, "w.safetensors", WEIGHTS)
+    file = f"{node.url}/{REPO}/resolve/{sha}/w.safetensors"
+    assert ask(file, "HEAD").status == 200
+    gate(hub)
+    assert batch(node, oid, len(WEIGHTS)).status == 401
+    assert ask(file, "HEAD").status == 401, "what it gave before the gate it does not give any more"
