@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class Ref(msgspec.Struct, frozen=True):
-    """The commit that a named revision meant at a time (seconds since the epoch)."""
+    """What a named revision meant at a time (seconds since the epoch): a commit, or nothing when there was none."""
 
     commit: str
     said_at: float
@@ -114,12 +114,17 @@ class Catalog:
 
     def ref(self, repo: str, revision: str) -> Ref | None:
         ref = self._get(_key("ref", repo, revision), Ref)
-        return ref if ref is not None and ref.said_at > self.publicness(repo).changed_at else None
+        return ref if ref is not None and ref.commit and ref.said_at > self.publicness(repo).changed_at else None
 
     def set_ref(self, repo: str, revision: str, ref: Ref) -> None:
         known = self._get(_key("ref", repo, revision), Ref)
         if known is None or known.said_at <= ref.said_at:
             self._set(_key("ref", repo, revision), ref)
+
+    def forget_ref(self, repo: str, revision: str, said_at: float) -> None:
+        """The Hub does not know this name any more; what it meant before is found no more, whoever tells of it."""
+        if self._get(_key("ref", repo, revision), Ref) is not None:
+            self.set_ref(repo, revision, Ref("", said_at))
 
     def file(self, repo: str, commit: str, path: str) -> File | None:
         return self._get(_key("file", repo, commit, path), File)

@@ -303,6 +303,8 @@ class Resolver:
         if error.is_missing_entry and is_commit(commit):
             self._note(route, commit, File(None), token, said_at)
             return errors.entry_not_found(route.path, commit)
+        if error.code == "RevisionNotFound" and not is_commit(route.revision):
+            self._catalog.forget_ref(repo, route.revision, said_at)
         if error.is_refusal and error.is_of_hub:
             if token is None:
                 self._catalog.refused(repo, said_at, is_hidden=error.code != "GatedRepo")

@@ -284,6 +284,23 @@ async def test_what_is_known_is_told_when_the_hub_fails(hub, tmp_path, trouble):
             await node.file("config.json")
 
 
+async def test_a_tag_that_was_deleted_is_not_told_when_the_hub_fails(hub, tmp_path):
+    commit = hub.folder.commit(TINY.id, {"config.json": b"{}"}, ref="tags/v1")
+    async with parts(hub.url, tmp_path, named=0) as node:
+        assert (await node.file("config.json", revision="v1")).commit == commit
+        repo = hub.folder.load("models", TINY.id)
+        del repo.refs["tags/v1"]
+        repo.save(hub.folder.folder("models", TINY.id))
+        assert await refusal(node.file("config.json", revision="v1")) == (404, "RevisionNotFound")
+        hub.turn(dark="close")
+        with pytest.raises(OriginUnavailable):
+            await node.file("config.json", revision="v1")
+        assert (await node.file("config.json", revision=commit)).outcome == "hit"
+        hub.turn(dark="")
+        again = hub.folder.commit(TINY.id, {"config.json": b"[]"}, ref="tags/v1")
+        assert (await node.file("config.json", revision="v1")).commit == again
+
+
 async def test_only_one_waits_for_a_hub_that_does_not_answer(hub, tmp_path):
     async with parts(hub.url, tmp_path, named=0, answer_timeout=0.5) as node:
         await node.file("model.safetensors")
