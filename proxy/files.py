@@ -106,7 +106,13 @@ class Files:
             headers["Cache-Status"] = _cache_status(file, "hit")
             request["outcome"] = "hit"
             return web.Response(status=selection.status, headers=headers)
-        return await self._body(request, file, client, selection, headers)
+        try:
+            return await self._body(request, file, client, selection, headers)
+        except HubError as error:
+            if error.code != "RevisionNotFound" or file.commit == route.revision:
+                raise
+            self._resolver.forget(route)  # the branch was rewritten since: it is there, and means another commit
+            raise errors.come_again(f"{route.revision} was rewritten a moment ago", client) from error
 
     def _head(
         self, request: web.Request, file: ResolvedFile, client: Client, selection: Selection, headers: dict[str, str]
@@ -153,6 +159,20 @@ class Files:
 
         Raises HubError or OriginUnavailable.
         """
+        try:
+            return await self._open(file, client, start, stop, is_whole=is_whole)
+        except OriginUnavailable as error:
+            if not is_refused(error):
+                raise
+            # What was known of it is no longer so: the Hub is to say so itself, or to let this client in as who it is.
+            now = await self._resolver.again(file, client)
+            if now.is_public == file.is_public or now.metadata.digest != file.digest:
+                raise
+            return await self._open(now, client, start, stop, is_whole=is_whole)
+
+    async def _open(
+        self, file: ResolvedFile, client: Client, start: int, stop: int, *, is_whole: bool
+    ) -> Blob | Reader:
         if file.digest is None:
             raise HubError(502, message=f"the ETag of {file.path} is no digest: its bytes could not be proven")
         access = HubAccess(self._resolver, file, client) if self._resolver.may_ask else None
@@ -201,6 +221,11 @@ async def open_blob(
             raise _as_hub_error(error, wanted.name) from error
         raise
     return source
+
+
+def is_refused(error: OriginUnavailable) -> bool:
+    """Whether the Hub answered where the bytes are, and the answer was no."""
+    return isinstance(error.__cause__, LocationRefused)
 
 
 def _as_hub_error(error: MeshError, name: str) -> HubError | OriginUnavailable:

@@ -20,7 +20,7 @@ from mesh.outflow import Outflow
 from mesh.transfer import Location
 from proxy.api import visible_base
 from proxy.catalog import Catalog, File
-from proxy.files import Wanted, open_blob
+from proxy.files import Wanted, is_refused, open_blob
 from proxy.hub import errors, lfs
 from proxy.hub.access import Grants, token_key
 from proxy.hub.client import Client
@@ -138,9 +138,14 @@ class Lfs:
         wanted = Wanted(found.digest, found.size, found.digest.hex, is_public=self._is_public(route, client))
         access = None if self._origin.is_offline else LfsAccess(self, route, client)
         is_whole = selection.status == 200 or selection.is_rest
-        source = await open_blob(
-            self._blobs, wanted, selection.start, selection.stop, access, client, is_whole=is_whole
-        )
+        try:
+            source = await open_blob(
+                self._blobs, wanted, selection.start, selection.stop, access, client, is_whole=is_whole
+            )
+        except OriginUnavailable as error:
+            if is_refused(error):
+                await self.find(route, client)  # where it is the Hub that says no, in the Hub's words
+            raise
         try:
             request["outcome"] = outcome = "hit" if isinstance(source, Blob) else "miss"
             headers["Cache-Status"] = "hubmesh; hit" if outcome == "hit" else "hubmesh; fwd=uri-miss; stored"
@@ -182,6 +187,7 @@ class Lfs:
             raise error
         found = lfs.objects(answer.body, said_at).get(route.digest)
         if isinstance(found, Missing):
+            self._said.pop((repo, route.digest.hex, _key(client)), None)
             raise HubError(found.status if 400 <= found.status < 500 else 502, message=found.message)
         if found is None:
             raise OriginUnavailable(f"{self._origin.host} says nothing of where {route.digest.hex} is")

@@ -157,6 +157,14 @@ class Resolver:
             raise OriginUnavailable(f"{self._origin.host} says nothing of where {file.path} is")
         return location
 
+    async def again(self, file: ResolvedFile, client: Client) -> ResolvedFile:
+        """The same file as the Hub has it for this client now, whatever is known of it. Raises as `file` does."""
+        return await self._ask_in_time(file.at_commit, client)
+
+    def forget(self, route: FileRoute) -> None:
+        """Ask anew what a branch or tag means, whoever comes next."""
+        self._catalog.forget_ref(str(route.repo), route.revision, time.time())
+
     def hint(self, file: ResolvedFile) -> bytes:
         """What may be told to a seed so that it fetches this file for everyone; empty if nothing."""
         if not file.is_public:
