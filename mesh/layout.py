@@ -42,6 +42,23 @@ def set_aside(path: Path, folder: Path) -> Path:
     return gone
 
 
+def find_blobs(folder: Path) -> Iterator[tuple[Digest, os.DirEntry[str], Stamp | None]]:
+    """The complete blobs in a folder, and the stamp of those whose file has a name elsewhere. Raises OSError."""
+    for algorithm in ("sha256", "git-sha1"):
+        for prefix in scandir(folder / algorithm):
+            files = scandir(Path(prefix.path))
+            shared = {file.name for file in files if file.name.endswith(STAMP)}
+            for file in files:
+                with contextlib.suppress(ValueError, FileNotFoundError):  # not ours; leave it alone
+                    digest, about, stamp = Digest(algorithm, file.name), file.stat(), None
+                    if file.name + STAMP in shared:
+                        stamp = Stamp.read(stamp_of(Path(file.path)))
+                    if stamp is not None and stamp.inode != about.st_ino:  # we died before its file got this name
+                        is_shared = about.st_nlink > 1  # what has it instead: then it is in doubt
+                        stamp = Stamp(about.st_ino, about.st_mtime_ns, about.st_size, 0) if is_shared else None
+                    yield digest, file, stamp
+
+
 def find_partials(folder: Path, complete: Mapping[Digest, Path]) -> Iterator[tuple[Digest, os.DirEntry[str]]]:
     """The partial blobs in a folder. What a process that died left half done there is brought to its end.
 

@@ -16,7 +16,7 @@ from mesh.access import OriginAccess
 from mesh.auth import SENDER
 from mesh.blobs import Blobs
 from mesh.content import MAX_PIECE, Digest
-from mesh.errors import MeshError
+from mesh.errors import MeshError, StoreUnusable
 from mesh.exchange import MAX_MESSAGE, Envelope
 from mesh.house import House
 from mesh.outflow import Held, Outflow
@@ -121,7 +121,10 @@ class MeshServer:
             raise web.HTTPNotFound(text="not here\n")
         if self._house.uploads >= _MAX_UPLOADS:
             raise web.HTTPServiceUnavailable(text="busy\n")
-        blob = self._house.store.open(digest)
+        try:
+            blob = self._house.store.open(digest)
+        except StoreUnusable as error:
+            raise web.HTTPServiceUnavailable(text=f"{error}\n") from error
         swarm = self._blobs.swarms.get(digest)
         self._house.uploads += 1
         try:

@@ -52,6 +52,7 @@ class Store:
         self._partial_entries: dict[Digest, PartialEntry] = {}
         self._making_room = asyncio.Lock()
         self._flushes: set[asyncio.Future[None]] = set()  # of proven blobs: what is on its way to the disk cannot go
+        self._taking_over: set[Digest] = set()
         self._stuck: set[Digest] = set()  # what could not be evicted: said once of each, tried each time
         self._lock_fd = -1
         try:
@@ -90,16 +91,23 @@ class Store:
             yield digest, entry.held
 
     def open(self, digest: Digest, size: int | None = None) -> Blob | None:
-        """A complete blob for reading, or None when we do not have it (or not with this size)."""
+        """A complete blob for reading, or None when we do not have it (or not with this size).
+
+        Raises StoreUnusable when it cannot be opened just now.
+        """
         entry = self._entries.get(digest)
-        if entry is None:
+        if entry is None or digest in self._taking_over:
             return None
         try:
             fd = os.open(self._name(digest), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            log.warning("blob %s is gone from disk: %s", digest, error)
+        except FileNotFoundError:
+            log.warning("blob %s is gone from disk", digest)
+            is_public = self.is_public(digest)
             self._forget(digest)
+            self.mark_public(digest, is_public=is_public)  # for who fetches it again
             return None
+        except OSError as error:  # too many open files, a bad disk: no reason to have it again from elsewhere
+            raise StoreUnusable(f"cannot open {digest}: {error}") from error
         actual = os.fstat(fd).st_size
         if entry.stamp is not None and (now := Stamp.of(fd)) != entry.stamp:
             os.close(fd)
@@ -171,7 +179,7 @@ class Store:
         """
         freed = 0
         entry = self._entries.get(digest)
-        if entry is not None and not entry.users:
+        if entry is not None and not entry.users and digest not in self._taking_over:
             freed += await self._delete(self._path(digest), entry.size, lambda: self._forget(digest))
         return freed + await self.remove_partial(digest)
 
@@ -236,9 +244,7 @@ class Store:
         entry = self._partial_entries.pop(partial.digest, None)
         if entry is not None:
             self.size -= entry.held
-        if partial.digest not in self._entries:
-            self._entries[partial.digest] = Entry(partial.size, time.time())
-            self.size += partial.size
+        self._add(partial.digest, partial.size)
         self._marks.write(partial.digest)  # it may have changed meanwhile
 
     async def adopt(
@@ -250,11 +256,12 @@ class Store:
         """
         final = self._path(digest)
         mode = self._marks.mode(digest)
-        stamp = await asyncio.to_thread(layout.take_over, staged, final, size, pieces, mode, stamp)
-        if digest not in self._entries:
-            self._entries[digest] = Entry(size, time.time())
-            self.size += size
-        self._entries[digest].stamp = stamp
+        self._taking_over.add(digest)  # neither read nor removed until we know whose file it is
+        try:
+            stamp = await asyncio.to_thread(layout.take_over, staged, final, size, pieces, mode, stamp)
+            self._add(digest, size, stamp)
+        finally:
+            self._taking_over.discard(digest)
         self._marks.write(digest)
         with contextlib.suppress(StoreUnusable):  # it counts, and may go some other time
             await self.remove_partial(digest)
@@ -347,6 +354,12 @@ class Store:
                 if (file := self._marked(digest)) is not None:  # to touch a shared one would be a change
                     os.utime(file, ns=(int(now * 1e9), file.stat().st_mtime_ns))
 
+    def _add(self, digest: Digest, size: int, stamp: Stamp | None = None) -> None:
+        """Another file has this name now, whatever had it before."""
+        before = self._entries.get(digest)
+        self.size += size - (before.size if before is not None else 0)
+        self._entries[digest] = Entry(size, time.time(), stamp=stamp)
+
     def _forget(self, digest: Digest) -> None:
         entry = self._entries.pop(digest, None)
         self._marks.forget(digest)
@@ -374,25 +387,11 @@ class Store:
         with contextlib.suppress(OSError):
             layout.unlink(self._path(digest))
 
-    def _found(self, digest: Digest, file: os.DirEntry[str], *, may_be_shared: bool) -> None:
-        about = file.stat()
-        entry = self._entries[digest] = Entry(about.st_size, about.st_atime)
-        if may_be_shared:
-            stamp = Stamp.read(layout.stamp_of(Path(file.path)))
-            if stamp is not None and stamp.inode == about.st_ino:  # else we died before the file got its name
-                entry.stamp = stamp
-                entry.used_at = layout.stamp_of(Path(file.path)).stat().st_atime
-        self._marks.read(digest)
-
     def _scan(self) -> None:
-        for algorithm in ("sha256", "git-sha1"):
-            for prefix in layout.scandir(self._blobs / algorithm):
-                files = layout.scandir(Path(prefix.path))
-                shared = {file.name for file in files if file.name.endswith(layout.STAMP)}
-                for file in files:
-                    with contextlib.suppress(ValueError):  # not ours; leave it alone
-                        is_shared = file.name + layout.STAMP in shared
-                        self._found(Digest(algorithm, file.name), file, may_be_shared=is_shared)
+        for digest, file, stamp in layout.find_blobs(self._blobs):
+            used_at = layout.stamp_of(Path(file.path)).stat().st_atime if stamp is not None else file.stat().st_atime
+            self._entries[digest] = Entry(file.stat().st_size, used_at, stamp=stamp)
+            self._marks.read(digest)
         for digest, file in layout.find_partials(self._partials, {d: self._path(d) for d in self._entries}):
             path = Path(file.path)
             self._partial_entries[digest] = PartialEntry(path, Partial.journaled(path), file.stat().st_mtime)

@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blake3 import blake3
@@ -21,6 +22,8 @@ from mesh.fill import Fill
 from mesh.intake import Run
 from mesh.limiter import Limiter
 from mesh.partial import Partial
+from mesh.shared import Stamp
+from mesh.store import Store
 from tests.mesh.origin import Origin, node
 
 MIB = 1 << 20
@@ -166,3 +169,77 @@ def test_a_stop_does_not_wait_for_a_large_file_to_be_proven(tmp_path: Path) -> N
     threading.Timer(0.2, over.set).start()
     with pytest.raises(StoreUnusable, match="stopping"):
         adopt.take(theirs, tmp_path / "staged", Digest("sha256", "a" * 64), 100 << 30, is_over=over.is_set)
+
+
+def kept(root: Path, whole: bytes) -> tuple[Store, Digest]:
+    digest = Digest("sha256", hashlib.sha256(whole).hexdigest())
+    path = root / "blobs" / "sha256" / digest.hex[:2] / digest.hex
+    path.parent.mkdir(parents=True)
+    path.write_bytes(whole)
+    path.chmod(0o444)
+    return Store(root, 1 << 40), digest
+
+
+def test_a_blob_that_cannot_be_opened_just_now_is_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, digest = kept(tmp_path, content(MIB))
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(StoreUnusable, match="Too many open files"):
+            store.open(digest)
+    with store.open(digest) or pytest.fail("it is gone") as blob:
+        assert blob.size == MIB
+    layout.unlink(store._path(digest))
+    assert store.open(digest) is None
+    assert store.is_public(digest)  # for who brings it in again
+    assert store.size == 0
+    store.close()
+
+
+def test_what_is_not_ours_stops_no_start(tmp_path: Path) -> None:
+    blobs = tmp_path / "blobs" / "sha256"
+    (blobs / "ab").mkdir(parents=True)
+    (blobs / ".DS_Store").write_bytes(b"?")
+    (blobs / "ab" / ("ab" * 32)).symlink_to("nowhere")
+    (blobs / "ab" / "notes.txt").write_bytes(b"?")
+    store = Store(tmp_path, 1 << 40)
+    assert not len(store)
+    store.close()
+
+
+async def test_a_blob_that_is_being_taken_over_is_neither_read_nor_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until its stamp is known: what its owner writes to it would be taken for proven."""
+    whole = content(MIB)
+    store, digest = kept(tmp_path / "data", whole)
+    theirs = tmp_path / "theirs"
+    theirs.write_bytes(whole)
+    os.utime(theirs, (1, 1))
+    taken = adopt.take(theirs, tmp_path / "staged", digest, MIB)
+    assert taken is not None
+    take_over, renamed, may_go_on = layout.take_over, threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Stamp | None:
+        stamp = take_over(*arguments)
+        renamed.set()
+        assert may_go_on.wait(LIMIT)
+        return stamp
+
+    monkeypatch.setattr(layout, "take_over", slow)
+    adopting = asyncio.ensure_future(store.adopt(digest, MIB, taken.staged, taken.pieces, taken.stamp))  # noqa: TID251
+    assert await asyncio.to_thread(renamed.wait, LIMIT)
+    assert store.open(digest) is None
+    assert await store.remove(digest) == 0
+    may_go_on.set()
+    await adopting
+    with store.open(digest) or pytest.fail("it is gone") as blob:
+        assert blob.stamp is not None
+    theirs.write_bytes(b"!" * MIB)
+    assert store.open(digest) is None
+    store.close()
