@@ -29,7 +29,8 @@ from proxy.resolve import Client, ResolvedFile, Resolver
 
 log = logging.getLogger(__name__)
 
-# Clients give up after 10 s without a byte: we say so before they do.
+# Clients give up after 10 s without a byte: we say so before they do. Counted from their request on: what it takes to
+# find out which file they mean is part of it.
 _FIRST_BYTE_SECONDS = 8.5
 _FIRST_BYTE_OF_CROWD = 6.0  # the same where our own answer may be seconds late, too
 
@@ -88,6 +89,7 @@ class Files:
 
     async def handle(self, request: web.Request, route: FileRoute, client: Client) -> web.StreamResponse:
         """Raises HubError and OriginUnavailable when there is no file to answer with."""
+        until = first_byte_by(self._blobs)
         file = await self._resolver.file(route, client)
         selection = select(
             file.size,
@@ -107,7 +109,7 @@ class Files:
             request["outcome"] = "hit"
             return web.Response(status=selection.status, headers=headers)
         try:
-            return await self._body(request, file, client, selection, headers)
+            return await self._body(request, file, client, selection, headers, until)
         except HubError as error:
             if error.code != "RevisionNotFound" or file.commit == route.revision:
                 raise
@@ -140,10 +142,16 @@ class Files:
         }
 
     async def _body(
-        self, request: web.Request, file: ResolvedFile, client: Client, selection: Selection, headers: dict[str, str]
+        self,
+        request: web.Request,
+        file: ResolvedFile,
+        client: Client,
+        selection: Selection,
+        headers: dict[str, str],
+        until: float,
     ) -> web.StreamResponse:
         is_whole = selection.status == 200 or selection.is_rest
-        source = await self.open(file, client, selection.start, selection.stop, is_whole=is_whole)
+        source = await self.open(file, client, selection.start, selection.stop, until, is_whole=is_whole)
         try:
             outcome = "hit" if isinstance(source, Blob) else "miss"
             request["outcome"] = "stale" if file.outcome == "stale" else outcome
@@ -154,30 +162,40 @@ class Files:
         finally:
             source.close()
 
-    async def open(self, file: ResolvedFile, client: Client, start: int, stop: int, *, is_whole: bool) -> Blob | Reader:
+    async def open(
+        self, file: ResolvedFile, client: Client, start: int, stop: int, until: float, *, is_whole: bool
+    ) -> Blob | Reader:
         """A source for the bytes from `start` up to `stop`, the first of which is there; close it when done.
+
+        `until`: by the loop's clock, when the client is to be told to come again: see `first_byte_by`.
 
         Raises HubError or OriginUnavailable.
         """
         try:
-            return await self._open(file, client, start, stop, is_whole=is_whole)
+            return await self._open(file, client, start, stop, until, is_whole=is_whole)
         except OriginUnavailable as error:
             if not is_refused(error):
                 raise
             # What was known of it is no longer so: the Hub is to say so itself, or to let this client in as who it is.
-            now = await self._resolver.again(file, client)
+            now = await self._resolver.again(file, client, until)
             if now.is_public == file.is_public or now.metadata.digest != file.digest:
                 raise
-            return await self._open(now, client, start, stop, is_whole=is_whole)
+            return await self._open(now, client, start, stop, until, is_whole=is_whole)
 
     async def _open(
-        self, file: ResolvedFile, client: Client, start: int, stop: int, *, is_whole: bool
+        self, file: ResolvedFile, client: Client, start: int, stop: int, until: float, *, is_whole: bool
     ) -> Blob | Reader:
         if file.digest is None:
             raise HubError(502, message=f"the ETag of {file.path} is no digest: its bytes could not be proven")
         access = HubAccess(self._resolver, file, client) if self._resolver.may_ask else None
         wanted = Wanted(file.digest, file.size, file.path, is_public=file.is_public)
-        return await open_blob(self._blobs, wanted, start, stop, access, client, is_whole=is_whole)
+        return await open_blob(self._blobs, wanted, start, stop, access, client, until, is_whole=is_whole)
+
+
+def first_byte_by(blobs: Blobs) -> float:
+    """By the loop's clock: when a client whose request comes now has to have the first byte, or an answer that says
+    when to come again."""
+    return asyncio.get_running_loop().time() + (_FIRST_BYTE_OF_CROWD if blobs.is_crowd else _FIRST_BYTE_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +215,13 @@ async def open_blob(
     stop: int,
     access: OriginAccess | None,
     client: Client,
+    until: float,
     *,
     is_whole: bool,
 ) -> Blob | Reader:
     """A source for the bytes from `start` up to `stop`, the first of which is there; close it when done.
 
-    Raises HubError or OriginUnavailable.
+    `until` is by the loop's clock. Raises HubError or OriginUnavailable.
     """
     source: Blob | Reader | None = None
     try:
@@ -210,7 +229,7 @@ async def open_blob(
             wanted.digest, wanted.size, start, stop, access, is_whole=is_whole, is_public=wanted.is_public
         )
         if source.ready(start) <= start:
-            async with asyncio.timeout(_FIRST_BYTE_OF_CROWD if blobs.is_crowd else _FIRST_BYTE_SECONDS):
+            async with asyncio.timeout_at(until):
                 await source.wait(start)
     except BaseException as error:
         if source is not None:

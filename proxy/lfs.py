@@ -20,7 +20,7 @@ from mesh.outflow import Outflow
 from mesh.transfer import Location
 from proxy.api import visible_base
 from proxy.catalog import Catalog, File
-from proxy.files import Wanted, is_refused, open_blob
+from proxy.files import Wanted, first_byte_by, is_refused, open_blob
 from proxy.hub import errors, lfs
 from proxy.hub.access import Grants, token_key
 from proxy.hub.client import Client
@@ -116,7 +116,7 @@ class Lfs:
 
     async def object(self, request: web.Request, route: ObjectRoute) -> web.StreamResponse:
         """The bytes. Raises HubError for what the Hub refuses, OriginUnavailable when it cannot be asked."""
-        client = lfs.client_of(request.headers) or Client()
+        client, until = lfs.client_of(request.headers) or Client(), first_byte_by(self._blobs)
         found = await self.find(route, client)
         etag = f'"{found.digest.hex}"'
         selection = select(
@@ -140,7 +140,7 @@ class Lfs:
         is_whole = selection.status == 200 or selection.is_rest
         try:
             source = await open_blob(
-                self._blobs, wanted, selection.start, selection.stop, access, client, is_whole=is_whole
+                self._blobs, wanted, selection.start, selection.stop, access, client, until, is_whole=is_whole
             )
         except OriginUnavailable as error:
             if is_refused(error):

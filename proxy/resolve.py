@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import time
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 Outcome = Literal["hit", "miss", "stale"]
 _MAX_HOPS = 5
+_HEARSAY_SECONDS = 0.4  # beyond our patience with the Hub: other nodes are near, and clients about to leave
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ class Resolver:
 
         Raises HubError for what the Hub refuses, OriginUnavailable when it would have to be asked and cannot be.
         """
+        until = asyncio.get_running_loop().time() + self._patience
         commit, is_fresh = route.revision, True
         if not is_commit(commit):
             ref = self._catalog.ref(str(route.repo), route.revision)
@@ -120,20 +123,21 @@ class Resolver:
         if is_fresh and (known := self._known(route, commit, client, "hit")) is not None:
             return known
         # Who has an older answer does not wait for the time-out that another just had.
-        if self._origin.is_failing and (stale := await self._told(route, client)) is not None:
+        if self._origin.is_failing and (stale := await self._told(route, client, until)) is not None:
             return stale
         try:
-            return await self._ask_in_time(FileRoute(route.repo, commit, route.path) if is_fresh else route, client)
+            at = FileRoute(route.repo, commit, route.path) if is_fresh else route
+            return await self._ask_in_time(at, client, until)
         except OriginUnavailable:
-            if (stale := await self._told(route, client)) is not None:
+            if (stale := await self._told(route, client, until)) is not None:
                 return stale
             raise
         except HubError as error:
             # What a filter says in the Hub's place is told only to those who cannot have an older answer.
-            if not error.is_of_hub and (stale := await self._told(route, client)) is not None:
+            if not error.is_of_hub and (stale := await self._told(route, client, until)) is not None:
                 return stale
             if error.code == "RevisionNotFound" and commit != route.revision and is_fresh:
-                return await self._ask_in_time(route, client)  # the branch was rewritten since
+                return await self._ask_in_time(route, client, until)  # the branch was rewritten since
             raise
 
     async def locate(self, file: ResolvedFile, client: Client, refused: Location | None = None) -> Location:
@@ -157,9 +161,12 @@ class Resolver:
             raise OriginUnavailable(f"{self._origin.host} says nothing of where {file.path} is")
         return location
 
-    async def again(self, file: ResolvedFile, client: Client) -> ResolvedFile:
-        """The same file as the Hub has it for this client now, whatever is known of it. Raises as `file` does."""
-        return await self._ask_in_time(file.at_commit, client)
+    async def again(self, file: ResolvedFile, client: Client, until: float) -> ResolvedFile:
+        """The same file as the Hub has it for this client now, whatever is known of it. Raises as `file` does.
+
+        `until` is by the loop's clock.
+        """
+        return await self._ask_in_time(file.at_commit, client, until)
 
     def forget(self, route: FileRoute) -> None:
         """Ask anew what a branch or tag means, whoever comes next."""
@@ -212,12 +219,14 @@ class Resolver:
         self._catalog.set_file(repo, commit, path, file)
         return file
 
-    async def _told(self, route: FileRoute, client: Client) -> ResolvedFile | None:
+    async def _told(self, route: FileRoute, client: Client, until: float) -> ResolvedFile | None:
         """What was said before: to us, or to other nodes that we believe."""
         stale = self._known(route, self._last_commit(route), client, "stale")
         if stale is not None or self.hearsay is None:
             return stale
-        await self.hearsay.learn(Lookup(str(route.repo), route.revision, route.path))
+        with contextlib.suppress(TimeoutError):  # the question goes on: the next one finds what comes of it
+            async with asyncio.timeout_at(until + _HEARSAY_SECONDS):
+                await self.hearsay.learn(Lookup(str(route.repo), route.revision, route.path))
         return self._known(route, self._last_commit(route), client, "stale")
 
     def _last_commit(self, route: FileRoute) -> str:
@@ -229,10 +238,10 @@ class Resolver:
 
     # --- asking the Hub
 
-    async def _ask_in_time(self, route: FileRoute, client: Client) -> ResolvedFile:
+    async def _ask_in_time(self, route: FileRoute, client: Client, until: float) -> ResolvedFile:
         """Ask, and leave the question running when the answer takes too long: the next one finds it."""
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout_at(until):
                 return await self._ask(route, client)
         except TimeoutError as error:
             raise OriginUnavailable(f"no answer from {self._origin.host} in time", is_timeout=True) from error

@@ -22,7 +22,7 @@ from mesh.fill import Reader
 from mesh.stats import Stats
 from proxy.api import visible_base
 from proxy.catalog import Catalog
-from proxy.files import Files
+from proxy.files import Files, first_byte_by
 from proxy.hub.client import agent_of
 from proxy.hub.errors import HubError
 from proxy.hub.urls import FileRoute, Repo
@@ -117,7 +117,7 @@ class Xet:
         )
 
     async def _xorb(self, request: web.Request, route: XorbRoute) -> web.StreamResponse:
-        xet_hash, number = route.hash, route.number
+        xet_hash, number, until = route.hash, route.number, first_byte_by(self._blobs)
         text, user_agent = request.query.get("signature", ""), agent_of(request.headers)
         read = self._passes.read(text, xet_hash, user_agent, time.time()) if is_hash(xet_hash) else None
         if read is None:
@@ -135,7 +135,7 @@ class Xet:
         if selection.status == 416:
             return web.Response(status=416, headers=headers)
         spans = list(xorb.spans(selection.start, selection.stop))
-        source = await self._files.open(file, client, spans[0].start, spans[-1].stop, is_whole=False)
+        source = await self._files.open(file, client, spans[0].start, spans[-1].stop, until, is_whole=False)
         try:
             if self._is_void(granted, file):  # what was wrong has ended before a new source could be opened
                 raise HubError(403, message=f"some bytes of {file.path} were wrong: begin again")

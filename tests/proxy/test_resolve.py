@@ -325,6 +325,20 @@ async def test_an_answer_that_comes_too_late_serves_the_next_one(hub, tmp_path):
         assert asked(hub) == 1
 
 
+async def test_patience_is_for_all_that_is_asked(hub, tmp_path):
+    """At the commit that a branch had, and then by its name: two questions, each of which would be in time."""
+    async with parts(hub.url, tmp_path, patience=2.0) as node:
+        old = (await node.file("config.json")).commit
+        hub.folder.commit(TINY.id, {"other.json": b"{}"})
+        repo = hub.folder.load("models", TINY.id)
+        del repo.commits[old]
+        repo.save(hub.folder.folder("models", TINY.id))
+        hub.turn(latency={"resolve": 1.2})
+        with pytest.raises(OriginUnavailable) as caught:
+            await node.file("model.safetensors")
+        assert caught.value.is_timeout
+
+
 async def test_offline_tells_what_is_here_and_asks_nobody(hub, tmp_path):
     async with parts(hub.url, tmp_path) as node:
         await node.file("model.safetensors")
