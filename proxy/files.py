@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,8 +26,6 @@ from proxy.hub.xet import PLAIN_HTTP_LIMIT, XetUse, is_hash, is_spoken
 from proxy.ranges import Selection, select
 from proxy.resolve import Client, ResolvedFile, Resolver
 
-log = logging.getLogger(__name__)
-
 # Clients give up after 10 s without a byte: we say so before they do. Counted from their request on: what it takes to
 # find out which file they mean is part of it.
 _FIRST_BYTE_SECONDS = 8.5
@@ -49,15 +46,8 @@ class HubAccess:
         route = resolver.of_hint(hint)
         if route is None:
             return None
-        try:
-            file = await resolver.file(route, Client())
-        except (HubError, OriginUnavailable) as error:
-            log.info("cannot help with %s of %s: %s", route.path, route.repo, error)
-            return None
-        if not file.is_public or (file.digest, file.size) != (digest, size):
-            log.warning("%s of %s is not what another node says it is, %s", route.path, route.repo, digest)
-            return None
-        return cls(resolver, file, Client())
+        file = await resolver.if_public(route, digest, size)
+        return None if file is None else cls(resolver, file, Client())
 
     @property
     def key(self) -> Hashable:

@@ -23,11 +23,9 @@ from mesh.blobs import Blobs
 from mesh.content import Digest
 from mesh.errors import MeshError
 from mesh.store import Store
-from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.urls import FileRoute, Repo, is_commit
-from proxy.resolve import Client, Resolver
+from proxy.resolve import Resolver
 from proxy.units import format_size
-from proxy.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -127,18 +125,10 @@ class HfCache:
                 staged.unlink(missing_ok=True)
             how = "shares" if is_here else "took over"
             log.info("%s %s with %s", how, format_size(cached.size), cached.file)
-        if cached.route is not None:
-            await self._ask_whether_public(cached.route, cached.digest)
+        route = cached.route  # of what nobody else may have, only those with the key hear
+        if route is not None and await self._resolver.if_public(route, cached.digest, cached.size) is not None:
+            self._blobs.mark_public(cached.digest)
         return True
-
-    async def _ask_whether_public(self, route: FileRoute, digest: Digest) -> None:
-        try:
-            file = await self._resolver.file(route, Client(None, f"hubmesh/{VERSION}"))
-        except (HubError, OriginUnavailable) as error:
-            log.debug("%s %s stays among those with the key: %s", route.repo, route.path, error)
-            return
-        if file.is_public and file.digest == digest:
-            self._blobs.mark_public(digest)
 
 
 def scan(root: Path) -> Iterator[Cached]:

@@ -27,6 +27,7 @@ from proxy.hub.urls import FileRoute, Repo, is_commit, is_file
 from proxy.listings import Listings
 from proxy.locations import Locations
 from proxy.origin import Answer, Origin
+from proxy.version import VERSION
 
 __all__ = ["Client", "Hint", "Outcome", "ResolvedFile", "Resolver"]
 
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 Outcome = Literal["hit", "miss", "stale"]
 _MAX_HOPS = 5
+_ANYBODY = Client(None, f"hubmesh/{VERSION}")
 _HEARSAY_SECONDS = 0.4  # beyond our patience with the Hub: other nodes are near, and clients about to leave
 
 
@@ -139,6 +141,18 @@ class Resolver:
             if error.code == "RevisionNotFound" and commit != route.revision and is_fresh:
                 return await self._ask_in_time(route, client, until)  # the branch was rewritten since
             raise
+
+    async def if_public(self, route: FileRoute, digest: Digest, size: int) -> ResolvedFile | None:
+        """A file that anybody may have, if it is this blob; None if not, or if the Hub does not say so."""
+        try:
+            file = await self.file(route, _ANYBODY)
+        except (HubError, OriginUnavailable) as error:
+            log.info("not known to be public: %s of %s: %s", route.path, route.repo, error)
+            return None
+        if not file.is_public or (file.digest, file.size) != (digest, size):
+            log.warning("%s of %s is not, for anybody, what it was said to be: %s", route.path, route.repo, digest)
+            return None
+        return file
 
     async def locate(self, file: ResolvedFile, client: Client, refused: Location | None = None) -> Location:
         """Where the bytes of a file can be had; one address serves many ranges until it expires.
