@@ -166,10 +166,12 @@ class Api:
 
     def _known(self, route: ApiRoute, question: str, client: Client) -> ApiAnswer | None:
         now, immutable = time.time(), is_immutable(route)
+        doubted_at = self._catalog.doubted_at(str(route.repo))
         for answer, is_own in self._kept(route, question, client):
             is_fresh = self._freshness.is_fresh(answer.said_at, now)
             if immutable:  # but it may have been made private; what is kept for one token was looked at already
                 is_fresh = is_own or self._origin.is_offline or 0 <= now - answer.said_at < OPEN_SECONDS
+            is_fresh = is_fresh and answer.said_at > doubted_at
             if is_fresh and not caching.has_ended(_as_stored(answer), now) and self._is_coherent(route, answer):
                 return answer
         return None

@@ -33,7 +33,10 @@ _SHARED_NEVER = ("authorization", "cookie")
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An answer as the origin gave it. Times in seconds since the epoch; `varied`: what Vary names, as it was asked."""
+    """An answer as the origin gave it. Times in seconds since the epoch; `varied`: what Vary names, as it was asked.
+
+    `is_doubtful`: it may have been written to since, so it is to be asked for again, however fresh it is.
+    """
 
     status: int
     reason: str
@@ -42,6 +45,7 @@ class Stored:
     asked_at: float
     came_at: float
     varied: Fields = ()
+    is_doubtful: bool = False
 
     @property
     def size(self) -> int:
@@ -118,7 +122,7 @@ def is_usable(stored: Stored, request: Fields, now: float) -> bool:
     """Whether it may answer a request without the origin being asked (section 4)."""
     said, asked = directives(stored.headers), directives(request)
     pragma = "cache-control" not in {name.lower() for name, _ in request} and field(request, "pragma") == "no-cache"
-    if "no-cache" in said or "no-cache" in asked or pragma:
+    if "no-cache" in said or "no-cache" in asked or pragma or stored.is_doubtful:
         return False
     old, left = age(stored, now), lifetime(stored) - age(stored, now)
     if "max-age" in asked and old > (_seconds(asked["max-age"]) or 0.0):
@@ -177,7 +181,7 @@ def freshened(stored: Stored, headers: Fields, asked_at: float, now: float) -> S
     new = tuple((name, value) for name, value in headers if name.lower() not in {*_OF_BYTES, "set-cookie"})
     replaced = {name.lower() for name, _ in new} | {"age"}
     kept = tuple((name, value) for name, value in stored.headers if name.lower() not in replaced)
-    return replace(stored, headers=kept + new, asked_at=asked_at, came_at=now)
+    return replace(stored, headers=kept + new, asked_at=asked_at, came_at=now, is_doubtful=False)
 
 
 def is_not_modified(stored: Stored, request: Mapping[str, str]) -> bool:

@@ -35,7 +35,10 @@ T = TypeVar("T")
 
 
 class Ref(msgspec.Struct, frozen=True):
-    """What a named revision meant at a time (seconds since the epoch): a commit, or nothing when there was none."""
+    """What a named revision meant at a time: a commit, or nothing when there was none.
+
+    `said_at` is in seconds since the epoch; 0 when there is doubt about it.
+    """
 
     commit: str
     said_at: float
@@ -114,7 +117,9 @@ class Catalog:
 
     def ref(self, repo: str, revision: str) -> Ref | None:
         ref = self._get(_key("ref", repo, revision), Ref)
-        return ref if ref is not None and ref.commit and ref.said_at > self.publicness(repo).changed_at else None
+        if ref is None or not ref.commit or ref.said_at <= self.publicness(repo).changed_at:
+            return None
+        return ref if ref.said_at > self.doubted_at(repo) else Ref(ref.commit, 0.0)
 
     def set_ref(self, repo: str, revision: str, ref: Ref) -> None:
         known = self._get(_key("ref", repo, revision), Ref)
@@ -209,6 +214,14 @@ class Catalog:
     def changed(self, repo: str) -> None:
         """Somebody wrote to a repository: what was said of it until now may not be true any more."""
         self.set_publicness(repo, msgspec.structs.replace(self.publicness(repo), changed_at=time.time()))
+
+    def doubt(self, repo: str) -> None:
+        """Somebody may have written to a repository: nothing that was said of it until now is fresh any more."""
+        self._set(_key("doubt", repo), time.time())
+
+    def doubted_at(self, repo: str) -> float:
+        """When that was, in seconds since the epoch; 0 for never."""
+        return self._get(_key("doubt", repo), float) or 0.0
 
     def files_of(self, repo: str) -> Iterator[tuple[str, str, FileMetadata]]:
         """(commit, path, metadata) of every known file of a repository."""

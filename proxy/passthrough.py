@@ -10,12 +10,13 @@ import re
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
+from proxy import caching
 from proxy.api import visible_base
 from proxy.catalog import Catalog
 from proxy.hub.errors import HubError, OriginUnavailable
@@ -28,9 +29,12 @@ _READS = ("GET", "HEAD", "OPTIONS")
 # What is sent with POST and changes nothing in a repository: git's and LFS's questions, and previews.
 _QUESTIONS = re.compile(r"/git-upload-pack\b|/info/lfs/objects/(batch|verify)\b|/preupload/|/paths-info/")
 _REPOS = re.compile(r"/api/repos/(create|delete|move)\b")
+_ACCESS = re.compile(r"/api/repos/|/settings\b")
+_NOTHING_DONE = (401, 403, 404, 405)
 _MAX_ORDER = 1 << 20
 _MAX_CHANGED = 16 << 20
 
+Effect = Literal["done", "doubtful", "none"]  # of a write
 Change = Callable[[bytes], bytes]  # a whole body of the Hub's, as the client is to get it
 
 
@@ -66,12 +70,13 @@ class Passthrough:
         if request.method in ("GET", "HEAD") and body is None and not ADDRESSES.match(route.target):
             return await self._reuse.answer(request, route)
         is_write = request.method not in _READS and _QUESTIONS.search(route.target) is None
-        asked_at = time.time()
+        asked_at, effect = time.time(), _unknown_effect(request, route)
         try:
             async with self._onward.open(request, route, headers, body) as answer:
                 mind_gate(self._catalog, str(route.repo or ""), answer, asked_at)
+                effect = _effect(answer.status, effect)
                 if is_write:  # before the client knows, so that its next question brings what is new
-                    self._forget(repos)
+                    self._forget(repos, effect)
                 if request.method not in _READS and answer.status < 400:
                     self._reuse.void(request, route, answer)
                 if change is not None and answer.status == 200:
@@ -79,14 +84,22 @@ class Passthrough:
                 return await self._onward.relay(request, route, answer, "fwd=method")
         except aiohttp.ClientError as error:
             raise OriginUnavailable(f"{self._origin.host} broke off: {error}") from error
+        except OriginUnavailable as error:
+            if _never_left(error):
+                effect = "none"
+            raise
         finally:
             if is_write:  # whatever came of it
-                self._forget(repos)
+                self._forget(repos, effect)
 
-    def _forget(self, repos: list[Repo]) -> None:
+    def _forget(self, repos: list[Repo], effect: Effect) -> None:
         for repo in repos:
-            self._catalog.changed(str(repo))
-            self._reuse.drop(repo)
+            if effect == "done":
+                self._catalog.changed(str(repo))
+                self._reuse.drop(repo)
+            elif effect == "doubtful":
+                self._catalog.doubt(str(repo))
+                self._reuse.doubt(repo)
 
     async def _changed(
         self, request: web.Request, route: Route, answer: aiohttp.ClientResponse, change: Change
@@ -106,6 +119,24 @@ class Passthrough:
         for hub in {self._origin.url, "https://huggingface.co"}:
             body = body.replace(f'"{hub}/'.encode(), f'"{visible}/'.encode())
         return body
+
+
+def _unknown_effect(request: web.Request, route: Route) -> Effect:
+    """What a write may have done of whose answer nothing is known."""
+    if caching.may_share(request.headers.items()):
+        return "none"  # without a token or a cookie nobody writes to anything
+    return "done" if _ACCESS.search(route.target) else "doubtful"  # who may read is not left in doubt
+
+
+def _effect(status: int, unknown: Effect) -> Effect:
+    """What a write did that was answered so."""
+    return "done" if status < 400 else "none" if status in _NOTHING_DONE else unknown
+
+
+def _never_left(error: OriginUnavailable) -> bool:
+    """Whether a request did not even begin to be sent: offline, or no connection."""
+    cause = error.__cause__
+    return cause is None or isinstance(cause, aiohttp.ClientConnectorError | aiohttp.InvalidURL | TimeoutError)
 
 
 def _named_repos(body: bytes) -> list[Repo]:

@@ -48,6 +48,11 @@ class Reuse:
         """Somebody wrote to a repository."""
         self._drop_repo(str(repo))
 
+    def doubt(self, repo: Repo) -> None:
+        """Somebody may have written to a repository."""
+        self._void(str(repo))
+        self._shelf.doubt_repo(str(repo))
+
     async def answer(self, request: web.Request, route: Route) -> web.StreamResponse:
         """Raises OriginUnavailable when the Hub cannot be asked and nothing is kept that may be told instead."""
         reading = Reading(_key(request, route), str(route.repo or ""))
@@ -178,9 +183,12 @@ class Reuse:
         self._shelf.drop(key)
 
     def _drop_repo(self, repo: str) -> None:
+        self._void(repo)
+        self._shelf.drop_repo(repo)
+
+    def _void(self, repo: str) -> None:
         for reading in self._readings:
             reading.is_void |= reading.repo == repo
-        self._shelf.drop_repo(repo)
 
 
 def mind_gate(catalog: Catalog, repo: str, answer: aiohttp.ClientResponse, asked_at: float) -> None:

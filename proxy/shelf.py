@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 
 from proxy import caching
 from proxy.caching import Fields, Stored
@@ -48,3 +49,9 @@ class Shelf:
     def drop_repo(self, repo: str) -> None:
         for key in [key for key, (about, _) in self._kept.items() if about == repo]:
             self.drop(key)
+
+    def doubt_repo(self, repo: str) -> None:
+        """Whatever is kept of a repository is to be asked for again before it is used, unless the origin is away."""
+        for key, (about, variants) in self._kept.items():
+            if about == repo:
+                self._kept[key] = about, [replace(stored, is_doubtful=True) for stored in variants]

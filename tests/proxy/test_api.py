@@ -223,6 +223,19 @@ async def test_what_is_known_is_told_when_the_hub_fails(hub, tmp_path, trouble):
             await node.ask(f"{INFO}/refs")
 
 
+async def test_what_is_in_doubt_is_asked_again_and_told_when_the_hub_is_away(hub, tmp_path):
+    async with parts(hub.url, tmp_path) as node:
+        questions = (INFO, TREE, f"{INFO}/tree/{await sha(node)}", f"{INFO}/refs")
+        for target in questions:
+            await node.ask(target)
+        node.catalog.doubt(str(TINY))
+        for outcome in ("miss", "hit"):
+            assert {(await node.ask(target))[2] for target in questions[1:]} == {outcome}
+        node.catalog.doubt(str(TINY))
+        hub.turn(dark="close")
+        assert {(await node.ask(target))[2] for target in questions} == {"stale"}
+
+
 async def test_files_alone_are_enough_to_know_a_trees_commit(hub, tmp_path):
     async with parts(hub.url, tmp_path, named=0) as node:
         commit = (await node.file("config.json")).commit

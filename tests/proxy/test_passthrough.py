@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from aiohttp import ClientError, ClientSession, ThreadedResolver, web
 from yarl import URL
 
+from proxy.catalog import Ref
 from proxy.hub import errors
 from proxy.hub.errors import OriginUnavailable
 from proxy.hub.urls import parse
@@ -27,6 +29,12 @@ class Echo:
         self.answer: Callable[[], web.Response] = web.Response
         self.last: web.BaseRequest | None = None
         self.received = b""
+
+    def hang_up(self) -> web.Response:
+        assert self.last is not None
+        assert self.last.transport is not None
+        self.last.transport.close()
+        return web.Response()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         self.last = request
@@ -230,6 +238,61 @@ async def test_a_write_voids_what_was_known(node, echo, client, method, target, 
         assert await answer.text() == ""
     assert echo.received == body
     assert (node.catalog.publicness(str(TINY)).changed_at > 0) is forgets
+
+
+SETTINGS, COMMIT = "/api/models/acme/tiny/settings", "/api/models/acme/tiny/commit/main"
+
+
+@pytest.mark.filterwarnings("ignore::aiohttp.web_exceptions.NotAppKeyWarning")
+@pytest.mark.parametrize(
+    ("trouble", "token", "target", "forgotten"),
+    [
+        (401, "hf_bob", SETTINGS, "nothing"),
+        (403, "hf_bob", COMMIT, "nothing"),
+        (404, "hf_bob", COMMIT, "nothing"),
+        (405, "hf_bob", COMMIT, "nothing"),
+        (409, "hf_bob", COMMIT, "freshness"),
+        (500, "hf_bob", COMMIT, "freshness"),
+        ("broken", "hf_bob", COMMIT, "freshness"),
+        ("broken", "hf_bob", SETTINGS, "all"),
+        ("broken", "", SETTINGS, "nothing"),
+        ("refused", "hf_bob", SETTINGS, "nothing"),
+        ("offline", "hf_bob", SETTINGS, "nothing"),
+    ],
+)
+async def test_a_write_that_came_to_nothing_voids_no_more_than_it_may_have_changed(
+    node, echo, client, unused_tcp_port, trouble, token, target, forgotten
+):
+    page = f"{node.url}/api/models/acme/tiny/discussions"
+    echo.answer = partial(web.Response, text="kept", headers={"Cache-Control": "max-age=60"})
+    async with client.get(page) as answer:
+        assert await answer.text() == "kept"
+    node.catalog.set_ref(str(TINY), "main", Ref("c" * 40, said_at := time.time()))
+    if isinstance(trouble, int):
+        echo.answer = partial(web.Response, status=trouble)
+    elif trouble == "broken":
+        echo.answer = echo.hang_up
+    elif trouble == "refused":
+        node.origin.url = f"http://127.0.0.1:{unused_tcp_port}"
+    else:
+        node.origin.is_offline = True
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    async with client.put(node.url + target, data=b"{}", headers=headers) as answer:
+        assert answer.status == (trouble if isinstance(trouble, int) else 502)
+    is_changed = node.catalog.publicness(str(TINY)).changed_at > 0
+    ref = node.catalog.ref(str(TINY), "main")
+    echo.answer = partial(web.Response, text="new")
+    async with client.get(page) as answer:
+        told = await answer.text(), answer.headers["Cache-Status"]
+    if forgotten == "nothing":
+        assert (is_changed, ref) == (False, Ref("c" * 40, said_at))
+        assert told == ("kept", "hubmesh; hit")
+    elif forgotten == "freshness":
+        assert (is_changed, ref) == (False, Ref("c" * 40, 0.0))
+        assert told == ("new", "hubmesh; fwd=stale")
+    else:
+        assert (is_changed, ref) == (True, None)
+        assert told == ("new", "hubmesh; fwd=uri-miss")
 
 
 @pytest.mark.parametrize(
