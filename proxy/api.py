@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Iterator
 from typing import Any, Literal
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import quote
 
 import msgspec
 from aiohttp import web
@@ -21,6 +20,8 @@ from proxy.hub.access import EVERYBODY, OPEN_SECONDS, Grants, says_open, token_k
 from proxy.hub.client import Client
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.freshness import Freshness, is_immutable
+from proxy.hub.questions import FORM, normal, question_at
+from proxy.hub.questions import question as key_of
 from proxy.hub.urls import ApiRoute, is_commit
 from proxy.hub.xet import XetUse
 from proxy.listings import Listings
@@ -32,7 +33,6 @@ _KEPT_HEADERS = (
     *("Content-Type", "Link", "X-Repo-Commit", "X-Error-Code", "X-Error-Message", "X-Total-Count"),
     *("ETag", "Cache-Control", "Expires"),
 )
-_FORM = "application/x-www-form-urlencoded"
 _MAX_QUESTION = 4 << 20  # bytes of a paths-info body: some ten thousand paths
 _MAX_HOPS = 3
 _REDIRECTS = (301, 302, 307, 308)
@@ -69,7 +69,7 @@ class Api:
             route,
             client,
             body,
-            request.headers.get("Content-Type", _FORM),
+            request.headers.get("Content-Type", FORM),
             is_reload=caching.wants_news(asked),
             is_kept_only="only-if-cached" in caching.directives(asked),
         )
@@ -106,7 +106,7 @@ class Api:
         route: ApiRoute,
         client: Client,
         body: bytes = b"",
-        content_type: str = _FORM,
+        content_type: str = FORM,
         *,
         is_reload: bool = False,
         is_kept_only: bool = False,
@@ -116,7 +116,7 @@ class Api:
         if route.kind in ("tree", "paths-info") and route.revision is not None and not is_commit(route.revision):
             commit, is_stale = await self._commit(route, client, is_reload=is_reload)
             route = route.at(commit)
-        question = _question(route, body, content_type)
+        question = key_of(route, body, content_type)
         if not is_reload and (known := self._known(route, question, client)) is not None:
             return known, "stale" if is_stale else "hit"
         if is_kept_only:
@@ -135,7 +135,7 @@ class Api:
         """What was said before: to us, or to other nodes that we believe."""
         stale = self._stale(route, question, client)
         if stale is None and self.hearsay is not None:
-            query = _normal(route.query) if route.kind in ("info", "revision") else None
+            query = normal(route.query) if route.kind in ("info", "revision") else None
             lookup = Lookup(str(route.repo), route.revision or "main", question=question, query=query)
             await self.hearsay.learn(lookup)
             stale = self._stale(route, question, client)
@@ -188,7 +188,7 @@ class Api:
         hidden_at = self._catalog.publicness(repo).hidden_at
         questions = [question]
         if (commit := self._commit_of(route)) and route.kind in ("info", "revision"):
-            questions.append(_question_at(route, commit))
+            questions.append(question_at(route, commit))
         for kept in questions:
             answer = self._catalog.answer(repo, EVERYBODY, kept)
             if answer is not None and answer.said_at > hidden_at:
@@ -338,7 +338,7 @@ class Api:
         repo, scope = str(route.repo), token_key(token) if token else EVERYBODY
         self._catalog.set_answer(repo, scope, question, kept)
         if kept.commit:
-            self._catalog.set_answer(repo, scope, _question_at(route, kept.commit), kept)
+            self._catalog.set_answer(repo, scope, question_at(route, kept.commit), kept)
             if not is_commit(route.revision or ""):
                 self._catalog.set_ref(repo, route.revision or "main", Ref(kept.commit, kept.said_at))
         return kept
@@ -370,22 +370,3 @@ async def _read(request: web.Request) -> bytes:
         if len(body) > _MAX_QUESTION:
             raise HubError(413, message=f"a question of more than {_MAX_QUESTION} bytes")
     return bytes(body)
-
-
-def _question(route: ApiRoute, body: bytes, content_type: str) -> str:
-    """What makes two questions the same: `recursive=True` and `recursive=true`, in any order."""
-    path = route.target.partition("?")[0].rstrip("/")
-    if not body:
-        return f"{path}\n{_normal(route.query)}"
-    form = _normal(body.decode(errors="surrogateescape")) if content_type.startswith(_FORM) else body.hex()
-    return f"{path}\n{_normal(route.query)}\n{content_type}\n{hashlib.sha256(form.encode()).hexdigest()}"
-
-
-def _question_at(route: ApiRoute, commit: str) -> str:
-    """A commit's info, by whatever name it was asked for."""
-    return f"{commit}\n{_normal(route.query)}"
-
-
-def _normal(query: str) -> str:
-    pairs = [(name, value.lower() if value in ("True", "False") else value) for name, value in parse_qsl(query, True)]
-    return urlencode(sorted(pairs, key=lambda pair: pair[0]), errors="surrogateescape")

@@ -33,6 +33,7 @@ PURE = [
     "proxy.hub.freshness",
     "proxy.hub.lfs",
     "proxy.hub.metadata",
+    "proxy.hub.questions",
     "proxy.hub.rewrite",
     "proxy.hub.urls",
     "proxy.hub.xet",
