@@ -112,20 +112,41 @@ class Api:
         is_kept_only: bool = False,
     ) -> tuple[ApiAnswer, Outcome]:
         """The answer to a question: from here or, always if `is_reload`, from the Hub; never if `is_kept_only`."""
-        is_stale = False
-        if route.kind in ("tree", "paths-info") and route.revision is not None and not is_commit(route.revision):
-            commit, is_stale = await self._commit(route, client, is_reload=is_reload)
-            route = route.at(commit)
+        if route.kind not in ("tree", "paths-info") or route.revision is None or is_commit(route.revision):
+            return await self._ask(route, client, body, content_type, is_reload=is_reload, is_kept_only=is_kept_only)
+        commit, is_stale = await self._commit(route, client, is_reload=is_reload)
+        at = route.at(commit)
+        try:
+            answer, outcome = await self._ask(
+                at, client, body, content_type, is_reload=is_reload, is_kept_only=is_kept_only
+            )
+        except HubError as error:
+            if error.code != "RevisionNotFound" or is_reload:
+                raise
+            commit, is_stale = await self._commit(route, client, is_reload=True)  # the branch was rewritten since
+            answer, outcome = await self._ask(route.at(commit), client, body, content_type)
+        return answer, "stale" if is_stale else outcome
+
+    async def _ask(
+        self,
+        route: ApiRoute,
+        client: Client,
+        body: bytes,
+        content_type: str,
+        *,
+        is_reload: bool = False,
+        is_kept_only: bool = False,
+    ) -> tuple[ApiAnswer, Outcome]:
+        """The same for a question that is about a commit if it is about files."""
         question = key_of(route, body, content_type)
         if not is_reload and (known := self._known(route, question, client)) is not None:
-            return known, "stale" if is_stale else "hit"
+            return known, "hit"
         if is_kept_only:
             raise HubError(504, message="this is not kept here, and the client wants only what is")
         if self._origin.is_failing and (stale := await self._told(route, question, client)) is not None:
             return stale, "stale"
         try:
-            answer = await self._fetch(route, question, client, body, content_type, is_reload=is_reload)
-            return answer, "stale" if is_stale else "miss"
+            return await self._fetch(route, question, client, body, content_type, is_reload=is_reload), "miss"
         except OriginUnavailable:
             if (stale := await self._told(route, question, client)) is not None:
                 return stale, "stale"

@@ -16,6 +16,7 @@ from proxy.catalog import Catalog, XetName
 from proxy.hub import rewrite
 from proxy.hub.access import is_card
 from proxy.hub.client import Client
+from proxy.hub.errors import HubError
 from proxy.hub.urls import ApiRoute, FileRoute, OtherRoute, Repo, is_commit, parse
 from proxy.hub.xet import XetUse, token_route
 from proxy.passes import Passes
@@ -51,7 +52,13 @@ class XetTokens:
             return None
         repo, revision = asked
         commit = await self._commit(repo, revision, client)
-        path = await self._some_file(repo, commit, client)
+        try:
+            path = await self._some_file(repo, commit, client)
+        except HubError as error:
+            if error.code != "RevisionNotFound" or is_commit(revision):
+                raise
+            commit = await self._commit(repo, revision, client, is_reload=True)  # the branch was rewritten since
+            path = await self._some_file(repo, commit, client)
         if not path:
             return None
         await self._resolver.file(FileRoute(repo, commit, path), client)  # may this client read at all?
@@ -69,11 +76,11 @@ class XetTokens:
             },
         )
 
-    async def _commit(self, repo: Repo, revision: str, client: Client) -> str:
+    async def _commit(self, repo: Repo, revision: str, client: Client, *, is_reload: bool = False) -> str:
         if is_commit(revision):
             return revision
         route = ApiRoute(repo, "revision", unquote(revision), f"{repo.api_prefix}/revision/{revision}", "")
-        answer, _ = await self._api.ask(route, client)
+        answer, _ = await self._api.ask(route, client, is_reload=is_reload)
         return answer.commit
 
     async def _some_file(self, repo: Repo, commit: str, client: Client) -> str:

@@ -42,6 +42,13 @@ def guard(hub, **settings: object) -> None:
     repo.save(hub.folder.folder("models", TINY.id))
 
 
+def rewrite(hub: HubProcess, commit: str) -> None:
+    """As by a force push: what `main` was is not there any more, and has another name."""
+    repo = hub.folder.load("models", TINY.id)
+    repo.commits, repo.refs = {commit: repo.commits[repo.refs["heads/main"]]}, {"heads/main": commit}
+    repo.save(hub.folder.folder("models", TINY.id))
+
+
 def asked(hub: HubProcess) -> int:
     return sum(hub.stats()["requests"].values())
 
@@ -105,6 +112,21 @@ async def test_info_tree_and_files_speak_of_one_commit(hub, tmp_path):
         assert (await node.file("config.json")).commit == new
         assert await sha(node) == await sha(node, f"{INFO}/revision/main") == new
         assert "new.json" in (await node.ask(TREE))[1].decode()
+
+
+@pytest.mark.parametrize(("target", "body"), [(TREE, b""), (f"{INFO}/paths-info/main", b"paths=config.json")])
+async def test_a_branch_whose_history_was_rewritten_is_asked_for_again(hub, tmp_path, target, body):
+    async with parts(hub.url, tmp_path) as node:
+        old = await sha(node)
+        rewrite(hub, "ab" * 20)
+        status, listed, outcome = await node.ask(target, None, body)
+        assert (status, outcome) == (200, "miss")
+        assert "config.json" in listed.decode()
+        assert await sha(node) == "ab" * 20
+        for question in (node.ask(f"{INFO}/tree/{old}"), node.ask(target.replace("main", "nope"), None, body)):
+            with pytest.raises(HubError) as caught:
+                await question
+            assert caught.value.code == "RevisionNotFound"
 
 
 async def test_what_is_missing_is_told_as_the_hub_does(hub, tmp_path):

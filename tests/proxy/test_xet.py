@@ -328,3 +328,15 @@ def test_the_address_is_the_one_that_the_client_used(filled: HubProcess, node: N
     assert below["X-Xet-Cas-Url"] == f"{node.url}/hf/-/xet"
     assert read(below, "2" * 64, HUGE, MARKED_AT, MARKED_AT + 5) == MARKED[:5]
     assert int(below["X-Xet-Token-Expiration"] or 0) <= time.time() + 900
+
+
+def test_a_branch_whose_history_was_rewritten_has_a_token(hub: HubProcess, tmp_path: Path) -> None:
+    hub.folder.commit(REPO, {"w.safetensors": b"weights"})
+    with NodeProcess(tmp_path / "node", hub.url) as node:
+        assert ask(f"{node.url}/api/models/{REPO}").status == 200
+        repo = hub.folder.load("models", REPO)
+        repo.commits = {"ab" * 20: repo.commits[commit_of(hub)]}
+        repo.refs = {"heads/main": "ab" * 20}
+        repo.save(hub.folder.folder("models", REPO))
+        said = token_of(node, "main")
+        assert (said.status, said["X-Xet-Cas-Url"]) == (200, f"{node.url}/-/xet")
