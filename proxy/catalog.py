@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import sqlite3
 import time
 from collections import OrderedDict
@@ -21,6 +20,7 @@ import diskcache
 import msgspec
 
 from mesh.content import Digest
+from mesh.errors import StoreUnusable
 from proxy.hub.access import Publicness
 from proxy.hub.metadata import FileMetadata
 
@@ -30,6 +30,7 @@ _MEMORY = 16 << 20  # bytes, roughly: the entries as they are on disk and what P
 _ENTRY_OVERHEAD = 500
 _SIZE_LIMIT = 1 << 30  # bytes on disk; diskcache then drops what was stored longest ago
 _FORMAT = "2"  # of the keys and values below
+_MAX_DAMAGED = 9  # catalogs put aside; whose disk damages more has to look at it first
 
 T = TypeVar("T")
 
@@ -88,7 +89,7 @@ class Catalog:
     A write to a repository through this node voids what was said of it before: `changed`. Refs and API answers that
     are older are not found any more, and an answer that was on its way meanwhile is not kept.
 
-    `on_shut` is called with a repository when the Hub's last word on it becomes that not everybody may have its files.
+        self.on_shut: Callable[[str], None] = lambda repo: None
     """
 
     def __init__(self, root: Path) -> None:
@@ -101,8 +102,6 @@ class Catalog:
         self._writing: asyncio.Future[None] | None = None
         self._is_broken = False
         self.on_shut: Callable[[str], None] = lambda repo: None
-        if pins := self.pins():  # anew, so that they are never the oldest
-            self._write({_key("pins"): msgspec.msgpack.encode(pins)})
 
     async def close(self) -> None:
         """Wait until everything is on disk."""
@@ -250,8 +249,8 @@ class Catalog:
             if raw is None and not self._is_broken:
                 raw = self._disk.get(key)
             value = None if raw is None else msgspec.msgpack.decode(raw, type=kind)
-        except (sqlite3.Error, diskcache.Timeout, OSError, msgspec.DecodeError) as error:
-            self._complain("read", error)
+        except Exception as error:  # diskcache makes anything of a row with a wrong bit
+            self._complain("read", error, is_all=isinstance(error, sqlite3.Error) and _is_damage(error))
             return None
         self._remember(key, value, len(raw or b""))
         return value
@@ -274,14 +273,15 @@ class Catalog:
 
     def _write(self, batch: dict[str, bytes]) -> None:
         try:
-            with self._disk.transact(retry=True):
+            with self._disk.transact():  # told to retry, it would do so for ever, whatever the reason
                 for key, raw in batch.items():
                     self._disk.set(key, raw)
-        except (sqlite3.Error, diskcache.Timeout, OSError) as error:
-            self._complain("written", error)
+        except Exception as error:
+            self._complain("written", error, is_all=_is_damage(error))
 
-    def _complain(self, done: str, error: Exception) -> None:
-        if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+    def _complain(self, done: str, error: Exception, *, is_all: bool = False) -> None:
+        """`is_all`: it is about the whole catalog, not about one entry or one time."""
+        if is_all:
             if not self._is_broken:
                 log.error("the catalog cannot be %s (%s): kept in memory only until the next start", done, error)
             self._is_broken = True
@@ -308,27 +308,70 @@ def _key(*parts: str) -> str:
 
 
 def _open(root: Path) -> Any:
-    """The database in a folder; one that cannot be opened is put aside and begun anew: all of it can be asked again."""
-    settings = {
-        "size_limit": _SIZE_LIMIT,
-        "eviction_policy": "least-recently-stored",
-        "sqlite_synchronous": 1,  # survives a kill; a power cut may cost the last seconds
-        "timeout": 5,
-    }
+    """The database in a folder. A damaged one is put aside and begun anew: all but the pins can be asked again.
+
+    Raises StoreUnusable when it cannot be told whether it is damaged, or not be begun anew.
+    """
     try:
-        cache = diskcache.Cache(str(root), **settings)
-        _check(cache)
-    except (sqlite3.DatabaseError, ValueError, KeyError) as error:
-        aside = root.with_name(root.name + ".damaged")
+        return _opened(root)
+    except Exception as error:
+        if not _is_damage(error):
+            raise _refusal(root, error) from error
+        aside = _aside(root)
         log.error("the catalog in %s is damaged (%s): it is begun anew, the old one is kept in %s", root, error, aside)
-        shutil.rmtree(aside, ignore_errors=True)
+    try:
         root.rename(aside)
-        cache = diskcache.Cache(str(root), **settings)
+        return _opened(root)
+    except Exception as error:
+        raise _refusal(root, error) from error
+
+
+def _opened(root: Path) -> Any:
+    """Open, or make, the database in a folder, and try it. What it raises depends on what is wrong."""
+    cache = diskcache.Cache(
+        str(root),
+        size_limit=_SIZE_LIMIT,
+        eviction_policy="least-recently-stored",
+        sqlite_synchronous=1,  # survives a kill; a power cut may cost the last seconds
+        timeout=5,
+    )
+    try:
+        [(verdict,)] = cache._sql("PRAGMA quick_check(1)").fetchall()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
+        pins = _key("pins")
+        cache.set(pins, cache.get(pins, msgspec.msgpack.encode({})))  # anew, so that they are never the oldest
+    except BaseException:
+        cache.close()
+        raise
     return cache
 
 
-def _check(cache: Any) -> None:
-    """Raise DatabaseError when SQLite finds its own file damaged."""
-    [(verdict,)] = cache._sql("PRAGMA quick_check(1)").fetchall()
-    if verdict != "ok":
-        raise sqlite3.DatabaseError(verdict)
+def _is_damage(error: Exception) -> bool:
+    """Whether it is the file's content that is wrong, not the disk, the memory, our rights or another program.
+
+    OperationalError is what sqlite3 makes of all of these, and of tables that are not those we know.
+    """
+    if isinstance(error, sqlite3.OperationalError):
+        return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF == sqlite3.SQLITE_ERROR
+    return not isinstance(error, OSError | MemoryError | diskcache.Timeout)
+
+
+def _aside(root: Path) -> Path:
+    """A name for a damaged catalog; never one that another has: that may be the one with the pins."""
+    for number in range(1, _MAX_DAMAGED + 1):
+        aside = root.with_name(root.name + (".damaged" if number == 1 else f".damaged-{number}"))
+        if not aside.exists():
+            return aside
+    raise StoreUnusable(
+        f"the catalog in {root} is damaged, as {_MAX_DAMAGED} were before it: "
+        f"check the disk, then delete what is called {root}.damaged…"
+    )
+
+
+def _refusal(root: Path, error: Exception) -> StoreUnusable:
+    reason = "another program has locked it" if isinstance(error, diskcache.Timeout) else error
+    return StoreUnusable(
+        f"cannot open the catalog in {root}: {reason}. Nothing in it was changed: make room on the disk, end what else "
+        "uses it, or see to it that this user may write there, and start again"
+    )

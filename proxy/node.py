@@ -122,11 +122,16 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
 
     stats = Stats()
     metrics = Metrics(stats)
+    # The store before the catalog: its lock keeps other nodes out of both.
+    store = Store(
+        data_dir,
+        settings.max_size or default_budget(data_dir),
+        is_pinned=lambda digest: holdings.is_pinned(digest),
+    )
+    stack.callback(store.close)
     catalog = Catalog(data_dir / "catalog")
     stack.push_async_callback(catalog.close)
     holdings = Holdings(catalog)
-    store = Store(data_dir, settings.max_size or default_budget(data_dir), is_pinned=holdings.is_pinned)
-    stack.callback(store.close)
     tasks = Tasks()
     stack.push_async_callback(tasks.close)
     session = await stack.enter_async_context(

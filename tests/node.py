@@ -95,8 +95,9 @@ class NodeProcess:
         )
         until = time.monotonic() + self._patience
         while time.monotonic() < until:
-            if self._process.poll() is not None:
-                raise RuntimeError(f"the node ended with {self._process.returncode}:\n{self.log()}")
+            if (status := self._process.poll()) is not None:
+                self.stop()
+                raise RuntimeError(f"the node ended with {status}:\n{self.log()}")
             if self._is_ready():
                 return
             time.sleep(0.02)

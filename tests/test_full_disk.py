@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import json
 import os
 import random
 import subprocess
@@ -51,6 +53,31 @@ def test_no_room_is_507_and_harms_nothing(hub: HubProcess, small_disk: Path, bud
         assert body == kept
         assert node.get("/-/health") == b"alive\n"
         assert "Traceback" not in node.log()
+
+
+def test_a_start_on_a_full_disk_loses_nothing(hub: HubProcess, small_disk: Path, tmp_path: Path) -> None:
+    kept = random.Random(1).randbytes(3 * MIB)
+    hub.folder.commit("acme/tiny", {"kept.bin": kept})
+    node = NodeProcess(small_disk / "node", hub.url)
+    node.log_file = tmp_path / "node.log"
+    with node:
+        target = f"{node.url}/acme/tiny/resolve/main/kept.bin"
+        assert ask(target).body == kept
+        order = json.dumps({"repo": "acme/tiny"}).encode()
+        assert ask(f"{node.url}/-/pin", "POST", body=order, Content_Type="application/json").status == 200
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    for _ in range(2):  # as a supervisor would
+        with pytest.raises(RuntimeError, match="cannot open the catalog"):
+            node.start()
+    assert "Traceback" not in node.log()
+    filler.unlink()
+    with NodeProcess(small_disk / "node", hub.url, "--offline") as node:
+        answer = ask(f"{node.url}/acme/tiny/resolve/main/kept.bin")
+        assert (answer.status, answer.body == kept) == (200, True)
+        assert [blob["is_pinned"] for blob in node.status()["blobs"]] == [True]
 
 
 def read(url: str) -> bytes | None:

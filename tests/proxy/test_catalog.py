@@ -1,6 +1,8 @@
 """What a node knows survives restarts, kills and damage, and never grows without bound in memory."""
 
 import asyncio
+import contextlib
+import itertools
 import os
 import signal
 import sqlite3
@@ -9,10 +11,12 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mesh.content import Digest
+from mesh.errors import StoreUnusable
 from proxy import catalog as module
 from proxy.catalog import ApiAnswer, BlobName, Catalog, File, Ref
 from proxy.hub.metadata import FileMetadata
@@ -129,6 +133,97 @@ async def test_a_damaged_file_is_put_aside_and_said_so(tmp_path, caplog, damage)
         assert [record.levelname for record in caplog.records] == ["ERROR"]
         assert "begun anew" in caplog.text
         assert (tmp_path / "catalog.damaged" / "cache.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        (b"disk_min_file_size", b"disk_min_fil^_size"),
+        (b"( rowid INTEGER", b"( r\x9bwid INTEGER"),
+        (b"NEW.size - OLD", b"NE\xec.size - OLD"),
+        (b"value BLOB)", b"valve BLOB)"),
+    ],
+    ids=["setting", "key", "trigger", "column"],
+)
+async def test_a_wrong_byte_that_sqlite_does_not_see_is_damage_too(tmp_path, caplog, good, bad):
+    await filled(tmp_path / "catalog")
+    file = tmp_path / "catalog" / "cache.db"
+    content = file.read_bytes()
+    assert good in content
+    file.write_bytes(content.replace(good, bad))
+    catalog = Catalog(tmp_path / "catalog")
+    fill(catalog)
+    check(catalog)
+    await catalog.close()
+    assert "begun anew" in caplog.text
+    assert bad in (tmp_path / "catalog.damaged" / "cache.db").read_bytes()
+
+
+async def test_a_damaged_entry_is_not_there_and_the_others_are(tmp_path):
+    await filled(tmp_path / "catalog")
+    with contextlib.closing(sqlite3.connect(tmp_path / "catalog" / "cache.db", isolation_level=None)) as database:
+        database.execute(
+            "UPDATE Cache SET mode = 4 WHERE instr(CAST(key AS BLOB), x'00726566')"
+        )  # a ref, as if pickled
+    catalog = Catalog(tmp_path / "catalog")
+    assert catalog.ref(REPO, "main") is None
+    fill(catalog)
+    check(catalog)
+    await catalog.close()
+
+
+async def test_what_was_put_aside_is_never_overwritten(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_MAX_DAMAGED", 2)
+    for content in (b"first", b"second"):
+        await filled(tmp_path / "catalog")
+        (tmp_path / "catalog" / "cache.db").write_bytes(content * 1000)
+    await filled(tmp_path / "catalog")
+    assert (tmp_path / "catalog.damaged" / "cache.db").read_bytes().startswith(b"first")
+    assert (tmp_path / "catalog.damaged-2" / "cache.db").read_bytes().startswith(b"second")
+    (tmp_path / "catalog" / "cache.db").write_bytes(b"third" * 1000)
+    with pytest.raises(StoreUnusable, match="as 2 were before it"):
+        Catalog(tmp_path / "catalog")
+
+
+@pytest.mark.parametrize("obstacle", ["locked", "unreadable"])
+async def test_a_catalog_that_cannot_be_opened_now_is_not_damaged(tmp_path, monkeypatch, obstacle):
+    root = tmp_path / "catalog"
+    await filled(root)
+    with contextlib.ExitStack() as stack:
+        if obstacle == "locked":
+            stack.enter_context(contextlib.closing(other := sqlite3.connect(root / "cache.db", isolation_level=None)))
+            other.execute("BEGIN EXCLUSIVE")
+            # diskcache tries for a minute
+            clock = SimpleNamespace(time=itertools.count(0, 61).__next__, sleep=lambda _: None)
+            stack.enter_context(monkeypatch.context()).setattr("diskcache.core.time", clock)
+        else:
+            (root / "cache.db").rename(tmp_path / "kept")
+            (root / "cache.db").mkdir()
+        with pytest.raises(StoreUnusable, match=r"cannot open the catalog in .*(locked|unable to open).* start again"):
+            Catalog(root)
+        if obstacle == "unreadable":
+            (root / "cache.db").rmdir()
+            (tmp_path / "kept").rename(root / "cache.db")
+    catalog = Catalog(root)
+    check(catalog)
+    await catalog.close()
+    assert not (tmp_path / "catalog.damaged").exists()
+
+
+async def test_writing_does_not_try_for_ever(tmp_path, caplog):
+    catalog = Catalog(tmp_path / "catalog")
+    catalog._disk._timeout = 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "catalog" / "cache.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        fill(catalog)
+        await asyncio.wait_for(catalog.close(), 60)
+    assert "cannot be written" in caplog.text
+
+
+async def filled(root: Path) -> None:
+    catalog = Catalog(root)
+    fill(catalog)
+    await catalog.close()
 
 
 async def test_damage_while_running_is_said_once_and_leaves_the_memory(tmp_path, caplog, monkeypatch):

@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import os
 
 import pytest
 from aiohttp import web
 
+from mesh import layout
 from proxy import cli
 from proxy.admin.status import decode
+from tests.node import NodeProcess
 
 
 def tls(file: str) -> tuple[str, ...]:
@@ -58,6 +61,17 @@ def test_no_node_is_one_line_and_exit_1(run, unused_tcp_port):
     assert (code, out) == (1, "")
     assert f"no node answers at http://127.0.0.1:{unused_tcp_port}" in err
     assert "hubmesh serve" in err
+
+
+def test_a_data_directory_in_use_is_left_alone(tmp_path):
+    database = tmp_path / "node" / "catalog" / "cache.db"
+    database.parent.mkdir(parents=True)
+    database.write_bytes(b"being written" * 1000)
+    lock = layout.lock(tmp_path / "node")
+    with pytest.raises(RuntimeError, match="in use by another hubmesh node"):
+        NodeProcess(tmp_path / "node", "http://127.0.0.1:1").start()
+    os.close(lock)
+    assert database.read_bytes() == b"being written" * 1000
 
 
 async def test_status_for_people_and_for_tools(run, node):
