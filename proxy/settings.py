@@ -64,7 +64,14 @@ def _setting(
 
 
 def _path(text: object) -> Path:
-    return Path(str(text)).expanduser()
+    if "\0" in str(text):
+        raise ValueError(f"{text!r} is no path: there is a NUL character in it")
+    try:
+        return Path(str(text)).expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"{text!r}: no such home directory is known here; give the whole path, such as --data-dir /var/lib/hubmesh"
+        ) from None
 
 
 def _origin(text: object) -> str:
@@ -80,10 +87,25 @@ def _origin(text: object) -> str:
     return url
 
 
+def _wait(text: str | float) -> float:
+    """What a clock is set to. The system's own limit for a socket is 24 days."""
+    return _at_most("1d", text)
+
+
 def _time_limit(text: str | float) -> float:
-    seconds = parse_duration(text)
-    if seconds <= 0:
+    if (seconds := _wait(text)) <= 0:
         raise ValueError(f"{text!r}: must be more than zero")
+    return seconds
+
+
+def _age(text: str | float) -> float:
+    """What the age of something is compared with; as good as for ever, too."""
+    return _at_most("3650d", text)
+
+
+def _at_most(limit: str, text: str | float) -> float:
+    if (seconds := parse_duration(text)) > parse_duration(limit):
+        raise ValueError(f"{text!r}: must be at most {limit}")
     return seconds
 
 
@@ -174,13 +196,13 @@ class Settings:
     freshness: float = _setting(
         "60s",
         "Ask the origin again what a branch or a listing holds when the answer is older. 0 asks always.",
-        parse_duration,
+        _age,
         "TIME",
     )
     grant_life: float = _setting(
         "5m",
         "Ask the Hub again whether a token may read a repository when its last word is older. 0 asks always.",
-        parse_duration,
+        _age,
         "TIME",
     )
     discovery_timeout: float = _setting(
@@ -190,7 +212,7 @@ class Settings:
     drain_timeout: float = _setting(
         "8s",
         "When stopping, let running downloads go on for this long before breaking them off.",
-        parse_duration,
+        _wait,
         "TIME",
     )
 

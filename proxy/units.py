@@ -24,11 +24,11 @@ _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
 def parse_size(text: str | float) -> int:
     """Bytes: ``200GiB`` and ``200Gi`` count in 1024s, ``5GB`` and ``5G`` in 1000s; a bare number is bytes.
 
-    Raises ValueError for anything else, and for less than one byte.
+    Raises ValueError for anything else, for less than one byte, and for more than 64 bits count.
     """
     match = _NUMBER.fullmatch(str(text).strip())
     unit = _UNITS.get(match[2].lower().removesuffix("b")) if match else None
-    if match is None or unit is None or (size := int(float(match[1]) * unit)) < 1:
+    if match is None or unit is None or not 1 <= (size := int(float(match[1]) * unit)) < 1 << 63:
         raise ValueError(f"{text!r} is not a size such as 200GiB or 500MB")
     return size
 

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -138,7 +139,20 @@ def _parse_one(about: About, raw: Any) -> Any:
 
 
 def _usual_file() -> Path | None:
-    return next((path for name in CONFIG_FILES if (path := Path(name).expanduser()).is_file()), None)
+    for name in CONFIG_FILES:
+        try:
+            path = Path(name).expanduser()
+            if stat.S_ISREG(path.stat().st_mode):
+                return path
+        except RuntimeError:  # containers run as users without a home
+            continue
+        except PermissionError:
+            # A home that we may not look into is somebody else's. The machine's own file was meant for us.
+            if not name.startswith("~"):
+                return path
+        except OSError:
+            continue
+    return None
 
 
 def _read_file(file: Path | None) -> dict[str, tuple[str, Any]]:

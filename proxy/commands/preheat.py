@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import re
 from typing import Any
 
 import click
 
 from proxy.commands.local import find, node_flags
+from proxy.commands.token import token_option, usual
 from proxy.commands.uri import REPO, HfUri
 
 
@@ -16,7 +17,7 @@ from proxy.commands.uri import REPO, HfUri
 @click.option("--nodes", default="1", metavar="all|N", help="How many nodes shall have it, this one first.  [1]")
 @click.option("--include", multiple=True, metavar="GLOB", help="Only files that match; repeat for several.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Not the files that match; repeat for several.")
-@click.option("--token", help="For gated and private repositories.  [HF_TOKEN, else the one of `hf auth login`]")
+@token_option
 @node_flags
 def preheat(
     repos: tuple[HfUri, ...],
@@ -30,8 +31,8 @@ def preheat(
 
     Returns at once: `hubmesh status` shows how far it is.
     """
-    if nodes != "all" and not (nodes.isascii() and nodes.isdigit() and int(nodes)):
-        raise click.BadParameter(f"--nodes: {nodes!r} is neither all nor a number of nodes")
+    if nodes != "all" and not re.fullmatch(r"0*[1-9]\d{0,5}", nodes, re.ASCII):
+        raise click.BadParameter(f"--nodes: {nodes[:20]!r} is neither all nor a number of nodes up to 999999")
     node = find(flags)
     for repo in repos:
         order = {
@@ -41,14 +42,5 @@ def preheat(
             "exclude": exclude,
             "nodes": None if nodes == "all" else int(nodes),
         }
-        files = node.act("preheat", order, token or _token())["files"]
+        files = node.act("preheat", order, token or usual())["files"]
         click.echo(f"{repo.id}: {files} files are on their way; `hubmesh status` shows how far they are")
-
-
-def _token() -> str | None:
-    """The token any other client on this machine would use."""
-    if token := os.environ.get("HF_TOKEN"):
-        return token
-    from huggingface_hub import get_token
-
-    return get_token()

@@ -18,6 +18,7 @@ import click
 from mesh.content import Digest
 from proxy.commands.local import LocalNode, find, node_flags
 from proxy.commands.progress import Progress
+from proxy.commands.token import token_option
 from proxy.commands.uri import HfUri
 from proxy.units import format_size
 
@@ -47,7 +48,7 @@ class NotAllowed(click.ClickException):
 @click.option("-r", "--recursive", is_flag=True, help="PATH is a folder: take all below it.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Only files that match; repeat for several.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Not the files that match; repeat for several.")
-@click.option("--token", help="For gated and private repositories.  [HF_TOKEN, else the one of `hf auth login`]")
+@token_option
 @click.option("-q", "--quiet", is_flag=True, help="Only say what went wrong.")
 @node_flags
 def pull(

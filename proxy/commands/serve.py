@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import stat
+from pathlib import Path
 from typing import Any
 
 import click
@@ -33,7 +35,8 @@ def serve(**flags: Any) -> int:
     except MeshError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
-        raise click.ClickException(error.strerror or str(error)) from error
+        where = f"{error.filename}: " if error.filename else ""
+        raise click.ClickException(f"{where}{error.strerror or error}") from error
 
 
 def _check_paths(settings: Settings) -> None:
@@ -53,10 +56,22 @@ def _check_paths(settings: Settings) -> None:
             raise SettingsError(f"mesh-tls: {error.filename}: {error.strerror}") from error
         except ValueError as error:
             raise SettingsError(f"mesh-tls: {error}") from error
-    if cache is not None and not cache.is_dir():
+    if cache is not None and not _is_directory(cache, "hf-cache"):
         raise SettingsError(f"hf-cache {cache}: no such directory")
     # Somewhere on the way up there has to be a directory that we may write in.
     data = settings.data_dir
-    there = next(path for path in (data, *data.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise SettingsError(f"data-dir {data}: cannot write in {there}")
+    for path in (data, *data.absolute().parents):
+        if (is_directory := _is_directory(path, "data-dir")) is not None:
+            if not is_directory or not os.access(path, os.W_OK | os.X_OK):
+                raise SettingsError(f"data-dir {data}: cannot write in {path}")
+            break
+
+
+def _is_directory(path: Path, setting: str) -> bool | None:
+    """Whether it is one; None when nothing is there. Raises SettingsError when that cannot be told."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise SettingsError(f"{setting} {path}: {error.strerror}") from error

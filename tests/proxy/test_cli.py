@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -31,6 +32,8 @@ def tls(file: str) -> tuple[str, ...]:
         (["serve", *tls("/nowhere.pem")], "mesh-tls: /nowhere.pem: No such file"),
         (["serve", *tls("/dev/null")], "mesh-tls: /dev/null and /dev/null do not hold a certificate and its key"),
         (["serve", "--data-dir", "/dev/null/data"], "data-dir /dev/null/data: cannot write in /dev/null"),
+        (["serve", "--data-dir", "/" + "a" * 300], "File name too long"),
+        (["serve", "--hf-cache", "/" + "a" * 300], "File name too long"),
         (["serve", "--config", "/nowhere/node.toml"], "/nowhere/node.toml: No such file"),
     ],
 )
@@ -61,6 +64,18 @@ def test_no_node_is_one_line_and_exit_1(run, unused_tcp_port):
     assert (code, out) == (1, "")
     assert f"no node answers at http://127.0.0.1:{unused_tcp_port}" in err
     assert "hubmesh serve" in err
+
+
+def test_a_directory_below_one_that_we_may_not_look_into(run, monkeypatch, tmp_path):
+    def stat(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "secret":
+            raise PermissionError(13, "Permission denied", str(path))
+        return really(path, **options)
+
+    really = Path.stat
+    monkeypatch.setattr(Path, "stat", stat)
+    code, _, err = run("serve", "--data-dir", str(tmp_path / "secret"))
+    assert (code, err) == (2, f"hubmesh: data-dir {tmp_path}/secret: Permission denied\n")
 
 
 def test_a_data_directory_in_use_is_left_alone(tmp_path):

@@ -64,7 +64,7 @@ async def test_ls_of_one_repository_names_its_files(run_at):
 
 
 async def test_orders_reach_the_node(run_at, node, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_environment")
+    monkeypatch.setenv("HF_TOKEN", "hf_environment\n")
     assert (await run_at("pin", "acme/tiny@v1"))[1] == "acme/tiny: 1 files stay\n"
     assert (await run_at("unpin", "acme/tiny"))[0] == 0
     assert (await run_at("rm", "datasets/acme/rows", "acme/tiny"))[1] == "acme/rows: 3 B freed\nacme/tiny: 4 B freed\n"
@@ -86,9 +86,20 @@ async def test_what_the_node_says_is_passed_on(run_at, node):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["preheat", "a/b", "--nodes", "few"], ["preheat", "a/b", "--nodes", "0"], ["pin", "a/b/c"]]
+    "arguments",
+    [
+        ["preheat", "a/b", "--nodes", "few"],
+        ["preheat", "a/b", "--nodes", "0"],
+        ["preheat", "a/b", "--nodes", "9" * 5000],
+        ["preheat", "a/b", "--token", "hf_secret\nX: y"],
+        ["preheat", "a/b", "--token", "hf_secret→"],
+        ["pull", "a/b", "--token", "hf_secret\nX: y"],
+        ["pin", "a/b/c"],
+    ],
 )
 async def test_bad_orders_are_refused_before_anything_is_asked(run_at, node, arguments):
     code, out, err = await run_at(*arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
+    assert len(err) < 200
+    assert "secret" not in err
     assert node.told == []

@@ -1,11 +1,15 @@
 """Settings: units, precedence, and one clear line for everything that is wrong."""
 
 import dataclasses
+import os
+import pwd
+import socket
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from proxy.commands import options
 from proxy.commands.options import SettingsError, key_of, load
 from proxy.settings import Settings
 from proxy.units import HostPort, format_size, parse_duration, parse_rate, parse_size
@@ -26,7 +30,7 @@ def test_sizes(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "GiB", "5 apples", "1e9", "9" * 400, "5GiBs", "٣GB"])
+@pytest.mark.parametrize("text", ["", "0", "-1", "GiB", "5 apples", "1e9", "9" * 400, "5GiBs", "٣GB", "9999999PB"])
 def test_what_is_no_size(text):
     with pytest.raises(ValueError, match="is not a size"):
         parse_size(text)
@@ -114,6 +118,9 @@ def test_the_file_in_its_usual_place_is_read(tmp_path):
             "HUBMESH_ORIGIN: 'ftp://x' is not the URL of a Hub such as https://huggingface.co",
         ),
         ({"HUBMESH_ORIGIN_STALL_TIMEOUT": "0"}, "HUBMESH_ORIGIN_STALL_TIMEOUT: '0': must be more than zero"),
+        ({"HUBMESH_ORIGIN_CONNECT_TIMEOUT": "25h"}, "HUBMESH_ORIGIN_CONNECT_TIMEOUT: '25h': must be at most 1d"),
+        ({"HUBMESH_DRAIN_TIMEOUT": "99999999999d"}, "HUBMESH_DRAIN_TIMEOUT: '99999999999d': must be at most 1d"),
+        ({"HUBMESH_FRESHNESS": "3651d"}, "HUBMESH_FRESHNESS: '3651d': must be at most 3650d"),
         ({"HUBMESH_CONFIG": "/nowhere/node.toml"}, "/nowhere/node.toml: No such file or directory"),
     ],
 )
@@ -133,6 +140,8 @@ def test_a_bad_environment_is_one_clear_line(environment, message):
         ("listen = ['a:1']", "{}: listen: ['a:1'] is not HOST:PORT"),
         ("seed = [1]", "{}: seed: 1 is not HOST:PORT such as 127.0.0.1:8090 or [::1]:8090"),
         ("data-dir = ''", "{}: data-dir: '' is not DIR"),
+        ('hf-cache = "a\\u0000b"', "{}: hf-cache: 'a\\x00b' is no path: there is a NUL character in it"),
+        ("data-dir = '~nosuchuser/x'", "{}: data-dir: '~nosuchuser/x': no such home directory is known here"),
         ("[mesh]\nmdns = true", "{}: mesh: no such setting"),
     ],
 )
@@ -143,6 +152,42 @@ def test_a_bad_file_is_one_clear_line(tmp_path, text, message):
         load({"config": file}, {})
     assert caught.value.message.startswith(message.format(file))
     assert "\n" not in caught.value.message
+
+
+def test_what_waits_longest_can_be_waited_for():
+    longest = {setting.name: "1d" for setting in dataclasses.fields(Settings) if setting.name.endswith("timeout")}
+    settings = load(longest, {})
+    with socket.socket() as link:
+        for name in longest:
+            link.settimeout(getattr(settings, name))
+    assert load({"freshness": "3650d", "grant_life": "3650d"}, {}).freshness == 3650 * 86400
+
+
+def test_who_has_no_home_names_the_directory(monkeypatch, tmp_path):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])  # as in a container that runs as any number
+    assert load({"data_dir": str(tmp_path)}, {}).data_dir == tmp_path
+    with pytest.raises(SettingsError, match="such as --data-dir"):
+        load({}, {})
+
+
+@pytest.mark.parametrize("place", ["home", "machine"])
+def test_a_file_in_a_home_that_is_somebody_elses_is_not_ours(monkeypatch, tmp_path, place):
+    def stat(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "node.toml":
+            raise PermissionError(13, "Permission denied", str(path))
+        return really(path, **options)
+
+    really = Path.stat
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", stat)
+        if place == "home":
+            patch.setattr(options, "CONFIG_FILES", options.CONFIG_FILES[:1])
+            assert load({}, {}).listen == HostPort("127.0.0.1", 8090)
+        else:
+            patch.setattr(Path, "read_text", lambda path, _: stat(path))
+            with pytest.raises(SettingsError, match=r"/etc/hubmesh/node\.toml: Permission denied"):
+                load({}, {})
 
 
 def test_a_file_that_is_not_toml_is_one_clear_line(tmp_path):
