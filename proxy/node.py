@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -71,6 +72,7 @@ _UPLOAD_THREADS = 8
 # That a thread waits for the interpreter until it asks for it: who holds it on a machine with more to do than it has
 # cores may not be running, and each of the others would wake every 5 ms only to wait on.
 _SWITCH_SECONDS = 0.02
+_NODE_ID = re.compile(r"[0-9A-Za-z_-]{1,128}")  # what peers take for one
 
 
 def run(settings: Settings) -> int:
@@ -308,17 +310,23 @@ def _auth(settings: Settings) -> Auth:
 
 
 def _node_id(data_dir: Path) -> str:
-    """128 random bits, kept with the data: a node is its store."""
+    """128 random bits, kept with the data: a node is its store. What a power cut made of them is replaced."""
     file = data_dir / "node-id"
     try:
-        if known := file.read_text("ascii").strip():
-            return known
+        known = file.read_text("latin-1").strip()
     except FileNotFoundError:
-        pass
+        known = ""
+    if _NODE_ID.fullmatch(known):
+        return known
     node_id = uuid.uuid4().hex
     temporary = file.with_suffix(".new")
-    temporary.write_text(node_id, "ascii")
+    with temporary.open("w", encoding="ascii") as written:
+        written.write(node_id)
+        written.flush()
+        os.fsync(written.fileno())
     temporary.replace(file)
+    if known:
+        log.warning("what %s holds is no name for a node: this one is now %s, a new one to its peers", file, node_id)
     return node_id
 
 

@@ -78,6 +78,20 @@ def test_a_directory_below_one_that_we_may_not_look_into(run, monkeypatch, tmp_p
     assert (code, err) == (2, f"hubmesh: data-dir {tmp_path}/secret: Permission denied\n")
 
 
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe", bytes(32), b"", b"two words\n"], ids=["bytes", "zeros", "empty", "text"]
+)
+def test_a_node_whose_name_was_damaged_gets_another(tmp_path, content):
+    with NodeProcess(tmp_path / "node", "http://127.0.0.1:1") as node:
+        first = node.status()["node_id"]
+    with node:
+        assert node.status()["node_id"] == first
+    (tmp_path / "node" / "node-id").write_bytes(content)
+    with node:
+        assert node.status()["node_id"] not in (first, "")
+    assert ("is no name for a node" in node.log()) == bool(content)
+
+
 def test_a_data_directory_in_use_is_left_alone(tmp_path):
     database = tmp_path / "node" / "catalog" / "cache.db"
     database.parent.mkdir(parents=True)
