@@ -12,7 +12,7 @@ from mesh.messages import ORIGIN
 from mesh.stats import Stats
 from mesh.store import Store
 from mesh.swarm import Swarm
-from proxy.admin.view import BlobView, DownloadView, PeerView, Preheat, UsageView
+from proxy.admin.view import BlobView, DownloadView, PeerView, Preheat, Removed, UsageView
 from proxy.catalog import BlobName, Catalog
 from proxy.preheat import Preheater
 from proxy.version import VERSION
@@ -29,6 +29,7 @@ class Holdings:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._pinned = {digest for digests in catalog.pins().values() for digest in digests}
+        self._sizes: dict[Digest, int] = {}  # of blobs that are or were partial; 0: not known
 
     def connect(
         self,
@@ -73,8 +74,7 @@ class Holdings:
             )
         for digest, have in self._store.partials():
             name = self._name(digest)
-            swarm = self._blobs.swarms.get(digest)
-            size = swarm.size if swarm else have
+            size = self._size(digest, name)
             views.append(
                 BlobView(str(digest), size, have, name.repo or None, name.path or None, self.is_pinned(digest))
             )
@@ -89,13 +89,7 @@ class Holdings:
         return str(digest) in self._pinned
 
     async def pin(self, repo: str, revision: str | None) -> int:
-        here = {
-            str(metadata.digest)
-            for commit, _, metadata in self._catalog.files_of(repo)
-            if metadata.digest is not None
-            and metadata.digest in self._store
-            and (revision is None or commit == self._commit(repo, revision))
-        }
+        here = set(map(str, self._of(repo, revision) & self._here()))
         if not here:
             raise LookupError(f"nothing of {repo} is here")
         pins = self._catalog.pins()
@@ -110,24 +104,26 @@ class Holdings:
         self._set_pins(pins)
         return len(freed)
 
-    async def remove(self, repo: str) -> int:
-        digests = {metadata.digest for _, _, metadata in self._catalog.files_of(repo) if metadata.digest is not None}
-        here = [digest for digest in digests if digest in self._store]
-        if not here:
+    async def remove(self, repo: str) -> Removed:
+        if not (here := self._of(repo) & self._here()):
             raise LookupError(f"nothing of {repo} is here")
-        pins = self._catalog.pins()
-        if pins.pop(repo, None):
-            self._set_pins(pins)
-        freed, refused = 0, None
+        freed, elsewhere, refused = 0, set(), None
         for digest in here:
-            if not self.is_pinned(digest):
-                try:
-                    freed += await self._store.remove(digest)
-                except StoreUnusable as error:  # the others can still go
-                    refused = error
+            if any(str(digest) in others for name, others in self._catalog.pins().items() if name != repo):
+                elsewhere.add(digest)
+                continue
+            try:
+                freed += await self._store.remove(digest)
+            except StoreUnusable as error:  # the others can still go
+                refused = error
+        left = (here & self._here()) - elsewhere
+        pins = self._catalog.pins()
+        if repo in pins:
+            kept = sorted(set(pins.pop(repo)) & set(map(str, left)))
+            self._set_pins(pins | {repo: kept} if kept else pins)
         if refused is not None:
             raise StoreUnusable(f"{refused}; {freed} bytes were freed") from refused
-        return freed
+        return Removed(freed, in_use=len(left), pinned=len(elsewhere))
 
     async def preheat(self, order: Preheat) -> int:
         return await self._preheater.order(order)
@@ -139,9 +135,30 @@ class Holdings:
 
         What another repository has as well is shared again as soon as the Hub gives it to nobody in particular.
         """
-        for _, _, metadata in self._catalog.files_of(repo):
-            if metadata.digest is not None:
-                self._store.mark_public(metadata.digest, is_public=False)
+        for digest in self._of(repo):
+            self._store.mark_public(digest, is_public=False)
+
+    def _here(self) -> set[Digest]:
+        """All that is here, whole or in part."""
+        return {digest for digest, _, _ in self._store.blobs()} | {digest for digest, _ in self._store.partials()}
+
+    def _of(self, repo: str, revision: str | None = None) -> set[Digest]:
+        """What a repository consists of, as far as it is known; of all revisions if None: what is listed as its too."""
+        commit = None if revision is None else self._commit(repo, revision)
+        files = self._catalog.files_of(repo)
+        digests = {file.digest for at, _, file in files if file.digest is not None and commit in (None, at)}
+        if revision is None:
+            digests |= {digest for digest in self._here() if self._name(digest).repo == repo}
+        return digests
+
+    def _size(self, digest: Digest, name: BlobName) -> int:
+        """How large a partial blob will be. The catalog is gone through once for it: that is slow."""
+        if (swarm := self._blobs.swarms.get(digest)) is not None:
+            self._sizes[digest] = swarm.size
+        elif digest not in self._sizes:
+            sizes = (file.size for _, _, file in self._catalog.files_of(name.repo) if file.digest == digest)
+            self._sizes[digest] = next(sizes, 0)
+        return self._sizes[digest]
 
     def _commit(self, repo: str, revision: str) -> str:
         ref = self._catalog.ref(repo, revision)

@@ -75,7 +75,8 @@ async def _unpin(_: web.Request, node: NodeView, repo: str, __: Order) -> dict[s
 
 
 async def _remove(_: web.Request, node: NodeView, repo: str, __: Order) -> dict[str, int]:
-    return {"bytes": await node.remove(repo)}
+    removed = await node.remove(repo)
+    return {"bytes": removed.freed, "in_use": removed.in_use, "pinned": removed.pinned}
 
 
 async def _preheat(request: web.Request, node: NodeView, repo: str, order: Order) -> dict[str, int]:

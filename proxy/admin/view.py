@@ -26,7 +26,7 @@ class BlobView:
     """A blob, complete or partial. Sizes in bytes; `sources` says how many bytes came from whom, when known."""
 
     digest: str
-    size: int
+    size: int  # 0 when it is partial and nobody here knows how large it will be
     have: int
     repo: str | None  # "models/owner/name"; None when the catalog does not know who has it
     path: str | None
@@ -58,6 +58,15 @@ class UsageView:
     blob_bytes: int
     max_bytes: int
     evicted_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What came of removing a repository: bytes that are free now, and how many of its files stay."""
+
+    freed: int
+    in_use: int = 0  # somebody reads them, or they arrive just now
+    pinned: int = 0  # a repository that is pinned has them too
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +109,11 @@ class NodeView(Protocol):
     async def unpin(self, repo: str) -> int:
         """Take all pins of a repository back; how many files that freed for eviction. Raises LookupError."""
 
-    async def remove(self, repo: str) -> int:
-        """Drop a repository, as far as no other one shares its blobs and nobody reads them; the bytes freed.
+    async def remove(self, repo: str) -> Removed:
+        """Drop a repository and its pin, but for files that are in use or that a pinned one has too.
 
-        Raises LookupError when nothing of it is here.
+        What is in use keeps its pin. Raises LookupError when nothing of it is here, and StoreUnusable when the disk
+        refuses to let a file go.
         """
 
     async def preheat(self, order: Preheat) -> int:

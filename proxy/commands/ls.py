@@ -71,5 +71,7 @@ def _file_line(blob: BlobView) -> tuple[str, ...]:
 
 
 def _share(have: int, size: int) -> str:
+    if have > size:
+        return "part"  # of something whose size is not known
     # Not rounded up: 100% is a promise.
     return f"{100 * have // size}%" if size else "100%"

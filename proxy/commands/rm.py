@@ -14,9 +14,21 @@ from proxy.units import format_size
 @click.command()
 @click.argument("repos", metavar="REPO...", type=REPO, nargs=-1, required=True)
 @node_flags
-def rm(repos: tuple[HfUri, ...], **flags: Any) -> None:
-    """Drop repositories from this node. Files that another repository has too, or that somebody reads now, stay."""
+def rm(repos: tuple[HfUri, ...], **flags: Any) -> int:
+    """Drop repositories from this node.
+
+    Files that a pinned repository has too stay. So do those that somebody reads now, or that are arriving, with their
+    pin; the exit code is 1 then.
+    """
     node = find(flags)
+    code = 0
     for repo in repos:
-        freed = node.act("rm", {"repo": repo.repo})["bytes"]
-        click.echo(f"{repo.id}: {format_size(freed)} freed")
+        done = node.act("rm", {"repo": repo.repo})
+        said = f"{repo.id}: {format_size(done['bytes'])} freed"
+        if pinned := done["pinned"]:
+            said += f"; {pinned} files stay, for a pinned repository has them too"
+        if in_use := done["in_use"]:
+            said += f"; {in_use} files stay, for they are being read or fetched: try again later"
+            code = 1
+        click.echo(said)
+    return code

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mesh.stats import Stats
-from proxy.admin.view import BlobView, DownloadView, PeerView, Preheat, UsageView
+from proxy.admin.view import BlobView, DownloadView, PeerView, Preheat, Removed, UsageView
 
 
 class PaperNode:
@@ -19,6 +19,7 @@ class PaperNode:
         self.not_ready = ""
         self.told: list[object] = []
         self.error: Exception | None = None
+        self.in_use = 0  # files that cannot be removed
         self.held = [
             BlobView(
                 "sha256:" + "a" * 64, 1000, 1000, "models/acme/tiny", "model.safetensors", sources={"origin": 1000}
@@ -51,8 +52,8 @@ class PaperNode:
     async def unpin(self, repo: str) -> int:
         return self._do("unpin", repo)
 
-    async def remove(self, repo: str) -> int:
-        return self._do("rm", repo)
+    async def remove(self, repo: str) -> Removed:
+        return Removed(self._do("rm", repo), self.in_use)
 
     async def preheat(self, order: Preheat) -> int:
         return self._do("preheat", order)

@@ -71,7 +71,8 @@ async def test_metrics_and_status_show_the_same_figures(client, node):
 async def test_actions_reach_the_node(client, node):
     assert await (await client.post("/-/pin", json={"repo": "acme/tiny"})).json() == {"files": 1}
     assert await (await client.post("/-/unpin", json={"repo": "models/acme/tiny"})).json() == {"files": 2}
-    assert await (await client.post("/-/rm", json={"repo": "datasets/acme/rows"})).json() == {"bytes": 3}
+    removed = await client.post("/-/rm", json={"repo": "datasets/acme/rows"})
+    assert await removed.json() == {"bytes": 3, "in_use": 0, "pinned": 0}
     order = {"repo": "acme/tiny", "include": ["*.json"], "nodes": None}
     await client.post("/-/preheat", json=order, headers={"Authorization": "Bearer hf_secret"})
     assert node.told == [
@@ -154,7 +155,7 @@ async def test_a_file_that_cannot_be_removed_keeps_none_of_the_others(tmp_path):
     stuck.unlink()
     stuck.mkdir()
     files = [("commit", digest.hex, SimpleNamespace(digest=digest)) for digest in digests]
-    holdings = Holdings(SimpleNamespace(pins=dict, files_of=lambda _: files))
+    holdings = Holdings(SimpleNamespace(pins=dict, files_of=lambda _: files, blob_name=lambda _: None))
     holdings.connect(**dict.fromkeys(("node_id", "role", "stats", "blobs", "mesh", "preheater")), store=store)
     with pytest.raises(StoreUnusable, match="8 bytes were freed"):
         await holdings.remove("models/acme/tiny")

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from proxy.admin.view import Preheat
+from proxy.admin.view import BlobView, Preheat
 from proxy.commands.uri import HfUri
 
 
@@ -78,6 +78,23 @@ async def test_orders_reach_the_node(run_at, node, monkeypatch):
         ("preheat", Preheat("models/acme/tiny", "main", (), ("*.bin",), None, "hf_environment")),
         ("preheat", Preheat("models/acme/tiny", "v1", (), (), 3, "hf_flag")),
     ]
+
+
+async def test_what_stays_is_said(run_at, node):
+    node.in_use = 2
+    code, out, _ = await run_at("rm", "acme/tiny")
+    assert (code, out) == (
+        1,
+        "acme/tiny: 1 B freed; 2 files stay, for they are being read or fetched: try again later\n",
+    )
+
+
+async def test_ls_promises_nothing_of_what_has_no_known_size(run_at, node):
+    node.held = [BlobView("sha256:" + "a" * 64, 0, 1000, "models/acme/tiny", "model.safetensors")]
+    for arguments in (["ls"], ["ls", "acme/tiny"]):
+        _, out, _ = await run_at(*arguments)
+        assert "part" in out
+        assert "%" not in out
 
 
 async def test_what_the_node_says_is_passed_on(run_at, node):

@@ -251,7 +251,8 @@ async function act(button, action, repo) {
     });
     const said = await answer.json();
     const done = { pin: `pinned ${said.files} files of`, unpin: `unpinned ${said.files} files of`, rm: `freed ${size(said.bytes || 0)} of` };
-    text("said", answer.ok ? `${done[action]} ${repo}` : said.error);
+    const stays = said.in_use ? `; ${said.in_use} files stay, for they are being read or fetched` : "";
+    text("said", answer.ok ? `${done[action]} ${repo}${stays}` : said.error);
   } catch (error) {
     text("said", `the node does not answer: ${error.message}`);
   } finally {

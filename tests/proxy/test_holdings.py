@@ -1,0 +1,68 @@
+"""What a node says it holds is what it holds, and removing says what it did."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from mesh.content import Digest
+from mesh.store import Store
+from proxy.admin.view import Removed
+from proxy.catalog import Catalog, File
+from proxy.holdings import Holdings
+from proxy.hub.metadata import FileMetadata
+
+TINY, OTHER, COMMIT = "models/acme/tiny", "models/acme/other", "c" * 40
+READ, SHARED, PART, NAMELESS = (Digest("sha256", letter * 64) for letter in "abcd")
+SIZE = 3 << 20  # of PART: three pieces, one of them here
+
+
+@pytest.fixture
+async def here(tmp_path):
+    """A repository with a file that somebody reads, one that another has too, and a part of one."""
+    catalog, store = Catalog(tmp_path / "catalog"), Store(tmp_path, 1 << 30)
+    for digest in (READ, SHARED):
+        (tmp_path / "staged").write_bytes(b"four")
+        await store.adopt(digest, 4, tmp_path / "staged", [bytes(32)])
+    for digest in (PART, NAMELESS):
+        partial = store.open_partial(digest, SIZE)
+        partial.add(0, bytes(32), trusted=True)
+        store.close_partial(partial)
+    for repo, digest, size in ((OTHER, SHARED, 4), (TINY, READ, 4), (TINY, SHARED, 4), (TINY, PART, SIZE)):
+        catalog.set_file(repo, COMMIT, digest.hex, File(FileMetadata(digest.hex, size, "text/plain")))
+    holdings = Holdings(catalog)
+    about = dict.fromkeys(("node_id", "role", "stats", "mesh", "preheater"))
+    holdings.connect(**about, store=store, blobs=SimpleNamespace(swarms={}))
+    yield SimpleNamespace(catalog=catalog, store=store, holdings=holdings)
+    await catalog.close()
+    store.close()
+
+
+async def test_a_part_of_a_file_is_not_said_to_be_the_whole(here):
+    shown = {blob.digest: (blob.have, blob.size) for blob in here.holdings.blobs()}
+    assert shown[str(PART)] == (1 << 20, SIZE)
+    assert shown[str(NAMELESS)] == (1 << 20, 0)
+    assert shown[str(READ)] == (4, 4)
+
+
+async def test_removing_says_what_stays_and_lets_it_keep_its_pin(here):
+    await here.holdings.pin(OTHER, None)
+    assert await here.holdings.pin(TINY, None) == 3
+    with here.store.open(READ):
+        assert await here.holdings.remove(TINY) == Removed(1 << 20, in_use=1, pinned=1)
+        assert here.holdings.is_pinned(READ)
+    assert here.catalog.pins() == {OTHER: [str(SHARED)], TINY: [str(READ)]}
+    assert await here.holdings.remove(TINY) == Removed(4, in_use=0, pinned=1)
+    assert here.catalog.pins() == {OTHER: [str(SHARED)]}
+    assert {blob.digest for blob in here.holdings.blobs()} == {str(SHARED), str(NAMELESS)}
+
+
+@pytest.mark.parametrize("act", ["pin", "remove"])
+async def test_what_is_listed_is_there_to_act_on(here, act):
+    for _, path, _ in list(here.catalog.files_of(TINY)):
+        here.catalog.set_file(TINY, COMMIT, path, File(None))  # the catalog forgets; the names of blobs stay
+    listed = {blob.digest for blob in here.holdings.blobs() if blob.repo == TINY}
+    assert listed == {str(READ), str(SHARED), str(PART)}
+    if act == "pin":
+        assert await here.holdings.pin(TINY, None) == 3
+    else:
+        assert await here.holdings.remove(TINY) == Removed((1 << 20) + 8)
