@@ -6,21 +6,21 @@ import shutil
 from pathlib import Path
 
 _SHARE = 0.9
+# On a disk that is nearly full just now: it may have room tomorrow, and how full it is shows at each write anyway.
+_FLOOR = 10 << 30
+_FLOOR_SHARE = 0.1
 
 
-def default_budget(data_dir: Path) -> int:
-    """90 % of what was free when this data directory was first used, in bytes; remembered in it.
+def default_budget(data_dir: Path, held: int) -> int:
+    """See `budget`, for the disk that a directory is on. Raises OSError."""
+    usage = shutil.disk_usage(data_dir)
+    return budget(usage.total, usage.free, held)
 
-    Remembered, or each restart would take 90 % of what the last one left. Raises OSError.
+
+def budget(total: int, free: int, held: int) -> int:
+    """Bytes for blobs on a disk of `total` bytes, `free` of them free, when the node has `held` there already. Pure.
+
+    90 % of what is free or held. So it is the same at each start, however much has come in since, and follows what
+    others do to the disk. At least a tenth of the disk, up to 10 GiB.
     """
-    file = data_dir / "max-size"
-    try:
-        return int(file.read_text())
-    except (FileNotFoundError, ValueError):
-        pass
-    data_dir.mkdir(parents=True, exist_ok=True)
-    budget = int(shutil.disk_usage(data_dir).free * _SHARE)
-    temporary = file.with_suffix(".new")
-    temporary.write_text(str(budget))
-    temporary.replace(file)
-    return budget
+    return max(int((free + held) * _SHARE), min(int(total * _FLOOR_SHARE), _FLOOR))

@@ -125,12 +125,9 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     stats = Stats()
     metrics = Metrics(stats)
     # The store before the catalog: its lock keeps other nodes out of both.
-    store = Store(
-        data_dir,
-        settings.max_size or default_budget(data_dir),
-        is_pinned=lambda digest: holdings.is_pinned(digest),
-    )
+    store = Store(data_dir, settings.max_size or 0, is_pinned=lambda digest: holdings.is_pinned(digest))
     stack.callback(store.close)
+    store.max_size = settings.max_size or default_budget(data_dir, store.size)
     catalog = Catalog(data_dir / "catalog")
     stack.push_async_callback(catalog.close)
     holdings = Holdings(catalog)

@@ -147,11 +147,11 @@ class Settings:
     )
 
     data_dir: Path = _setting("~/.cache/hubmesh", "Where blobs and the catalog are kept.", _path, "DIR")
-    # None: 90 % of what is free at the first start (see proxy/budget.py).
+    # None: 90 % of what is free but for its own files (see proxy/budget.py).
     max_size: int | None = _setting(
         None,
         "Keep at most this much, e.g. 200GiB; what was not used for longest goes first. "
-        "Default: 90 % of what is free at the first start.",
+        "Default: 90 % of what would be free without these.",
         parse_size,
         "SIZE",
     )

@@ -92,6 +92,13 @@ def test_a_node_whose_name_was_damaged_gets_another(tmp_path, content):
     assert ("is no name for a node" in node.log()) == bool(content)
 
 
+def test_the_budget_follows_the_disk(tmp_path):
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node" / "max-size").write_text("11059")  # as a nearly full disk once had it
+    with NodeProcess(tmp_path / "node", "http://127.0.0.1:1") as node:
+        assert node.status()["usage"]["max_bytes"] > 1 << 20
+
+
 def test_a_data_directory_in_use_is_left_alone(tmp_path):
     database = tmp_path / "node" / "catalog" / "cache.db"
     database.parent.mkdir(parents=True)
