@@ -45,6 +45,7 @@ from proxy.api import Api
 from proxy.app import App, guard_host
 from proxy.budget import default_budget
 from proxy.catalog import Catalog
+from proxy.descriptors import allow_many
 from proxy.files import Files, HubAccess
 from proxy.hearsay import Hearsay
 from proxy.hf_cache import HfCache
@@ -85,6 +86,7 @@ def run(settings: Settings) -> int:
 
 async def _run(settings: Settings) -> int:
     sys.setswitchinterval(_SWITCH_SECONDS)
+    allow_many()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -99,6 +99,17 @@ def test_the_budget_follows_the_disk(tmp_path):
         assert node.status()["usage"]["max_bytes"] > 1 << 20
 
 
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="needs Linux")
+@pytest.mark.parametrize(("hard", "is_said"), [(600, True), (5000, False)])
+def test_as_many_files_are_open_as_the_hard_limit_allows(tmp_path, hard, is_said):
+    limited = ("sh", "-c", f'ulimit -Sn 500; ulimit -Hn {hard}; exec "$@"', "sh")
+    with NodeProcess(tmp_path / "node", "http://127.0.0.1:1", prefix=limited) as node:
+        limits = Path(f"/proc/{node.pid}/limits").read_text()
+        [soft, *_] = limits.partition("Max open files")[2].split()
+        assert int(soft) == hard
+    assert ("files can be open here" in node.log()) == is_said
+
+
 def test_a_data_directory_in_use_is_left_alone(tmp_path):
     database = tmp_path / "node" / "catalog" / "cache.db"
     database.parent.mkdir(parents=True)
