@@ -33,7 +33,8 @@ _MAX_PAUSES = 1000
 # After a failure, for as long: whoever has an older answer need not wait for the next one.
 _FAILING_SECONDS = 15.0
 _NO_HEADERS_OF_OURS = ("User-Agent", "Content-Type", "Accept")
-_LIMIT = re.compile(r"\br=(\d+)\s*;\s*t=(\d+)")
+_LIMIT = re.compile(r"\br=([0-9]{1,9})\s*;\s*t=([0-9]{1,9})\b")
+_SECONDS = re.compile(r"[0-9]{1,9}\Z")
 
 
 class RequestMetrics(Protocol):
@@ -264,7 +265,8 @@ class Origin:
         if answer.status != 429 and left:
             return
         retry_after = answer.headers.get("Retry-After", "")
-        pause = min(_LONGEST_PAUSE, float(retry_after) if retry_after.isdigit() and answer.status == 429 else reset)
+        is_told = answer.status == 429 and _SECONDS.match(retry_after) is not None
+        pause = min(_LONGEST_PAUSE, float(retry_after) if is_told else reset)
         self.pause(quota, pause)
         self.on_pause(quota, pause)
         log.warning("%s has had enough requests (%s) for now: none for %.0f s", self.host, quota[1], pause)

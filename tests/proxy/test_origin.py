@@ -120,7 +120,13 @@ async def test_the_last_of_a_quota_is_a_pause_too(origin, awkward):
     assert (await unavailable(origin)).retry_after is not None
 
 
-@pytest.mark.parametrize(("headers", "seconds"), [({"Retry-After": "7"}, 7), ({"Retry-After": "9999"}, 300), ({}, 5)])
+NONSENSE = [({"Retry-After": said}, 5) for said in ("²", "-1", "nan", "9" * 5000)]
+NONSENSE += [({"RateLimit": f'"api";r=0;t={said}'}, 5) for said in ("²", "9" * 5000)]
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"), [({"Retry-After": "7"}, 7), ({"Retry-After": "9999"}, 300), ({}, 5), *NONSENSE]
+)
 async def test_a_pause_is_as_long_as_asked_for_within_reason(origin, awkward, headers, seconds):
     awkward.answers = [web.Response(status=429, headers=headers)]
     assert (await unavailable(origin)).retry_after == seconds
