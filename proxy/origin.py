@@ -165,11 +165,10 @@ class Origin:
     async def _ask(self, method: str, target: str, kind: str, headers: Mapping[str, str], body: bytes | None) -> Answer:
         if self._questions is None:
             self._questions = self._session(_MAX_QUESTIONS, decompress=True)
-        data = io.BytesIO(body) if body else None
         answer = bytearray()
         try:
             async with asyncio.timeout(self._answer_timeout):
-                async with self._request(self._questions, method, target, kind, headers, data) as response:
+                async with self._request(self._questions, method, target, kind, headers, body) as response:
                     while part := await response.content.read(1 << 20):
                         answer += part
                         if len(answer) > _MAX_ANSWER:
@@ -210,14 +209,7 @@ class Origin:
         began = time.perf_counter()
         status = 0
         try:
-            response = await session.request(
-                method,
-                URL((url or self.url) + target, encoded=True),
-                headers=headers,
-                data=body,
-                allow_redirects=False,
-                skip_auto_headers=_NO_HEADERS_OF_OURS,
-            )
+            response = await self._send(session, method, URL((url or self.url) + target, encoded=True), headers, body)
             status = response.status
         except TimeoutError as error:
             raise OriginUnavailable(f"no connection to {self.host} in time", is_timeout=True) from error
@@ -227,6 +219,29 @@ class Origin:
             self._metrics.origin_request(kind, status, time.perf_counter() - began)
         async with response:
             yield response
+
+    async def _send(
+        self, session: aiohttp.ClientSession, method: str, url: URL, headers: Mapping[str, str], body: Any
+    ) -> aiohttp.ClientResponse:
+        async def send() -> aiohttp.ClientResponse:
+            return await session.request(
+                method,
+                url,
+                headers=headers,
+                data=io.BytesIO(body) if isinstance(body, bytes) else body,
+                allow_redirects=False,
+                skip_auto_headers=_NO_HEADERS_OF_OURS,
+            )
+
+        try:
+            return await send()
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            # A kept connection that the Hub closed just then. A GET is sent again by aiohttp itself, a POST is not.
+            if method != "POST" or session is not self._questions:
+                raise
+            return await send()
 
     def _session(self, limit: int, *, decompress: bool) -> aiohttp.ClientSession:
         # Not trust_env: that would also send what ~/.netrc has for the Hub, with requests that are to prove what

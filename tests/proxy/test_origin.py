@@ -95,6 +95,39 @@ async def test_what_is_no_answer_is_the_origins_fault(origin, awkward):
     assert origin.is_failing
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_kept_connection_that_ends_as_a_question_goes_out_costs_no_answer(method):
+    heard = []
+
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A Hub that is tired of each connection after one answer, which it says when it is asked again."""
+        for is_first in (True, False):
+            head = await reader.readuntil(b"\r\n\r\n")
+            heard.append(await reader.readexactly(4 if method == "POST" else 0))
+            if is_first:
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]")
+            assert head.startswith(method.encode())
+        writer.close()
+
+    server = await asyncio.start_server(once, "127.0.0.1", 0)
+    origin = Origin(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", metrics=Figures())
+    body = b"a=bc" if method == "POST" else None
+    try:
+        for _ in range(2):
+            assert (await origin.ask(method, QUESTION, kind="api", body=body)).body == b"[]"
+        assert heard == [body or b""] * 3
+        if method == "POST":  # what a client sends through us is not ours to send twice
+            async with origin.open("POST", "/", kind="other", headers={}, body=body) as first:
+                await first.read()
+            with pytest.raises(OriginUnavailable):
+                async with origin.open("POST", "/", kind="other", headers={}, body=body):
+                    pass
+            assert len(heard) == 5
+    finally:
+        await origin.close()
+        server.close()
+
+
 async def test_no_connection_is_the_origins_fault(unused_tcp_port):
     figures = Figures()
     origin = Origin(f"http://127.0.0.1:{unused_tcp_port}", metrics=figures)
