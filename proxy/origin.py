@@ -33,6 +33,7 @@ _MAX_PAUSES = 1000
 # After a failure, for as long: whoever has an older answer need not wait for the next one.
 _FAILING_SECONDS = 15.0
 _NO_HEADERS_OF_OURS = ("User-Agent", "Content-Type", "Accept")
+_AWAY = (502, 503, 504)  # nobody is there who could answer; a 500 may be about one repository alone
 _LIMIT = re.compile(r"\br=([0-9]{1,9})\s*;\s*t=([0-9]{1,9})\b")
 _SECONDS = re.compile(r"[0-9]{1,9}\Z")
 
@@ -66,6 +67,10 @@ class Answer:
     status: int
     headers: CIMultiDict[str]
     body: bytes
+
+
+class _TooLong(OriginUnavailable):
+    """More than an answer may be: that is about what was asked."""
 
 
 class Origin:
@@ -105,7 +110,7 @@ class Origin:
 
     @property
     def is_failing(self) -> bool:
-        """Whether it was asked just now and gave no answer."""
+        """Whether it was asked just now, on behalf of our own clients, and nobody was there to answer."""
         return self.is_offline or time.monotonic() - self._failed_at < _FAILING_SECONDS
 
     def absolute(self, target: str) -> str:
@@ -141,10 +146,9 @@ class Origin:
                 return answer
         return await self.ask_directly(question, token)
 
-    async def ask_directly(self, question: Question, token: str | None = None) -> Answer:
-        """The same, by this node itself."""
-        method, target = question.method, question.target
-        quota = (token_key(token) if token else "", _window(target))
+    async def ask_directly(self, question: Question, token: str | None = None, *, is_ours: bool = True) -> Answer:
+        """The same, by this node itself; not `is_ours`: for another node, which has clients of its own to think of."""
+        quota = (token_key(token) if token else "", _window(question.target))
         self._mind_pause(quota)
         sent = {"Accept-Encoding": "identity", **question.headers}
         if question.user_agent:
@@ -152,15 +156,23 @@ class Origin:
         if token:
             sent["Authorization"] = f"Bearer {token}"
         try:
-            answer = await self._ask(method, target, question.kind, sent, question.body)
-            if answer.status >= 500 or answer.status == 408:
-                raise OriginUnavailable(f"{self.host} answered {answer.status}")
-        except OriginUnavailable:
-            self._failed_at = time.monotonic()
+            answer = await self._ask(question.method, question.target, question.kind, sent, question.body)
+        except _TooLong:
             raise
+        except OriginUnavailable:
+            self._note_failure(is_ours=is_ours)
+            raise
+        if answer.status in _AWAY:
+            self._note_failure(is_ours=is_ours)
+        if answer.status >= 500 or answer.status == 408:
+            raise OriginUnavailable(f"{self.host} answered {answer.status}")
         self._failed_at = -_FAILING_SECONDS
         self._note_limits(answer, quota)
         return answer
+
+    def _note_failure(self, *, is_ours: bool) -> None:
+        if is_ours:  # what others ask, they choose: it is not to make all that we say stale
+            self._failed_at = time.monotonic()
 
     async def _ask(self, method: str, target: str, kind: str, headers: Mapping[str, str], body: bytes | None) -> Answer:
         if self._questions is None:
@@ -172,7 +184,7 @@ class Origin:
                     while part := await response.content.read(1 << 20):
                         answer += part
                         if len(answer) > _MAX_ANSWER:
-                            raise OriginUnavailable(f"{self.host} answered with more than {_MAX_ANSWER} bytes")
+                            raise _TooLong(f"{self.host} answered with more than {_MAX_ANSWER} bytes")
         except TimeoutError as error:
             raise OriginUnavailable(f"no answer from {self.host} in time", is_timeout=True) from error
         except aiohttp.ClientError as error:

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from proxy.hub.errors import OriginUnavailable
-from proxy.origin import Origin
+from proxy.origin import Origin, Question
 from tests.proxy.parts import Figures
 
 FILE, QUESTION = "/acme/tiny/resolve/main/a", "/api/models/acme/tiny"
@@ -93,6 +93,23 @@ async def test_what_is_no_answer_is_the_origins_fault(origin, awkward):
     origin._answer_timeout, awkward.hang = 0.1, True
     assert (await unavailable(origin)).is_timeout
     assert origin.is_failing
+
+
+async def test_a_fault_of_one_question_or_of_somebody_elses_is_not_that_of_the_whole_hub(origin, awkward, monkeypatch):
+    monkeypatch.setattr("proxy.origin._MAX_ANSWER", 10)
+    awkward.answers = [web.Response(status=500), web.Response(status=408), web.Response(text="x" * 11)]
+    for _ in range(3):
+        await unavailable(origin)
+        assert not origin.is_failing
+    question = Question("GET", FILE, "metadata")
+    awkward.answers = [web.Response(status=503), web.Response(status=503)]
+    with pytest.raises(OriginUnavailable):
+        await origin.ask_directly(question, is_ours=False)
+    assert not origin.is_failing
+    await unavailable(origin)
+    assert origin.is_failing
+    await origin.ask_directly(question, is_ours=False)  # it answers, whoever asked
+    assert not origin.is_failing
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
