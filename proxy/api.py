@@ -289,6 +289,7 @@ class Api:
                 headers=headers,
                 body=body or None,
             )
+            said_at = min(said_at, answer.said_at)  # another node may have heard it a while ago
             if answer.status not in _REDIRECTS:
                 break
             target = self._origin.follow(target, answer.headers.get("Location", ""))  # renamed
@@ -314,9 +315,9 @@ class Api:
         if error.is_refusal and token is not None:
             self._grants.revoke(token, repo, said_at)
         elif error.is_refusal and error.code != "GatedRepo":
-            self._catalog.set_publicness(
-                repo, msgspec.structs.replace(self._catalog.publicness(repo), hidden_at=said_at)
-            )
+            publicness = self._catalog.publicness(repo)
+            hidden_at = max(publicness.hidden_at, said_at)
+            self._catalog.set_publicness(repo, msgspec.structs.replace(publicness, hidden_at=hidden_at))
 
     def _keep(
         self, route: ApiRoute, question: str, answer: Answer, document: Any, token: str | None, said_at: float

@@ -62,11 +62,12 @@ class Asker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A small answer, whole."""
+    """A small answer, whole. `said_at` is when the Hub was asked for it, whoever asked: seconds since our epoch."""
 
     status: int
     headers: CIMultiDict[str]
     body: bytes
+    said_at: float
 
 
 class _TooLong(OriginUnavailable):
@@ -177,7 +178,7 @@ class Origin:
     async def _ask(self, method: str, target: str, kind: str, headers: Mapping[str, str], body: bytes | None) -> Answer:
         if self._questions is None:
             self._questions = self._session(_MAX_QUESTIONS, decompress=True)
-        answer = bytearray()
+        answer, said_at = bytearray(), time.time()
         try:
             async with asyncio.timeout(self._answer_timeout):
                 async with self._request(self._questions, method, target, kind, headers, body) as response:
@@ -189,7 +190,7 @@ class Origin:
             raise OriginUnavailable(f"no answer from {self.host} in time", is_timeout=True) from error
         except aiohttp.ClientError as error:
             raise OriginUnavailable(f"{self.host} broke off its answer: {error}") from error
-        return Answer(response.status, CIMultiDict(response.headers), bytes(answer))
+        return Answer(response.status, CIMultiDict(response.headers), bytes(answer), said_at)
 
     @asynccontextmanager
     async def open(

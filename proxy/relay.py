@@ -1,17 +1,17 @@
 """What anybody may ask of the Hub is asked once for the whole mesh: by the question's owner, for everybody.
 
 Only questions without a token go this way; what the Hub says to one client's token stays on the node it came to. The
-answer comes back as the Hub gave it, signed addresses included, so each node keeps and judges it as its own.
+answer comes back as the Hub gave it, signed addresses included, so each node keeps and judges it as its own: by when
+the Hub said it, and after what this node itself has heard since.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections import OrderedDict
+from dataclasses import dataclass
 
 import msgspec
-from multidict import CIMultiDict
 
 from mesh.questions import Questions
 from mesh.wire import Decoder
@@ -20,23 +20,11 @@ from proxy.hub.errors import OriginUnavailable
 from proxy.hub.freshness import Freshness
 from proxy.hub.urls import ApiRoute, FileRoute, is_commit, parse
 from proxy.origin import Answer, Origin, Question
+from proxy.replies import Kept, Replies, Reply
 
 _KEPT_SECONDS = 20.0  # by the owner, for those who ask a little later
 _KEPT_COMMIT_SECONDS = 300.0  # the same, about a commit
 _WRITTEN_SECONDS = 60.0  # after a write through this node it asks the Hub itself: others may not know yet
-_MAX_KEPT = 2000
-_MAX_KEPT_BODY = 1 << 20
-
-
-class Reply(msgspec.Struct, frozen=True):
-    """What the Hub answered; status 0 when it did not, with the reason in `body`."""
-
-    status: int
-    headers: tuple[tuple[str, str], ...] = ()
-    body: bytes = b""
-    retry_after: float | None = None
-    is_timeout: bool = False
-
 
 _QUESTION: Decoder[Question] = Decoder(Question)
 _REPLY: Decoder[Reply] = Decoder(Reply)
@@ -50,7 +38,7 @@ class Relay:
         self._origin = origin
         self._catalog = catalog
         self._kept_seconds = min(_KEPT_SECONDS, freshness.named)
-        self._kept: OrderedDict[str, tuple[float, float, Reply]] = OrderedDict()
+        self._kept = Replies()
         questions.answerer = self.answer
         origin.relay = self
 
@@ -59,85 +47,103 @@ class Relay:
 
         Raises OriginUnavailable when the owner could not get one: one node's pause is everyone's.
         """
-        if self._questions.is_alone or not _is_fit(question) or self._was_written(question, _WRITTEN_SECONDS):
+        common = _Common.of(question)
+        if common is None or self._questions.is_alone:
             return None
         if "Cache-Control" in question.headers:  # a reload: not what the owner heard a moment ago
+            self._kept.drop(common.key)
             return None
-        question = _whole(question)
-        encoded = await self._questions.ask(_key(question), msgspec.msgpack.encode(question))
-        try:
-            reply = await self._own(question) if encoded is None else _REPLY.decode(encoded)
-        except msgspec.DecodeError:
+        if time.time() - self._catalog.publicness(common.repo).changed_at <= _WRITTEN_SECONDS:
             return None
+        asked_at = time.time()
+        reply = _decoded(await self._questions.ask(common.key, msgspec.msgpack.encode(common.question)))
+        if reply is None or (reply.status and self._is_outdated(common, reply, asked_at - reply.age)):
+            asked_at = time.time()
+            reply = await self._own(common, is_ours=True)
         if not reply.status:
             reason = reply.body.decode(errors="replace")[:500]
             raise OriginUnavailable(reason, retry_after=reply.retry_after, is_timeout=reply.is_timeout)
-        return Answer(reply.status, CIMultiDict(reply.headers), reply.body)
+        return Answer(reply.status, reply.fields, reply.body, asked_at - reply.age)
 
     async def answer(self, encoded: bytes) -> bytes | None:
         """As the owner: what the Hub says, or said a moment ago. None for what is not asked on behalf of others."""
         try:
-            question = _QUESTION.decode(encoded)
+            common = _Common.of(_QUESTION.decode(encoded))
         except msgspec.DecodeError:
             return None
-        if not _is_fit(question):
-            return None
-        question = _whole(question)
-        return msgspec.msgpack.encode(await self._own(question))
+        return None if common is None else msgspec.msgpack.encode(await self._own(common, is_ours=False))
 
-    async def _own(self, question: Question) -> Reply:
+    async def _own(self, common: _Common, *, is_ours: bool) -> Reply:
         """What the Hub says to this node, or said a moment ago."""
-        key = _key(question)
-        kept = self._kept.get(key)
-        if kept is not None:
-            until, said_at, reply = kept
-            if time.monotonic() < until and not self._was_written(question, time.time() - said_at):
-                return reply
-        return await self._origin.flights.join(("relay", key), lambda: self._ask_hub(key, question))
+        now = time.monotonic()
+        kept = self._kept.get(common.key, now)
+        if kept is None or self._is_outdated(common, kept.reply, time.time() - (now - kept.asked_at)):
+            # Nobody joins a question from before something was heard that may have changed the answer.
+            flight = ("relay", common.key, self._heard_at(common.repo))
+            kept = await self._origin.flights.join(flight, lambda: self._ask_hub(common, is_ours=is_ours))
+        return msgspec.structs.replace(kept.reply, age=max(0.0, now - kept.asked_at))
 
-    def _was_written(self, question: Question, seconds: float) -> bool:
-        """Whether somebody wrote to the repository through this node, in the last so many seconds."""
-        route = parse(question.target)
-        return route.repo is not None and time.time() - self._catalog.publicness(str(route.repo)).changed_at <= seconds
+    def _heard_at(self, repo: str) -> float:
+        """When this node last heard that a repository changed, or is not for everybody."""
+        known = self._catalog.publicness(repo)
+        return max(known.changed_at, known.closed_at, known.hidden_at)
 
-    async def _ask_hub(self, key: str, question: Question) -> Reply:
+    def _is_outdated(self, common: _Common, reply: Reply, said_at: float) -> bool:
+        """Whether this node heard something since then that may have made it untrue. One refusal confirms another."""
+        if reply.is_refusal:
+            return said_at <= self._catalog.publicness(common.repo).changed_at
+        return said_at <= self._heard_at(common.repo)
+
+    async def _ask_hub(self, common: _Common, *, is_ours: bool) -> Kept:
+        asked_at = time.monotonic()
         try:
-            answer = await self._origin.ask_directly(question)
+            answer = await self._origin.ask_directly(common.question, is_ours=is_ours)
         except OriginUnavailable as error:
-            return Reply(0, (), error.reason.encode(), error.retry_after, error.is_timeout)
-        headers = tuple((str(name), value) for name, value in answer.headers.items())
-        reply = Reply(answer.status, headers, answer.body)
-        self._keep(key, question, reply)  # before the flight has landed: nobody is to ask in between
-        return reply
+            reason = error.reason.encode(errors="replace")
+            return Kept(asked_at, Reply(0, (), reason, error.retry_after, error.is_timeout))
+        reply = Reply.of(answer.status, answer.headers, answer.body)
+        kept = Kept(asked_at, reply)
+        is_steady = common.is_of_commit and reply.status < 400
+        life = reply.life(_KEPT_COMMIT_SECONDS if is_steady else self._kept_seconds, time.time())
+        # Before the flight has landed: nobody is to ask in between.
+        self._kept.keep(common.key, kept, life, time.monotonic())
+        return kept
 
-    def _keep(self, key: str, question: Question, reply: Reply) -> None:
-        if not reply.status or len(reply.body) > _MAX_KEPT_BODY:
-            return
+
+@dataclass(frozen=True, slots=True)
+class _Common:
+    """A question that is asked for all, and the repository it is about."""
+
+    question: Question
+    repo: str
+    is_of_commit: bool
+
+    @classmethod
+    def of(cls, question: Question) -> _Common | None:
+        """None for what is not about a repository: nobody gets to send anything else through another node."""
         route = parse(question.target)
-        revision = route.revision if isinstance(route, FileRoute | ApiRoute) else None
-        seconds = _KEPT_COMMIT_SECONDS if reply.status < 400 and is_commit(revision or "") else self._kept_seconds
-        self._kept[key] = (time.monotonic() + seconds, time.time(), reply)
-        self._kept.move_to_end(key)
-        while len(self._kept) > _MAX_KEPT:
-            self._kept.popitem(last=False)
+        if any(name.lower() in ("authorization", "cookie", "host") for name in question.headers):
+            return None
+        if isinstance(route, FileRoute):
+            is_fit, revision = question.method in ("GET", "HEAD"), route.revision
+        elif isinstance(route, ApiRoute):
+            is_fit, revision = route.is_cacheable(question.method), route.revision or ""
+        else:
+            return None
+        # What the asker has already is left out: the answer is for all who ask.
+        headers = {name: value for name, value in question.headers.items() if name.lower() != "if-none-match"}
+        asked = msgspec.structs.replace(question, headers=headers)
+        return cls(asked, str(route.repo), is_commit(revision)) if is_fit else None
+
+    @property
+    def key(self) -> str:
+        said = self.question
+        body = hashlib.sha256(said.body).hexdigest() if said.body else ""
+        return f"{said.method} {said.target} {body}"
 
 
-def _is_fit(question: Question) -> bool:
-    """Whether it reads, and is about a repository: nobody gets to send anything else through another node."""
-    route = parse(question.target)
-    if any(name.lower() in ("authorization", "cookie", "host") for name in question.headers):
-        return False
-    if isinstance(route, FileRoute):
-        return question.method in ("GET", "HEAD")
-    return isinstance(route, ApiRoute) and route.is_cacheable(question.method)
-
-
-def _whole(question: Question) -> Question:
-    """Without what the asker has already: the answer is for all who ask."""
-    headers = {name: value for name, value in question.headers.items() if name.lower() != "if-none-match"}
-    return msgspec.structs.replace(question, headers=headers)
-
-
-def _key(question: Question) -> str:
-    body = hashlib.sha256(question.body).hexdigest() if question.body else ""
-    return f"{question.method} {question.target} {body}"
+def _decoded(encoded: bytes | None) -> Reply | None:
+    try:
+        return None if encoded is None else _REPLY.decode(encoded)
+    except msgspec.DecodeError:
+        return None

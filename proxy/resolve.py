@@ -165,12 +165,12 @@ class Resolver:
         noted = self._catalog.file(str(file.repo), file.commit, file.path)
         known = noted.metadata if noted is not None and refused is None else None
         try:
-            await self._ask_as(file.at_commit, token, client.user_agent, known)
+            await self._ask_as(file.at_commit, token, client.user_agent, known, is_renewal=refused is not None)
         except OriginUnavailable as error:
             if token is not None or client.token is None or error.retry_after is None:
                 raise
             token = client.token
-            await self._ask_as(file.at_commit, token, client.user_agent, known)
+            await self._ask_as(file.at_commit, token, client.user_agent, known, is_renewal=refused is not None)
         if (location := self._locations.get(file.at_commit, token, time.time(), refused)) is None:
             raise OriginUnavailable(f"{self._origin.host} says nothing of where {file.path} is")
         return location
@@ -276,24 +276,36 @@ class Resolver:
         return await self._ask_as(route, client.token, client.user_agent)
 
     async def _ask_as(
-        self, route: FileRoute, token: str | None, user_agent: str, known: FileMetadata | None = None
+        self,
+        route: FileRoute,
+        token: str | None,
+        user_agent: str,
+        known: FileMetadata | None = None,
+        *,
+        is_renewal: bool = False,
     ) -> ResolvedFile:
         repo = str(route.repo)
         changed_at = self._catalog.publicness(repo).changed_at  # no joining a question from before a write
-        key = ("file", repo, route.revision, route.path, token_key(token) if token else "", changed_at, known)
-        return await self._origin.flights.join(key, lambda: self._fetch(route, token, user_agent, known))
+        asker = token_key(token) if token else ""
+        key = ("file", repo, route.revision, route.path, asker, changed_at, known, is_renewal)
+        return await self._origin.flights.join(key, lambda: self._fetch(route, token, user_agent, known, is_renewal))
 
     async def _fetch(
-        self, route: FileRoute, token: str | None, user_agent: str, known: FileMetadata | None
+        self, route: FileRoute, token: str | None, user_agent: str, known: FileMetadata | None, is_renewal: bool
     ) -> ResolvedFile:
         """Ask the Hub for a file's metadata, following it where it leads within the Hub.
 
         `known` when all that is of interest is where these bytes are: then it ends where the Hub says that it has them.
+        `is_renewal` when what another node was told a moment ago is no good.
         """
         target, said_at = route.target, time.time()
         wanted, commit = route.revision if is_commit(route.revision) else "", ""
+        headers = {"Cache-Control": "no-cache"} if is_renewal else {}
         for _ in range(_MAX_HOPS):
-            answer = await self._origin.ask("HEAD", target, kind="metadata", token=token, user_agent=user_agent)
+            answer = await self._origin.ask(
+                "HEAD", target, kind="metadata", token=token, user_agent=user_agent, headers=headers
+            )
+            said_at = min(said_at, answer.said_at)  # another node may have heard it a while ago
             commit = commit or answer.headers.get("X-Repo-Commit", "")
             if answer.status >= 400:
                 raise self._refusal(route, wanted or commit, answer, token, said_at)
@@ -305,7 +317,7 @@ class Resolver:
             if found is not None and found.contradicts_itself:
                 raise OriginUnavailable(f"{self._origin.host} says that {route.path} is empty, which its ETag denies")
             if found is not None and is_commit(commit):  # only the Hub names it: others have pages for any address
-                self._locations.keep(FileRoute(route.repo, commit, route.path), token, url, user_agent, time.time())
+                self._locations.keep(FileRoute(route.repo, commit, route.path), token, url, user_agent, said_at)
                 self._note(route, commit, File(found), token, said_at)
                 return ResolvedFile(route.repo, commit, route.path, found, token is None, "miss")
             if not is_redirect:
@@ -313,7 +325,7 @@ class Resolver:
             target = self._origin.follow(target, where)
             if known is not None and is_commit(commit) and metadata.named(target) == known.etag:
                 url, at_commit = self._origin.absolute(target), FileRoute(route.repo, commit, route.path)
-                self._locations.keep(at_commit, token, url, user_agent, time.time())
+                self._locations.keep(at_commit, token, url, user_agent, said_at)
                 return ResolvedFile(route.repo, commit, route.path, known, token is None, "miss")
         raise OriginUnavailable(f"{self._origin.host} sends us in circles for {route.repo}")
 
