@@ -8,6 +8,7 @@ the Hub said it, and after what this node itself has heard since.
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from dataclasses import dataclass
 
@@ -18,13 +19,17 @@ from mesh.wire import Decoder
 from proxy.catalog import Catalog
 from proxy.hub.errors import OriginUnavailable
 from proxy.hub.freshness import Freshness
-from proxy.hub.urls import ApiRoute, FileRoute, is_commit, parse
+from proxy.hub.urls import FileRoute, OtherRoute, is_commit, parse
 from proxy.origin import Answer, Origin, Question
 from proxy.replies import Kept, Replies, Reply
 
 _KEPT_SECONDS = 20.0  # by the owner, for those who ask a little later
 _KEPT_COMMIT_SECONDS = 300.0  # the same, about a commit
 _WRITTEN_SECONDS = 60.0  # after a write through this node it asks the Hub itself: others may not know yet
+_TARGET = re.compile(r'/[!"$-~]{1,8191}\Z')
+_CONTENT_TYPE = re.compile(r"[ -~]{1,200}\Z")
+_NOT_PRINTABLE = re.compile(r"[^ -~]")
+_MAX_USER_AGENT = 500
 
 _QUESTION: Decoder[Question] = Decoder(Question)
 _REPLY: Decoder[Reply] = Decoder(Reply)
@@ -48,7 +53,7 @@ class Relay:
         Raises OriginUnavailable when the owner could not get one: one node's pause is everyone's.
         """
         common = _Common.of(question)
-        if common is None or self._questions.is_alone:
+        if common is None or common.question.target != question.target or self._questions.is_alone:
             return None
         if "Cache-Control" in question.headers:  # a reload: not what the owner heard a moment ago
             self._kept.drop(common.key)
@@ -120,26 +125,42 @@ class _Common:
 
     @classmethod
     def of(cls, question: Question) -> _Common | None:
-        """None for what is not about a repository: nobody gets to send anything else through another node."""
+        """What this node would ask itself, had a client asked it the same; None if it never would, as nobody.
+
+        It is made anew of what was understood of it. Whoever asks may be a stranger, and nothing else of what he says
+        is to go to the Hub, on connections that our own questions share.
+        """
+        if not _TARGET.match(question.target):
+            return None
         route = parse(question.target)
-        if any(name.lower() in ("authorization", "cookie", "host") for name in question.headers):
+        if isinstance(route, OtherRoute):
             return None
+        headers, body, target = {}, None, route.target
         if isinstance(route, FileRoute):
-            is_fit, revision = question.method in ("GET", "HEAD"), route.revision
-        elif isinstance(route, ApiRoute):
-            is_fit, revision = route.is_cacheable(question.method), route.revision or ""
+            kind, method, revision = "metadata", "HEAD", route.revision
+            at_hub = question.target.removeprefix(route.prefix)
+            if at_hub.startswith("/api/resolve-cache/"):  # where the Hub leads to from a file's own address
+                target = at_hub
         else:
+            kind, method, revision = "api", "GET", route.revision or ""
+            if route.kind == "paths-info":
+                content_type = question.headers.get("Content-Type", "")
+                if not _CONTENT_TYPE.match(content_type):
+                    return None
+                method, headers, body = "POST", {"Content-Type": content_type}, question.body or None
+        if question.method != method:
             return None
-        # What the asker has already is left out: the answer is for all who ask.
-        headers = {name: value for name, value in question.headers.items() if name.lower() != "if-none-match"}
-        asked = msgspec.structs.replace(question, headers=headers)
-        return cls(asked, str(route.repo), is_commit(revision)) if is_fit else None
+        # What the asker has already (If-None-Match) is left out: the answer is for all who ask.
+        user_agent = _NOT_PRINTABLE.sub("", question.user_agent[:_MAX_USER_AGENT])
+        asked = Question(method, target, kind, user_agent, headers, body)
+        return cls(asked, str(route.repo), is_commit(revision))
 
     @property
     def key(self) -> str:
+        """What tells it from others whose answers may differ. The User-Agent is for the Hub's statistics."""
         said = self.question
         body = hashlib.sha256(said.body).hexdigest() if said.body else ""
-        return f"{said.method} {said.target} {body}"
+        return f"{said.method} {said.target} {said.headers.get('Content-Type', '')} {body}"
 
 
 def _decoded(encoded: bytes | None) -> Reply | None:

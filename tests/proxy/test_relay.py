@@ -99,6 +99,65 @@ def answer(body: bytes, *headers: bytes, status: int = 200) -> bytes:
     return b"\r\n".join([b"HTTP/1.1 %d X" % status, b"Content-Length: %d" % len(body), *headers, b"", body])
 
 
+@pytest.mark.parametrize(
+    ("method", "target", "headers"),
+    [
+        ("GET", INFO, {"Content-Length": "120", "Transfer-Encoding": "chunked", "Accept": "text/html", "Expect": "x"}),
+        ("GET", f"//hf{INFO}?expand[]=sha", {"X": "1\r\nY: 2"}),
+        ("HEAD", f"/hf{FILE}?x=1", {"If-None-Match": '"x"'}),
+        ("POST", PATHS, {"Content-Type": FORM, "X": "y"}),
+    ],
+)
+async def test_what_others_ask_goes_to_the_hub_in_our_own_words(site, wire, method, target, headers):
+    wire.says = answer(b"" if method == "HEAD" else OPEN)
+    async with site(wire.url) as (owner, _, line):
+        asked = Question(method, target, "made-up", "lib/1 \x80\r\nX: y" + "z" * 9999, headers, b"paths=a")
+        assert await line.other.answerer(msgspec.msgpack.encode(asked))
+        assert owner.figures.requests == [("metadata" if method == "HEAD" else "api", 200)]
+    head, _, body = wire.heard[0].partition(b"\r\n\r\n")
+    first, *fields = head.split(b"\r\n")
+    known = {INFO: INFO, f"//hf{INFO}?expand[]=sha": f"{INFO}?expand[]=sha", f"/hf{FILE}?x=1": FILE, PATHS: PATHS}
+    assert first.split(b" ") == [method.encode(), known[target].encode(), b"HTTP/1.1"]
+    names = {field.partition(b":")[0].lower() for field in fields}
+    of_body = {b"content-length", b"content-type"} if method == "POST" else set()
+    assert names == {b"host", b"accept-encoding", b"user-agent"} | of_body
+    assert body == (b"paths=a" if method == "POST" else b"")
+    agent = next(field for field in fields if field.lower().startswith(b"user-agent"))
+    assert agent.isascii()
+    assert len(agent) < 600
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        Question("GET", "7/api/models/o/n", "api"),  # after the address of a Hub: another port
+        Question("GET", ".elsewhere.example/api/models/o/n", "api"),
+        Question("GET", f"{INFO}?x HTTP/1.1\r\nHost: x\r\n\r\nGET /", "api"),
+        Question("GET", f"{INFO}?x y", "api"),
+        Question("GET", f"{INFO}?{'x' * 9000}", "api"),
+        Question("GET", FILE, "metadata"),
+        Question("HEAD", INFO, "api"),
+        Question("GET", PATHS, "api"),
+        Question("POST", PATHS, "api", "", {"Content-Type": "x\r\nY: z"}, b"paths=a"),
+        Question("POST", INFO, "api"),
+        Question("GET", "/api/whoami-v2", "api"),
+    ],
+)
+async def test_what_no_node_asks_as_nobody_is_not_asked_for_others(site, wire, question):
+    async with site(wire.url) as (_, _, line):
+        assert await line.other.answerer(msgspec.msgpack.encode(question)) is None
+    assert wire.heard == []
+
+
+async def test_questions_whose_answers_differ_are_kept_apart(site, wire):
+    async with site(wire.url) as (_, asker, _):
+        for content_type in (FORM, "application/json", FORM):
+            headers = {"Content-Type": content_type}
+            await asker.origin.ask("POST", PATHS, kind="api", headers=headers, body=b"paths=a")
+        await asker.origin.ask("POST", PATHS, kind="api", headers={"Content-Type": FORM}, body=b"paths=b")
+    assert len(wire.heard) == 3
+
+
 @pytest.mark.parametrize("how", ["gated", "private"])
 async def test_an_answer_from_before_a_refusal_opens_nothing(hub, site, how):
     commit = hub.folder.commit(TINY.id, FILES)
@@ -220,3 +279,14 @@ def test_what_is_kept_is_bounded_and_goes_when_it_is_over():
     for number in range(5000):
         replies.keep(str(number), Kept(0.0, Reply(200)), 20.0, 30.0)
     assert len(replies) == 2000
+
+
+async def test_a_header_that_is_no_text_arrives_as_it_was(wire, site):
+    wire.says = answer(OPEN, b"X-Name: M\xfcller", "X-Other: Müller".encode())
+    async with site(wire.url) as (_, asker, line):
+        told = await asker.origin.ask("GET", INFO, kind="api", user_agent="M\udcfcller/1.0")
+        asked = await asker.origin.ask_directly(Question("GET", INFO, "api"))
+        assert line.asked == 1
+        assert told.headers == asked.headers
+        assert told.headers["X-Other"] == "Müller"
+        assert told.headers["X-Name"].encode(errors="surrogateescape") == b"M\xfcller"
