@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from mesh.errors import Unavailable
-from mesh.exchange import Neighbours
+from mesh.exchange import MAX_MESSAGE, Neighbours
 from mesh.placement import ranked
 from mesh.server import read_message
 
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 _TARGET = "/mesh/questions"
 _MAX_ANSWER = 4 << 20  # bytes
 _DOWN_SECONDS = 5.0
+_PASSED_OVER_SECONDS = 30.0
 
 # Answers a question on behalf of others; None when it will not.
 Answerer = Callable[[bytes], Awaitable[bytes | None]]
@@ -49,20 +50,29 @@ class Questions:
         """Whether nobody else would ask for us, or be asked by us."""
         return not any(owner != self._node_id for owner in self._owners())
 
-    async def ask(self, key: str, question: bytes) -> bytes | None:
-        """The owner's answer; None when this node is the owner, or has to do without one."""
+    async def ask(self, key: str, question: bytes) -> tuple[str, bytes] | None:
+        """The owner's id and its answer; None when this node is the owner, or has to do without one."""
         now = time.monotonic()
+        if len(question) > MAX_MESSAGE:
+            return None
         for owner in ranked(key, self._owners())[:2]:
             if owner == self._node_id:
                 return None
             if self._down_until.get(owner, 0.0) > now:
                 continue
             try:
-                return await self._neighbours.ask(owner, _TARGET, question, _MAX_ANSWER) or None
+                answer = await self._neighbours.ask(owner, _TARGET, question, _MAX_ANSWER)
             except Unavailable as error:
                 log.debug("no answer from the owner: %s", error)
                 self._down_until[owner] = now + _DOWN_SECONDS
+                continue
+            return (owner, answer) if answer else None
         return None
+
+    def pass_over(self, owner: str) -> None:
+        """An owner answers, but cannot find out what others can: for a while whoever comes next is asked instead."""
+        log.info("%s does not find out what it is asked; it is passed over for %.0f s", owner, _PASSED_OVER_SECONDS)
+        self._down_until[owner] = time.monotonic() + _PASSED_OVER_SECONDS
 
     def _owners(self) -> list[str]:
         others = list(self._neighbours.alive())

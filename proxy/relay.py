@@ -26,6 +26,7 @@ from proxy.replies import Kept, Replies, Reply
 _KEPT_SECONDS = 20.0  # by the owner, for those who ask a little later
 _KEPT_COMMIT_SECONDS = 300.0  # the same, about a commit
 _WRITTEN_SECONDS = 60.0  # after a write through this node it asks the Hub itself: others may not know yet
+_PATIENCE = 5.0  # after so long a wait for the owner there is no time to ask the Hub as well: clients have 10 s
 _TARGET = re.compile(r'/[!"$-~]{1,8191}\Z')
 _CONTENT_TYPE = re.compile(r"[ -~]{1,200}\Z")
 _NOT_PRINTABLE = re.compile(r"[^ -~]")
@@ -50,7 +51,7 @@ class Relay:
     async def ask(self, question: Question) -> Answer | None:
         """The Hub's answer by way of the owner; None when this node has to ask itself.
 
-        Raises OriginUnavailable when the owner could not get one: one node's pause is everyone's.
+        Raises OriginUnavailable when nobody could get one, or when the Hub wants a pause: one node's is everyone's.
         """
         common = _Common.of(question)
         if common is None or common.question.target != question.target or self._questions.is_alone:
@@ -60,23 +61,43 @@ class Relay:
             return None
         if time.time() - self._catalog.publicness(common.repo).changed_at <= _WRITTEN_SECONDS:
             return None
-        asked_at = time.time()
-        reply = _decoded(await self._questions.ask(common.key, msgspec.msgpack.encode(common.question)))
-        if reply is None or (reply.status and self._is_outdated(common, reply, asked_at - reply.age)):
+        owner, asked_at, reply = await self._ask_owner(common)
+        if reply is None:
             asked_at = time.time()
             reply = await self._own(common, is_ours=True)
-        if not reply.status:
-            reason = reply.body.decode(errors="replace")[:500]
-            raise OriginUnavailable(reason, retry_after=reply.retry_after, is_timeout=reply.is_timeout)
+            if not reply.status:
+                raise _unavailable(reply)
+            if owner:  # the Hub is there: it is the owner who does not reach it
+                self._questions.pass_over(owner)
         return Answer(reply.status, reply.fields, reply.body, asked_at - reply.age)
 
     async def answer(self, encoded: bytes) -> bytes | None:
         """As the owner: what the Hub says, or said a moment ago. None for what is not asked on behalf of others."""
+        if self._origin.is_offline:
+            return None
         try:
             common = _Common.of(_QUESTION.decode(encoded))
         except msgspec.DecodeError:
             return None
         return None if common is None else msgspec.msgpack.encode(await self._own(common, is_ours=False))
+
+    async def _ask_owner(self, common: _Common) -> tuple[str, float, Reply | None]:
+        """Who failed to get an answer that we can perhaps get; when we asked; the reply, unless it is of no use."""
+        asked_at, began = time.time(), time.monotonic()
+        told = await self._questions.ask(common.key, msgspec.msgpack.encode(common.question))
+        try:
+            owner, reply = ("", None) if told is None else (told[0], _REPLY.decode(told[1]))
+        except msgspec.DecodeError:
+            return "", asked_at, None
+        if reply is None or reply.status:
+            is_of_use = reply is not None and not self._is_outdated(common, reply, asked_at - reply.age)
+            return "", asked_at, reply if is_of_use else None
+        if reply.retry_after is not None:
+            raise _unavailable(reply)
+        if reply.is_timeout and time.monotonic() - began > _PATIENCE:
+            self._questions.pass_over(owner)  # if it was the Hub's fault, asking it ourselves will show that
+            raise _unavailable(reply)
+        return owner, asked_at, None
 
     async def _own(self, common: _Common, *, is_ours: bool) -> Reply:
         """What the Hub says to this node, or said a moment ago."""
@@ -163,8 +184,6 @@ class _Common:
         return f"{said.method} {said.target} {said.headers.get('Content-Type', '')} {body}"
 
 
-def _decoded(encoded: bytes | None) -> Reply | None:
-    try:
-        return None if encoded is None else _REPLY.decode(encoded)
-    except msgspec.DecodeError:
-        return None
+def _unavailable(reply: Reply) -> OriginUnavailable:
+    reason = reply.body.decode(errors="replace")[:500]
+    return OriginUnavailable(reason, retry_after=reply.retry_after, is_timeout=reply.is_timeout)

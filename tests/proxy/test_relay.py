@@ -13,7 +13,7 @@ import pytest
 from mesh.exchange import Alone, Neighbour
 from mesh.questions import Questions
 from proxy.hub.client import Client
-from proxy.hub.errors import HubError
+from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.freshness import Freshness
 from proxy.origin import Question
 from proxy.relay import Relay
@@ -279,6 +279,55 @@ def test_what_is_kept_is_bounded_and_goes_when_it_is_over():
     for number in range(5000):
         replies.keep(str(number), Kept(0.0, Reply(200)), 20.0, 30.0)
     assert len(replies) == 2000
+
+
+async def test_an_owner_that_does_not_reach_the_hub_costs_nobody_an_answer(wire, site, unused_tcp_port):
+    away = f"http://127.0.0.1:{unused_tcp_port}"
+    async with site(wire.url, away) as (owner, asker, line):
+        for number in range(4):
+            assert (await asker.origin.ask("GET", f"{INFO}?x={number}", kind="api")).body == OPEN
+        assert line.asked == 1, "the owner is passed over for a while"
+        assert not owner.origin.is_failing
+        assert not asker.origin.is_failing
+    async with site(wire.url, offline=True) as (_, asker, line):
+        assert (await asker.origin.ask("GET", INFO, kind="api")).body == OPEN
+        assert await line.other.answerer(msgspec.msgpack.encode(Question("GET", INFO, "api"))) is None
+
+
+async def test_who_waited_long_for_an_owner_has_no_time_to_ask_the_hub_as_well(wire, site, monkeypatch):
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    silence = await asyncio.start_server(listen, "127.0.0.1", 0)
+    away = f"http://127.0.0.1:{silence.sockets[0].getsockname()[1]}"
+    async with site(wire.url, away, answer_timeout=0.2) as (_, asker, line):
+        monkeypatch.setattr("proxy.relay._PATIENCE", 0.0)
+        with pytest.raises(OriginUnavailable) as caught:
+            await asker.origin.ask("GET", INFO, kind="api")
+        assert caught.value.is_timeout
+        assert (await asker.origin.ask("GET", INFO, kind="api")).body == OPEN
+        assert line.asked == 1
+    monkeypatch.undo()
+    async with site(wire.url, away, answer_timeout=0.2) as (_, asker, line):
+        assert (await asker.origin.ask("GET", INFO, kind="api")).body == OPEN
+        assert line.asked == 1
+    silence.close()
+
+
+async def test_an_owner_is_not_blamed_for_the_hub(site, unused_tcp_port, wire):
+    async with site(f"http://127.0.0.1:{unused_tcp_port}") as (_, asker, line):
+        for number in range(3):
+            with pytest.raises(OriginUnavailable):
+                await asker.origin.ask("GET", f"{INFO}?x={number}", kind="api")
+        assert line.asked == 3
+        assert asker.origin.is_failing
+    wire.says = answer(b"", b"Retry-After: 7", status=429)
+    async with site(wire.url) as (_, asker, _):
+        with pytest.raises(OriginUnavailable) as caught:
+            await asker.origin.ask("GET", INFO, kind="api")
+        assert caught.value.retry_after == 7
+        assert len(wire.heard) == 1, "a pause is everyone's"
 
 
 async def test_a_header_that_is_no_text_arrives_as_it_was(wire, site):
