@@ -13,8 +13,8 @@ from typing import Protocol
 
 import msgspec
 
-from mesh.content import Digest, Pieces
-from mesh.errors import SourceBanned, SourceFailed, Unavailable, Unreachable
+from mesh.content import Digest, Pieces, PieceSet
+from mesh.errors import MeshError, SourceBanned, SourceFailed, Unavailable, Unreachable
 from mesh.messages import Plan, Report
 from mesh.placement import ranked
 from mesh.policy import CROWD
@@ -30,6 +30,7 @@ _BROKEN_OF_CROWD = 2  # connections in a row that many nodes may lose to a track
 _LONGEST_DOWN = 60.0
 _DOWN_SECONDS = 5.0  # that a tracker which did not answer is passed over
 _HERE_SECONDS = 1.0  # for one that is near and has time to answer that it is there
+_RESIGN_SECONDS = 1.0  # that the end of a swarm may wait for its tracker to hear of it
 _CANDIDATES = 16  # asked for that at once
 _BANNED_SECONDS = 600.0  # that a peer which sent wrong bytes is not asked
 _MAX_RANKS = 64  # blobs whose trackers are known without asking again: those that move now
@@ -231,6 +232,17 @@ class MeshExchange:
             raise Unavailable(f"the tracker {tracker} talks nonsense: {error}") from error
         self._failures.pop(tracker, None)
         return plan
+
+    async def resign(self, digest: Digest, size: int, fetched: int) -> None:
+        """Nothing can be had here any more, and what this node was sent for is free: or others would wait for it.
+
+        `fetched`: bytes that came from the origin, as in `Report`.
+        """
+        nothing = PieceSet(Pieces.of(size).count).to_bytes()
+        report = Report(node=self._node_id, have=nothing, fetched=fetched)
+        with contextlib.suppress(TimeoutError, MeshError):
+            async with asyncio.timeout(_RESIGN_SECONDS):
+                await self.report(digest, size, report, b"")
 
     async def _pass_over(self, digest: Digest) -> None:
         """A tracker cannot be reached. When a line is cut that goes for others too: find who leads next among the rest.

@@ -60,6 +60,9 @@ class Exchange(Protocol):
     def doubt(self, digest: Digest) -> None:
         """The tracker of this blob left readers without a byte, again."""
 
+    async def resign(self, digest: Digest, size: int, fetched: int) -> None:
+        """This node's part ends without the whole: nothing can be had here, and what it was sent for is free."""
+
     def ended(self, digest: Digest, *, is_complete: bool) -> None:
         """This node's part in the swarm has ended."""
 

@@ -86,7 +86,16 @@ class Links:
         return await ask(self._session, self._auth, address, target, body, limit=limit, to=node)
 
     async def answers(self, node: str, seconds: float) -> bool:
-        return self.gossip is not None and await self.gossip.answers(node, seconds)
+        """Whether its machine does, within so many seconds: a process that has much to do is not gone for that."""
+        if (member := self._members.get(node)) is None:
+            return False
+        try:
+            async with asyncio.timeout(seconds):
+                _, writer = await asyncio.open_connection(*member.address)
+        except OSError:  # TimeoutError is one
+            return False
+        writer.close()
+        return True
 
     def parted(self, node: str) -> None:
         """A node is gone, or of no use: nobody need wait for its answers any more."""

@@ -89,7 +89,9 @@ class Rescue:
             if run.piece == piece and not run.is_origin:
                 if not is_late and now - run.landed_at < _PACE_SECONDS:
                     return True
-                before, since = self._former.get(run) or self._places.get(run) or (run.position, now)
+                # One that has not been looked at yet has its pace since it began with this piece.
+                began = (self._fill.partial.pieces.span(piece)[0], run.landed_at)
+                before, since = self._former.get(run) or self._places.get(run) or began
                 rate = (run.position - before) / max(_PACE_SECONDS, now - since)
                 return rate * _NEAR >= stop - run.position
         return False

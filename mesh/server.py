@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import re
+import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -29,6 +30,7 @@ _RANGE = re.compile(r"bytes=(\d{1,19})-(\d{1,19})\Z", re.ASCII)
 # Of a blob that somebody says there is: a ledger has something for each piece. 1 TiB is twice the Hub's largest file.
 _MAX_PIECES = 1 << 16
 _HINT_SECONDS = 3.0  # to find out what file a hint leads to
+_MAX_FINDING = 64  # hints that are looked into at once
 _MAX_UPLOADS = 32  # at the same time; beyond that a peer asks somebody else
 
 _ENVELOPE: Decoder[Envelope] = Decoder(Envelope)
@@ -66,6 +68,7 @@ class MeshServer:
         self._may_share = may_share
         self._is_seed = is_seed
         self._access = access
+        self._finding: dict[tuple[Digest, bytes], tuple[asyncio.Future[OriginAccess | None], float]] = {}
 
     def add_routes(self, app: web.Application) -> None:
         app.router.add_post("/mesh/swarms/{digest}", self._report)
@@ -83,7 +86,8 @@ class MeshServer:
             if request.get(SENDER, report.node) != report.node:
                 raise ValueError("speak for yourself")
             self._house.peers.heard(report.node)
-            if await self._help(digest, envelope):
+            # Only where it will report to: another tracker's ledger would wait for it in vain.
+            if await self._help(digest, envelope) and self._house.exchange.is_local(digest):
                 self._tracker.expect_seed(digest, envelope.size)
             plan = await self._tracker.answer(digest, envelope.size, report)
         except (ValueError, msgspec.DecodeError) as error:
@@ -97,11 +101,7 @@ class MeshServer:
         swarm = self._blobs.swarms.get(digest)
         if digest in self._house.store or (swarm is not None and swarm.is_helping):
             return False
-        try:
-            async with asyncio.timeout(_HINT_SECONDS):
-                access = await self._access(envelope.hint, digest, envelope.size)
-        except TimeoutError:
-            return False  # whoever reports waits for an answer; the next one may find it known
+        access = await self._find_out(digest, envelope)
         if access is None:
             return False
         try:
@@ -110,6 +110,20 @@ class MeshServer:
             log.warning("cannot fetch %s for others: %s", digest, error)
             return False
         return True
+
+    async def _find_out(self, digest: Digest, envelope: Envelope) -> OriginAccess | None:
+        """What a hint leads to; None if to nothing, or not soon: whoever reports waits for an answer."""
+        asked, now = (digest, envelope.hint), time.monotonic()
+        finding, until = self._finding.get(asked, (None, now + _HINT_SECONDS))
+        if finding is None:
+            if len(self._finding) >= _MAX_FINDING:
+                return None
+            access = self._access(envelope.hint, digest, envelope.size)
+            finding = asyncio.ensure_future(access)  # noqa: TID251  # it ends, or its time does
+            self._finding[asked] = finding, until
+            finding.add_done_callback(lambda _: self._finding.pop(asked))
+        await asyncio.wait([finding], timeout=max(0.0, until - now))  # all that come in that time; later ones do not
+        return finding.result() if finding.done() and not finding.cancelled() else None
 
     async def _piece(self, request: web.Request) -> web.StreamResponse:
         digest = _digest(request)

@@ -74,10 +74,9 @@ class Swarm:
         self._talks: set[asyncio.Task[None]] = set()
         self._must_sync = True
         self._has_moved = False
-        self._next_talk = 0.0
+        self._next_talk = self._last_talk = 0.0
         self._pause = 0.0  # that the tracker asks for between two reports
         self._told_gains = 0
-        self._last_talk = 0.0
         self._idle_since: float | None = None
         self._help_until = 0.0
         self._urgent: list[int] = []
@@ -142,6 +141,8 @@ class Swarm:
                 task.cancel()
             await asyncio.gather(*helpers, *self._talks, return_exceptions=True)
             await self.fetcher.close()
+            if not self.fill.is_stored:
+                await self._house.exchange.resign(self.digest, self.size, self.fetcher.received[ORIGIN])
             if not self.fill.is_over:
                 self.fill.finish(Unavailable(f"{self.digest} is not being fetched any more"))
 

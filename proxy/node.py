@@ -247,13 +247,15 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     door = Door(mesh_runner.server, auth, tasks)
     stack.push_async_callback(door.close)
     door.open(mesh_listener)
+    stack.push_async_callback(
+        mesh.leave
+    )  # once the clients have what they came for: until then others help, and are helped
     runner = await _serve(_client_app(app, holdings, metrics), stack, drain=settings.drain_timeout)
     await web.SockSite(runner, listener, backlog=1024).start()
     _start_discovery(settings, mesh, mesh_listen, tasks, stack)
     if settings.hf_cache is not None:
         cache = HfCache(settings.hf_cache, data_dir, store=store, blobs=blobs, resolver=resolver)
         tasks.start(cache.run(), name="hf-cache")
-    stack.push_async_callback(mesh.leave)
     _announce(data_dir, listen, mesh_listen, stack)
     log.debug("%s in %d blobs are here", format_size(store.size), len(store))
     return Node(listen, mesh_listen)
