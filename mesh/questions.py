@@ -6,6 +6,7 @@ uses this; here it is bytes with a key.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -23,6 +24,8 @@ _TARGET = "/mesh/questions"
 _MAX_ANSWER = 4 << 20  # bytes
 _DOWN_SECONDS = 5.0
 _PASSED_OVER_SECONDS = 30.0
+_DOUBT_SECONDS = 2.0  # without an answer, until it is asked whether it is there: clients wait for 10 s in all
+_HERE_SECONDS = 1.0  # to say so
 
 # Answers a question on behalf of others; None when it will not.
 Answerer = Callable[[bytes], Awaitable[bytes | None]]
@@ -61,13 +64,26 @@ class Questions:
             if self._down_until.get(owner, 0.0) > now:
                 continue
             try:
-                answer = await self._neighbours.ask(owner, _TARGET, question, _MAX_ANSWER)
+                answer = await self._ask(owner, question)
             except Unavailable as error:
                 log.debug("no answer from the owner: %s", error)
                 self._down_until[owner] = now + _DOWN_SECONDS
                 continue
             return (owner, answer) if answer else None
         return None
+
+    async def _ask(self, owner: str, question: bytes) -> bytes:
+        """Its answer. Raises Unavailable, also when it hangs: one that waits for the Hub says that it is there."""
+        asking = asyncio.get_running_loop().create_task(self._neighbours.ask(owner, _TARGET, question, _MAX_ANSWER))
+        try:
+            await asyncio.wait({asking}, timeout=_DOUBT_SECONDS)
+            if not asking.done() and not self._neighbours.is_strained:
+                is_here = await self._neighbours.answers(owner, _HERE_SECONDS)
+                if not is_here and not asking.done():
+                    raise Unavailable(f"{owner} is silent")
+            return await asking
+        finally:
+            asking.cancel()
 
     def pass_over(self, owner: str) -> None:
         """An owner answers, but cannot find out what others can: for a while whoever comes next is asked instead."""

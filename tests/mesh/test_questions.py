@@ -1,0 +1,57 @@
+"""Who answers a question for all, and what becomes of it when the one whose turn it is does not."""
+
+import asyncio
+import time
+
+import pytest
+
+from mesh import questions
+from mesh.exchange import MAX_MESSAGE, Alone, Neighbour
+from mesh.questions import Questions
+
+OWNERS = tuple(Neighbour(name, "http://127.0.0.1:1", is_seed=True) for name in ("one", "two"))
+
+
+class Silent(Alone):
+    """The first of two owners hangs; or it only takes long, and says that it is there."""
+
+    is_keyed = True
+
+    def __init__(self, *, is_here: bool, is_strained: bool = False) -> None:
+        self.is_here, self.is_strained = is_here, is_strained
+        self.asked: list[str] = []
+
+    def alive(self) -> tuple[Neighbour, ...]:
+        return OWNERS
+
+    async def ask(self, node: str, target: str, body: bytes, limit: int = 0) -> bytes:
+        self.asked.append(node)
+        if node == self.asked[0]:
+            await asyncio.sleep(0.2 if self.is_here else 60)
+        return node.encode()
+
+    async def answers(self, node: str, seconds: float) -> bool:
+        return self.is_here
+
+
+async def test_an_owner_that_hangs_is_passed_over_and_one_that_takes_long_is_not(monkeypatch):
+    monkeypatch.setattr(questions, "_DOUBT_SECONDS", 0.05)
+    slow = Silent(is_here=True)
+    assert await Questions("me", slow, is_seed=False).ask("key", b"?") == (slow.asked[0], slow.asked[0].encode())
+    hung = Silent(is_here=False)
+    asker = Questions("me", hung, is_seed=False)
+    began = time.monotonic()
+    assert (await asker.ask("key", b"?") or ("", b""))[0] != hung.asked[0]
+    assert time.monotonic() - began < 30
+    await asker.ask("key", b"?")
+    assert hung.asked.count(hung.asked[0]) == 1
+    late = Questions("me", Silent(is_here=False, is_strained=True), is_seed=False)
+    with pytest.raises(TimeoutError):  # who is late itself judges nobody
+        async with asyncio.timeout(0.3):
+            await late.ask("key", b"?")
+
+
+async def test_what_is_longer_than_a_message_is_nobody_elses_question():
+    others = Silent(is_here=True)
+    assert await Questions("me", others, is_seed=False).ask("key", bytes(MAX_MESSAGE + 1)) is None
+    assert others.asked == []
