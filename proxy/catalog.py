@@ -373,5 +373,5 @@ def _refusal(root: Path, error: Exception) -> StoreUnusable:
     reason = "another program has locked it" if isinstance(error, diskcache.Timeout) else error
     return StoreUnusable(
         f"cannot open the catalog in {root}: {reason}. Nothing in it was changed: make room on the disk, end what else "
-        "uses it, or see to it that this user may write there, and start again"
+        "uses it, or see to it that this user may write there, and start again; or move it away, which costs the pins"
     )
