@@ -33,7 +33,7 @@ _KEPT_HEADERS = (
     *("Content-Type", "Link", "X-Repo-Commit", "X-Error-Code", "X-Error-Message", "X-Total-Count"),
     *("ETag", "Cache-Control", "Expires"),
 )
-_MAX_QUESTION = 4 << 20  # bytes of a paths-info body: some ten thousand paths
+MAX_QUESTION = 4 << 20  # bytes of a paths-info body: some ten thousand paths
 _MAX_HOPS = 3
 _REDIRECTS = (301, 302, 307, 308)
 
@@ -61,9 +61,10 @@ class Api:
         self._grants = grants
         self.hearsay: Hearsay | None = None
 
-    async def handle(self, request: web.Request, route: ApiRoute, client: Client) -> web.StreamResponse:
+    async def handle(
+        self, request: web.Request, route: ApiRoute, client: Client, body: bytes = b""
+    ) -> web.StreamResponse:
         """Raises HubError and OriginUnavailable."""
-        body = await _read(request) if request.method == "POST" else b""
         asked = tuple(request.headers.items())
         answer, outcome = await self.ask(
             route,
@@ -93,13 +94,16 @@ class Api:
             if caching.is_not_modified(_as_stored(answer), {"If-None-Match": request.headers.get("If-None-Match", "")}):
                 headers.pop("Content-Type", None)
                 return web.Response(status=304, headers=headers)
-        return web.Response(status=answer.status, headers=headers, body=self._shown(answer.body))
+        return web.Response(status=answer.status, headers=headers, body=self.shown(answer.body))
 
-    def _shown(self, body: bytes) -> bytes:
+    def shown(self, body: bytes) -> bytes:
         """With the Xet hashes of those files alone that clients are to take over Xet."""
         if b'"xetHash"' not in body or self._xet == "always":
             return body
-        return msgspec.json.encode(rewrite.strip_xet(msgspec.json.decode(body), self._xet))
+        try:
+            return msgspec.json.encode(rewrite.strip_xet(msgspec.json.decode(body), self._xet))
+        except msgspec.DecodeError as error:
+            raise OriginUnavailable(f"{self._origin.host} does not answer as a Hub would") from error
 
     async def ask(
         self,
@@ -383,12 +387,3 @@ def visible_base(request: web.Request) -> str:
     scheme = request.headers.get("X-Forwarded-Proto", request.scheme).partition(",")[0].strip()
     host = request.headers.get("X-Forwarded-Host", request.host).partition(",")[0].strip()
     return f"{scheme}://{host}{request.headers.get('X-Forwarded-Prefix', '').rstrip('/')}"
-
-
-async def _read(request: web.Request) -> bytes:
-    body = bytearray()
-    async for part in request.content.iter_any():
-        body += part
-        if len(body) > _MAX_QUESTION:
-            raise HubError(413, message=f"a question of more than {_MAX_QUESTION} bytes")
-    return bytes(body)

@@ -14,12 +14,14 @@ from functools import lru_cache
 from aiohttp import web
 
 from mesh.errors import MeshError
+from proxy import bodies
 from proxy.admin.metrics import Metrics
-from proxy.api import Api
+from proxy.api import MAX_QUESTION, Api
 from proxy.files import Files
 from proxy.hub import errors, lfs, xet
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.lfs import BatchRoute, ObjectRoute
+from proxy.hub.questions import is_too_long
 from proxy.hub.urls import ApiRoute, FileRoute, OtherRoute, parse
 from proxy.lfs import Lfs
 from proxy.passthrough import Passthrough
@@ -80,10 +82,16 @@ class App:
             return "resolve", self._files.handle(request, route, client)
         is_plain = "Content-Encoding" not in request.headers
         if isinstance(route, ApiRoute) and route.is_cacheable(request.method) and is_plain:
-            return "api", self._api.handle(request, route, client)
+            return "api", self._about(request, route, client)
         if isinstance(route, OtherRoute):
             return self._route_other(request, route, client)
         return "other", self._passthrough.handle(request, route)
+
+    async def _about(self, request: web.Request, route: ApiRoute, client: Client) -> web.StreamResponse:
+        body = await bodies.read(request, MAX_QUESTION) if request.method == "POST" else b""
+        if isinstance(body, bytes) and not is_too_long(body):
+            return await self._api.handle(request, route, client, body)
+        return await self._passthrough.handle(request, route, body=body, change=self._api.shown)
 
     def _route_other(
         self, request: web.Request, route: OtherRoute, client: Client

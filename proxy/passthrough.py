@@ -60,9 +60,9 @@ class Passthrough:
         headers = self._onward.sent_headers(request, route)
         if change is not None:
             headers["Accept-Encoding"] = "identity"
-        if body is not None:
-            headers.popall("Content-Length", None)
-        elif request.can_read_body:
+        if isinstance(body, bytes):
+            headers.popall("Content-Length", None)  # of another body
+        elif body is None and request.can_read_body:
             body = request.content.iter_any()
             if _REPOS.match(route.target):
                 body = await _read(request)

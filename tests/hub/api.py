@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote, urlencode
+from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlencode
 
 from aiohttp import web
 
@@ -157,8 +157,8 @@ class Api:
             asked = await request.json()
             paths, expand = asked["paths"], asked.get("expand", False)
         elif request.content_type == "application/x-www-form-urlencoded":
-            form = await request.post()
-            paths, expand = form.getall("paths", []), str(form.get("expand", "")).lower() == "true"
+            form = parse_qs((await request.read()).decode())  # aiohttp reads a thousand fields at most
+            paths, expand = form.get("paths", []), form.get("expand", [""])[0].lower() == "true"
         else:
             return answers.error(400, "Expected a form or JSON")
         files = repo.commits[commit].files

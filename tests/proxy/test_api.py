@@ -91,6 +91,14 @@ async def test_other_paths_are_another_question(hub, tmp_path):
             assert (status, len(json.loads(body))) == (200, found)
 
 
+async def test_a_path_may_be_called_as_a_flag_is_written(hub, tmp_path):
+    hub.folder.commit(TINY.id, {"True": b"1", "true": b"22"})
+    async with parts(hub.url, tmp_path) as node:
+        for path in ("True", "true"):
+            [entry] = json.loads((await node.ask(f"{INFO}/paths-info/main", None, f"paths={path}".encode()))[1])
+            assert entry["path"] == path
+
+
 async def test_a_commit_is_never_asked_twice_and_a_branch_when_its_time_is_up(hub, tmp_path):
     async with parts(hub.url, tmp_path, named=0) as node:
         commit = await sha(node)

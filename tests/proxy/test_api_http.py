@@ -15,6 +15,7 @@ from tests.hub.process import HubProcess
 from tests.node import NodeProcess
 
 REPO = "acme/tiny"
+FORM = "application/x-www-form-urlencoded"
 TAILS = ("", "/revision/main", "/tree/main", "/refs")
 
 Start = Callable[..., NodeProcess]
@@ -136,3 +137,19 @@ def test_a_private_answer_is_kept_for_its_token(hub: HubProcess, start: Start) -
     assert ask(url, token="hf_alice")["Cache-Status"] == "hubmesh; hit"
     assert hub.stats()["requests"] == {}
     assert ask(url).status == 401
+
+
+@pytest.mark.parametrize("filling", ["paths=x&" * 10_000, f"paths={'y' * 1000}&" * 4500])
+def test_what_is_too_much_to_be_looked_at_passes_through(hub: HubProcess, start: Start, filling: str) -> None:
+    node = start()
+    body = f"{filling}paths=w.safetensors".encode()
+    told = [
+        ask(f"{url}/api/models/{REPO}/paths-info/main", "POST", body=body, Content_Type=FORM)
+        for url in (hub.url, node.url)
+    ]
+    [hubs], [ours] = (json.loads(answer.body) for answer in told)
+    assert hubs.pop("xetHash")
+    assert hubs == ours
+    assert told[1]["Cache-Status"] is None
+    few = ask(about(node, "/paths-info/main"), "POST", body=b"paths=w.safetensors", Content_Type=FORM)
+    assert (json.loads(few.body), few["Cache-Status"]) == ([ours], "hubmesh; fwd=uri-miss; stored")
