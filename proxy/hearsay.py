@@ -1,8 +1,8 @@
 """What other nodes know when the Hub cannot be asked, and the pauses that it asked one of us for.
 
 Only what anybody may know is told, as it was when the Hub said it: an answer keeps its age and is stale on whichever
-node it ends up. What this node itself was refused since then outweighs it. Believed are the nodes of a keyed mesh; in
-an open one, the seeds that were named here.
+node it ends up. What this node itself was refused since then outweighs it; in an open mesh that is told only of what
+was public once. Believed are the nodes of a keyed mesh; in an open one, the seeds that were named here.
 """
 
 from __future__ import annotations
@@ -184,6 +184,8 @@ class Hearsay:
                 return Known(ref, None, answer, question, publicness.closed_at, publicness.hidden_at)
         is_public = publicness.opened_at > max(publicness.closed_at, publicness.hidden_at, publicness.changed_at)
         may_tell = file is not None or is_public
+        if not may_tell and not publicness.opened_at and not self._mesh.auth.is_keyed:
+            return Known()  # of what was never public strangers do not learn that anybody asked for it
         return Known(ref if may_tell else None, file, closed_at=publicness.closed_at, hidden_at=publicness.hidden_at)
 
     # --- pauses

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import msgspec
+
 from tests.http import ask
 from tests.hub.process import HubProcess
 from tests.node import NodeProcess
@@ -38,3 +40,21 @@ def test_what_is_closed_is_not_shared_any_more(hub: HubProcess, tmp_path: Path) 
         assert not is_shared(node, SHARED)
         assert ask(f"{node.url}/acme/other/resolve/main/both.bin").body == SHARED
         assert is_shared(node, SHARED), "another repository has it for everybody"
+
+
+def test_nobody_is_told_what_was_asked_for_that_was_never_public(hub: HubProcess, tmp_path: Path) -> None:
+    hub.folder.add_token("hf_alice", "alice")
+    hub.folder.create("acme/secret", private=True, readers=["alice"])
+    hub.folder.commit("acme/secret", {"x.txt": b"x"})
+    hub.folder.create("acme/gated", gated=True, readers=["alice"])
+    hub.folder.commit("acme/gated", {"x.txt": b"x"})
+    with NodeProcess(tmp_path / "node", hub.url) as node:
+
+        def told(repo: str) -> object:
+            lookup = {"type": "lookup", "repo": f"models/{repo}", "revision": "main", "path": "x.txt"}
+            url = f"http://{node.mesh}/mesh/hearsay"
+            return msgspec.msgpack.decode(ask(url, "POST", body=msgspec.msgpack.encode(lookup)).body)
+
+        for name in ("secret", "gated"):
+            assert ask(f"{node.url}/acme/{name}/resolve/main/x.txt", token="hf_alice").status == 200
+            assert told(f"acme/{name}") == told("acme/never-asked-for")
