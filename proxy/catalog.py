@@ -7,6 +7,7 @@ other, so that the event loop never waits for SQLite. What a `kill -9` loses is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 import time
@@ -328,6 +329,9 @@ def _open(root: Path) -> Any:
 
 def _opened(root: Path) -> Any:
     """Open, or make, the database in a folder, and try it. What it raises depends on what is wrong."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # somebody else's folder, which we may write to all the same
+        root.chmod(0o700)  # it holds what private repositories are about
     cache = diskcache.Cache(
         str(root),
         size_limit=_SIZE_LIMIT,

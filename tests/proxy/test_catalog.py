@@ -226,6 +226,20 @@ async def filled(root: Path) -> None:
     await catalog.close()
 
 
+@pytest.mark.parametrize("before", ["nothing", "older", "damaged"])
+async def test_other_users_of_the_machine_cannot_read_it(tmp_path, before):
+    root = tmp_path / "data" / "catalog"
+    if before != "nothing":
+        root.mkdir(parents=True)
+        root.chmod(0o755)
+    if before == "damaged":
+        (root / "cache.db").write_bytes(b"damaged" * 1000)
+    catalog = Catalog(root)
+    fill(catalog)
+    await catalog.close()
+    assert {path.stat().st_mode & 0o777 for path in root.parent.iterdir()} == {0o700}
+
+
 async def test_damage_while_running_is_said_once_and_leaves_the_memory(tmp_path, caplog, monkeypatch):
     catalog = Catalog(tmp_path / "catalog")
 
