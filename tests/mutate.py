@@ -182,7 +182,7 @@ MUTATIONS = [
     ),
     edit(31, URLS, 'return replace(inner, prefix=f"/{first}")', "return route"),
     edit(31, URLS, 'path = "/" + path.lstrip("/")\n    route', "route"),
-    edit(31, API, 'value.lower() if value in ("True", "False") else value', "value"),
+    edit(31, "proxy/hub/questions.py", "value.lower() if name in _FLAGS and value in ('True', 'False') else", ""),
     edit(31, API, "visible = visible_base(request) + route.prefix", "visible = visible_base(request)"),
     edit(
         32,
