@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import logging
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
@@ -32,6 +33,8 @@ from proxy.xet_tokens import XetTokens
 log = logging.getLogger("proxy.access")
 
 _READS = ("GET", "HEAD")
+# RFC 9112, section 3.2.2: as a proxy is asked, and every server must understand it.
+_ABSOLUTE = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
 _RUN = uuid.uuid4().hex[:8]  # what the ids of this process's requests begin with
 
 
@@ -77,7 +80,7 @@ class App:
             return web.Response(status=502)
 
     def _route(self, request: web.Request, client: Client) -> tuple[str, Awaitable[web.StreamResponse]]:
-        route = parse(request.raw_path)
+        route = parse(_target(request))
         if isinstance(route, FileRoute) and request.method in _READS:
             return "resolve", self._files.handle(request, route, client)
         is_plain = "Content-Encoding" not in request.headers
@@ -121,6 +124,8 @@ class App:
         status = 500
         try:
             self._guard(request.headers.get("Host", "localhost"))
+            if (absolute := _ABSOLUTE.match(request.raw_path)) is not None:
+                self._guard(absolute[1].rpartition("@")[2])
             response = await handler(request)
             status = response.status
             return response
@@ -144,6 +149,12 @@ class App:
 async def _refuse_token() -> web.StreamResponse:
     """The Hub is not asked: it would have to be sent what no header field can carry."""
     raise errors.bad_token()
+
+
+def _target(request: web.Request) -> str:
+    """The path and query that are asked for, still encoded, whichever way the target is written."""
+    absolute = _ABSOLUTE.match(request.raw_path)
+    return request.raw_path if absolute is None else "/" + request.raw_path[absolute.end() :].removeprefix("/")
 
 
 async def _end_report() -> web.StreamResponse:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -153,3 +155,25 @@ def test_what_is_too_much_to_be_looked_at_passes_through(hub: HubProcess, start:
     assert told[1]["Cache-Status"] is None
     few = ask(about(node, "/paths-info/main"), "POST", body=b"paths=w.safetensors", Content_Type=FORM)
     assert (json.loads(few.body), few["Cache-Status"]) == ([ours], "hubmesh; fwd=uri-miss; stored")
+
+
+def test_a_target_may_be_a_whole_address_of_ours(start: Start) -> None:
+    """RFC 9112, section 3.2.2; whose name is in it outweighs what `Host` says."""
+    node = start()
+
+    def asked(target: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(node.url.removeprefix("http://"), timeout=30)
+        connection.putrequest("GET", target, skip_host=True)
+        connection.putheader("Host", "localhost")
+        connection.endheaders()
+        with contextlib.closing(connection):
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    for base in (node.url, "HTTP://localhost", "http://somebody@localhost:1"):
+        assert asked(f"{base}/{REPO}/resolve/refs%2Fheads%2Fmain/config.json") == (200, b"{}")
+        assert b'"blobId"' in asked(f"{base}/api/models/{REPO}?blobs=true")[1]
+        assert asked(f"{base}/-/health")[0] == 200
+    for target in (f"/{REPO}/resolve/main/config.json", "/-/health", "?x"):
+        assert asked(f"http://evil.example{target}")[0] == 421
+        assert asked(f"http://localhost@evil.example{target}")[0] == 421
