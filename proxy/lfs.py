@@ -111,7 +111,7 @@ class Lfs:
 
         response = await self._passthrough.handle(request, route, body=asked, change=change)
         if response.status in (401, 403, 404):
-            self._refused(str(about.repo), client, now, is_of_hub=errors.is_of_hub(response.headers))
+            self._refused(str(about.repo), client, now, is_bare=errors.is_bare(response.headers))
         return response
 
     async def object(self, request: web.Request, route: ObjectRoute) -> web.StreamResponse:
@@ -183,7 +183,7 @@ class Lfs:
         if answer.status != 200:
             error = HubError.of(answer.status, answer.headers, answer.body)
             if error.is_refusal:
-                self._refused(repo, client, said_at, is_of_hub=error.is_of_hub)
+                self._refused(repo, client, said_at, is_bare=error.is_bare)
             raise error
         found = lfs.objects(answer.body, said_at).get(route.digest)
         if isinstance(found, Missing):
@@ -215,13 +215,13 @@ class Lfs:
         renew_at = said.object.expires_at - min(_MARGIN, (said.object.expires_at - said.at) / 10)
         return said.at > voided_at and now < min(renew_at, said.at + self._grants.life)
 
-    def _refused(self, repo: str, client: Client, said_at: float, *, is_of_hub: bool) -> None:
+    def _refused(self, repo: str, client: Client, said_at: float, *, is_bare: bool) -> None:
         """The Hub turned this client away: what it said before is void, here and for files by name."""
         for key in [key for key in self._said if key[0] == repo and key[2] == _key(client)]:
             del self._said[key]
         if client.token is not None:
             self._grants.revoke(client.token, repo, said_at)
-        elif is_of_hub:
+        elif not is_bare:
             self._catalog.refused(repo, said_at, is_hidden=False)  # which of the two it is, LFS does not say
 
     def _is_public(self, route: ObjectRoute, client: Client) -> bool:

@@ -136,7 +136,7 @@ class Resolver:
             raise
         except HubError as error:
             # What a filter says in the Hub's place is told only to those who cannot have an older answer.
-            if not error.is_of_hub and (stale := await self._told(route, client, until)) is not None:
+            if error.is_bare and (stale := await self._told(route, client, until)) is not None:
                 return stale
             if error.code == "RevisionNotFound" and commit != route.revision and is_fresh:
                 return await self._ask_in_time(route, client, until)  # the branch was rewritten since
@@ -348,7 +348,7 @@ class Resolver:
             return errors.entry_not_found(route.path, commit)
         if error.code == "RevisionNotFound" and not is_commit(route.revision):
             self._catalog.forget_ref(repo, route.revision, said_at)
-        if error.is_refusal and error.is_of_hub:
+        if error.is_refusal and not error.is_bare:
             if token is None:
                 self._catalog.refused(repo, said_at, is_hidden=error.code != "GatedRepo")
             else:

@@ -37,7 +37,8 @@ class Asker(Protocol):
 class HubError(Exception):
     """An answer that is not what was asked for: from the Hub, to be passed on, or made here in its shape.
 
-    `retry_after` is in seconds.
+    `retry_after` is in seconds. `is_bare`: it came from the Hub's address without the Hub's reasons, so that it may be
+    a filter's or a portal's on the way there.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class HubError(Exception):
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
         retry_after: float | None = None,
+        is_bare: bool = False,
     ) -> None:
         super().__init__(f"HTTP {status} {code} {message}".strip())
         self.status = status
@@ -57,6 +59,7 @@ class HubError(Exception):
         self.headers = dict(headers or {})
         self.body = body
         self.retry_after = retry_after
+        self.is_bare = is_bare
 
     @classmethod
     def of(cls, status: int, headers: Mapping[str, str], body: bytes = b"") -> HubError:
@@ -72,12 +75,8 @@ class HubError(Exception):
             headers=kept,
             body=body or None,
             retry_after=float(retry_after) if retry_after is not None else None,
+            is_bare=is_bare(headers),
         )
-
-    @property
-    def is_of_hub(self) -> bool:
-        """Whether the Hub said so itself, rather than a filter or a portal on the way to it."""
-        return is_of_hub(self.headers)
 
     @property
     def is_missing_entry(self) -> bool:
@@ -103,9 +102,9 @@ class OriginUnavailable(Exception):
         self.is_timeout = is_timeout
 
 
-def is_of_hub(headers: Mapping[str, str]) -> bool:
-    """Whether an error bears one of the fields that the Hub puts on all of its own about repositories."""
-    return "X-Error-Code" in headers or "X-Error-Message" in headers
+def is_bare(headers: Mapping[str, str]) -> bool:
+    """Whether an error lacks the fields one of which the Hub puts on all of its own about repositories."""
+    return "X-Error-Code" not in headers and "X-Error-Message" not in headers
 
 
 def needs_code(status: int, headers: Mapping[str, str]) -> bool:

@@ -109,6 +109,13 @@ async def test_a_missing_file_is_remembered_for_its_commit_alone(hub, tmp_path):
         assert await refusal(node.file("x", revision="no-such-branch")) == (404, "RevisionNotFound")
 
 
+async def test_what_the_hub_says_is_missing_is_asked_of_nobody_else(hub, tmp_path):
+    guard(hub, private=True)
+    async with parts(hub.url, tmp_path) as node:
+        node.resolver.hearsay = object()  # whom to ask would fail
+        assert await refusal(node.file("nope.json", ALICE)) == (404, "EntryNotFound")
+
+
 async def test_a_branch_means_one_commit_until_its_time_is_up(hub, tmp_path):
     async with parts(hub.url, tmp_path) as node:
         old = (await node.file("config.json")).commit
