@@ -247,9 +247,8 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     door = Door(mesh_runner.server, auth, tasks)
     stack.push_async_callback(door.close)
     door.open(mesh_listener)
-    stack.push_async_callback(
-        mesh.leave
-    )  # once the clients have what they came for: until then others help, and are helped
+    # Once the clients have what they came for: until then others help, and are helped.
+    stack.push_async_callback(mesh.leave)
     runner = await _serve(_client_app(app, holdings, metrics), stack, drain=settings.drain_timeout)
     await web.SockSite(runner, listener, backlog=1024).start()
     _start_discovery(settings, mesh, mesh_listen, tasks, stack)
