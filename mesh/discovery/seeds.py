@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Iterable
 
 from mesh.discovery.dns import resolve
@@ -73,10 +74,17 @@ class Seeds:
         """Join at one address, again whenever nobody alive is known to be there."""
         pause, is_lost = _FIRST_PAUSE, False
         own = self._gossip.members.me.node_id
+        who, again_at = "", 0.0
         while True:
-            if not any(m.named_seed and m.address == address for m in self._gossip.members.alive()):
+            # One node can have several addresses, and is known by one of them at a time.
+            known = who if time.monotonic() < again_at else ""
+            if not any(
+                m.named_seed and (m.address == address or m.node_id == known) for m in self._gossip.members.alive()
+            ):
                 try:
-                    if await self._gossip.join(address, named_seed=True) == own:
+                    who = await self._gossip.join(address, named_seed=True)
+                    again_at = time.monotonic() + _LOOK_AGAIN
+                    if who == own:
                         return  # one list for all seeds names ourselves, too
                 except (OSError, MeshError, ValueError) as error:
                     if not is_lost:

@@ -1,5 +1,6 @@
 """Finding nodes: seeds that come late, names with several addresses, and multicast between real namespaces."""
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -63,6 +64,28 @@ async def test_a_name_with_several_addresses_is_several_seeds_and_one_that_it_dr
     finally:
         for node in nodes:
             await node.stop()
+
+
+async def test_two_addresses_of_one_seed_are_one_seed_and_no_news():
+    seed, peer = await Node("seed").start(), await Node("peer").start()
+    both, joins, join = [seed.address, Address("localhost", seed.address.port)], [], peer.gossip.join
+
+    async def counted(address, **named):
+        joins.append(address)
+        return await join(address, **named)
+
+    async def look_up(_):
+        return both
+
+    peer.gossip.join = counted
+    try:
+        Seeds([Address("seeds.lan", 1)], peer.gossip, peer.tasks, resolve=look_up, look_again=0.1).start()
+        await until(lambda: peer.known == {"seed"} and set(joins) == set(both))
+        await asyncio.sleep(3.0)  # in which it was renamed once a second
+        assert len(joins) == 2
+    finally:
+        await peer.stop()
+        await seed.stop()
 
 
 async def test_names_are_resolved_and_what_cannot_be_is_an_error():
