@@ -71,7 +71,10 @@ class Neighbours(Protocol):
         """POST a message to a live node and return its answer, of at most `limit` bytes. Raises Unavailable."""
 
     async def answers(self, node: str, seconds: float) -> bool:
-        """Whether a node speaks to us now, within this time."""
+        """Whether a node speaks to us now, within this time: one that hangs, or has much to do, does not."""
+
+    async def is_reachable(self, node: str, seconds: float) -> bool:
+        """Whether a node's machine takes a connection within this time, whatever its process is doing."""
 
     def parted(self, node: str) -> None:
         """Nobody need wait for this node's answers any more."""
@@ -96,6 +99,9 @@ class Alone:
         return None
 
     async def answers(self, node: str, seconds: float) -> bool:
+        return False
+
+    async def is_reachable(self, node: str, seconds: float) -> bool:
         return False
 
     def parted(self, node: str) -> None:
@@ -186,12 +192,22 @@ class MeshExchange:
         known = self._neighbours.alive()
         if known is not self._known or len(self._ranks) >= _MAX_RANKS:
             self._known, self._ranks = known, {}
+            self._forget_old()
         order = self._ranks.get(digest)
         if order is None:
             seeds = [other.node for other in known if other.is_seed] + ([self._node_id] if self._is_seed else [])
             names = seeds or [self._node_id, *(other.node for other in known)]
             order = self._ranks[digest] = ranked(str(digest), names)
         return order
+
+    def _forget_old(self) -> None:
+        """Nodes come and go with new ids; what is over says nothing any more."""
+        now, known = time.monotonic(), {other.node for other in self._known}
+        for over in (self._down_until, self._banned_until):
+            for node in [node for node, until in over.items() if until <= now]:
+                del over[node]
+        for node in [node for node in self._failures if node not in known and node not in self._down_until]:
+            del self._failures[node]
 
     # --- the conversation
 
@@ -255,9 +271,8 @@ class MeshExchange:
         if self._node_id in following:
             following = following[: following.index(self._node_id)]
         loop = asyncio.get_running_loop()
-        answers = {
-            node: loop.create_task(self._neighbours.answers(node, _HERE_SECONDS)) for node in following[:_CANDIDATES]
-        }
+        candidates = following[:_CANDIDATES]
+        answers = {node: loop.create_task(self._neighbours.is_reachable(node, _HERE_SECONDS)) for node in candidates}
         try:
             for node, answer in answers.items():
                 if await answer:

@@ -165,6 +165,14 @@ class Gossip:
         """Some other part of the node called a peer in vain."""
         self._accuse(node_id, error)
 
+    async def answers(self, node_id: str, patience: float) -> bool:
+        """Whether a peer speaks to us now, within so many seconds."""
+        member = self.members.get(node_id)
+        try:
+            return member is not None and await self._exchange(member.address, node_id, patience) == node_id
+        except (OSError, MeshError, ValueError):  # TimeoutError is an OSError
+            return False
+
     async def _settle(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
         if self._is_met:

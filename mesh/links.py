@@ -86,7 +86,9 @@ class Links:
         return await ask(self._session, self._auth, address, target, body, limit=limit, to=node)
 
     async def answers(self, node: str, seconds: float) -> bool:
-        """Whether its machine does, within so many seconds: a process that has much to do is not gone for that."""
+        return self.gossip is not None and await self.gossip.answers(node, seconds)
+
+    async def is_reachable(self, node: str, seconds: float) -> bool:
         if (member := self._members.get(node)) is None:
             return False
         try:

@@ -80,6 +80,18 @@ def test_who_dies_on_the_way_costs_what_it_alone_had(hub: HubProcess, nodes: lis
     assert sum(node.metric(FROM_ORIGIN) for node in others) <= len(CONTENT)
 
 
+@pytest.mark.parametrize("leaver", [0, 3], ids=["tracker", "holder"])
+def test_who_is_stopped_on_the_way_costs_nothing(hub: HubProcess, nodes: list[NodeProcess], leaver: int) -> None:
+    hub.turn(bandwidth=4 * MIB)
+    with ThreadPoolExecutor(5) as pool:
+        answers = begin(pool, nodes)
+        until(lambda: int(hub.stats()["total_bytes"]) >= 3 * MIB, "nothing comes from the Hub")
+        stopping = pool.submit(nodes[leaver].stop)
+        assert all(answer.result().body == CONTENT for answer in answers)  # its own clients have time, too
+        stopping.result()
+    assert int(hub.stats()["total_bytes"]) <= len(CONTENT) + MIB
+
+
 def test_one_copy_between_all_is_enough_when_the_origin_goes(hub: HubProcess, nodes: list[NodeProcess]) -> None:
     with ThreadPoolExecutor(4) as pool:
         answers = begin(pool, nodes)

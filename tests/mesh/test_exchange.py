@@ -49,7 +49,7 @@ class Halved(Neighbours):
         self.asked.append(node)
         raise Unreachable(f"{node} cannot be reached")
 
-    async def answers(self, node: str, seconds: float) -> bool:
+    async def is_reachable(self, node: str, seconds: float) -> bool:
         return node == self.within_reach
 
 
@@ -86,3 +86,33 @@ async def test_one_broken_connection_to_the_seed_sends_no_node_of_a_crowd_to_the
         with pytest.raises(Unavailable):
             await exchange.report(DIGEST, 1 << 20, report, b"")
         assert exchange.tracker_of(DIGEST) == leader
+
+
+class Passing(Halved):
+    """Nodes that come under new names all the time, none of which answers."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.now = OTHERS
+
+    def alive(self) -> tuple[Neighbour, ...]:
+        return self.now
+
+
+async def test_nothing_is_kept_of_nodes_that_are_long_gone(monkeypatch: pytest.MonkeyPatch):
+    neighbours, now = Passing(), [0.0]
+    exchange = MeshExchange("me", Tracker(), neighbours=neighbours)
+    monkeypatch.setattr("mesh.exchange.time.monotonic", lambda: now[0])
+    for generation in range(50):
+        names = [f"{generation}-{number}" for number in range(20)]
+        neighbours.now = tuple(
+            Neighbour(name, f"http://127.0.0.1:{i + 1}", is_seed=False) for i, name in enumerate(names)
+        )
+        now[0] += 1000.0
+        while (leader := exchange.tracker_of(DIGEST)) != "me":
+            exchange._banned_until[leader] = now[0] + 600.0
+            with pytest.raises(Unavailable):
+                await exchange.report(DIGEST, 1 << 20, Report(node="me", have=PieceSet(1).to_bytes()), b"")
+    assert len(exchange._failures) <= 20
+    assert len(exchange._down_until) <= 20
+    assert len(exchange._banned_until) <= 20

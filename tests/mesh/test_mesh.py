@@ -17,7 +17,7 @@ from aiohttp import web
 
 from mesh.access import OriginAccess
 from mesh.content import Digest
-from mesh.errors import BlobCorrupt, Unavailable
+from mesh.errors import BlobCorrupt, StoreFull, Unavailable
 from mesh.exchange import Envelope
 from mesh.membership import State
 from mesh.messages import Report
@@ -353,3 +353,24 @@ async def test_a_swarm_that_cannot_begin_is_an_error_for_who_waits(
     async with asyncio.timeout(10.0):
         with pytest.raises(Unavailable, match="leads as many swarms as it can"):
             await node.blobs.want(one.digest, 2 * MIB, one)
+
+
+async def test_what_a_node_that_gives_up_was_sent_for_others_have_at_once(
+    stack: AsyncExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its disk is full, say: its leases would hold for 20 s."""
+    gate = asyncio.Event()
+    origin = await stack.enter_async_context(Origin(content(8 * MIB), gate=gate).running())
+    nodes = await start(stack, tmp_path, 3)
+    tracker = nodes[0].mesh.exchange.tracker_of(origin.digest)
+    leader = next(node for node in nodes if node.mesh.node_id == tracker)
+    loser = next(node for node in nodes if node is not leader)
+    reads = [asyncio.ensure_future(read(node.blobs, origin)) for node in nodes if node is not loser]  # noqa: TID251
+    losing = asyncio.ensure_future(read(loser.blobs, origin))  # noqa: TID251
+    await until(lambda: origin.digest in loser.blobs.swarms and loser.blobs.swarms[origin.digest].fetcher.runs)
+    loser.blobs.swarms[origin.digest].fill.finish(StoreFull("the disk is full"))
+    with pytest.raises(StoreFull):
+        await losing
+    gate.set()
+    async with asyncio.timeout(5.0):
+        assert all(body == origin.content for body in await asyncio.gather(*reads))

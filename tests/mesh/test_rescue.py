@@ -187,3 +187,10 @@ async def test_a_tracker_that_does_nothing_for_us_is_doubted_and_a_busy_one_is_n
     case.look_until(case.now + 8.0)
     assert case.transfers.taken == [1, 2, 3, 4]
     assert case.doubted == [case.fill.partial.digest]
+
+
+async def test_what_is_almost_here_is_not_cut_off_because_nobody_has_looked_at_it_yet(case: Case) -> None:
+    case.look_until(5.5)
+    case.transfers.runs = {Run(1, MIB + 1_000_000, landed_at=3.9)}
+    case.look_until(6.0)
+    assert case.transfers.taken == []
