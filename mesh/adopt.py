@@ -81,16 +81,16 @@ def take(
         os.close(theirs)
 
 
-def take_again(file: Path, digest: Digest, size: int) -> Stamp | None:
+def take_again(file: Path, digest: Digest, size: int, is_over: Callable[[], bool]) -> Stamp | None:
     """Prove a shared file of ours anew, as another program did something to it; None if it is not `digest` any more.
 
-    Blocks as `take` does. Raises OSError; StoreUnusable when it is being changed all the time.
+    Blocks as `take` does. Raises OSError; StoreUnusable when it is being changed all the time, or it is over.
     """
     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for _ in range(_ATTEMPTS):
             stamp = Stamp.of(fd)
-            if stamp.size != size or prove(fd, digest, size) is None:
+            if stamp.size != size or prove(fd, digest, size, is_over) is None:
                 return None
             if Stamp.of(fd) == stamp:
                 return stamp
@@ -99,7 +99,7 @@ def take_again(file: Path, digest: Digest, size: int) -> Stamp | None:
     raise StoreUnusable("it is being changed")
 
 
-def prove(fd: int, digest: Digest, size: int, is_over: Callable[[], bool] = lambda: False) -> list[bytes] | None:
+def prove(fd: int, digest: Digest, size: int, is_over: Callable[[], bool]) -> list[bytes] | None:
     """The BLAKE3 digests of the pieces of a file, None if the file is not `digest`. Raises as `take` does."""
     whole, cut, found = digest.hasher(size), Pieces.of(size), []
     buffer = memoryview(bytearray(_READ))

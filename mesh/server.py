@@ -68,7 +68,7 @@ class MeshServer:
         self._may_share = may_share
         self._is_seed = is_seed
         self._access = access
-        self._finding: dict[tuple[Digest, bytes], tuple[asyncio.Future[OriginAccess | None], float]] = {}
+        self._finding: dict[tuple[Digest, bytes], tuple[asyncio.Task[OriginAccess | None], float]] = {}
 
     def add_routes(self, app: web.Application) -> None:
         app.router.add_post("/mesh/swarms/{digest}", self._report)
@@ -118,8 +118,11 @@ class MeshServer:
         if finding is None:
             if len(self._finding) >= _MAX_FINDING:
                 return None
-            access = self._access(envelope.hint, digest, envelope.size)
-            finding = asyncio.ensure_future(access)  # noqa: TID251  # it ends, or its time does
+
+            async def find() -> OriginAccess | None:
+                return await self._access(envelope.hint, digest, envelope.size)
+
+            finding = self._house.tasks.start(find(), name=f"hint {digest}")
             self._finding[asked] = finding, until
             finding.add_done_callback(lambda _: self._finding.pop(asked))
         await asyncio.wait([finding], timeout=max(0.0, until - now))  # all that come in that time; later ones do not

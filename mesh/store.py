@@ -143,7 +143,8 @@ class Store:
         entry = self._entries[digest]
         entry.users += 1
         try:
-            stamp = await asyncio.to_thread(take_again, self._path(digest), digest, entry.size)
+            is_over = lambda: self._lock_fd < 0  # noqa: E731  # closed: nobody waits for a large file then
+            stamp = await asyncio.to_thread(take_again, self._path(digest), digest, entry.size, is_over)
         except (OSError, StoreUnusable) as error:
             log.info("cannot prove %s anew yet: %s", digest, error)
             return

@@ -29,6 +29,7 @@ _KEPT_PER_HOST = 32
 _IDLE_SECONDS = 30.0  # shorter than the usual 60 s after which servers close idle connections
 _SWEEP_SECONDS = 5.0
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
+_SECONDS = re.compile(r"[0-9]{1,9}\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +331,7 @@ def _backlog(sock: socket.socket | None) -> Callable[[], bool]:
 def _retry_after(response: http.client.HTTPResponse) -> float | None:
     """Seconds that the source asks us to stay away: `Retry-After`, else `RateLimit`'s t."""
     text = response.getheader("Retry-After", "")
-    if text.isdigit():
+    if _SECONDS.match(text):  # of anybody: not all that Unicode calls a digit is a number
         return float(text)
-    match = re.search(r"\bt=(\d+)", response.getheader("RateLimit", ""))
+    match = re.search(r"\bt=([0-9]{1,9})\b", response.getheader("RateLimit", ""))
     return float(match[1]) if match else None

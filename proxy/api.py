@@ -319,9 +319,7 @@ class Api:
         if error.is_refusal and token is not None:
             self._grants.revoke(token, repo, said_at)
         elif error.is_refusal and error.code != "GatedRepo":
-            publicness = self._catalog.publicness(repo)
-            hidden_at = max(publicness.hidden_at, said_at)
-            self._catalog.set_publicness(repo, msgspec.structs.replace(publicness, hidden_at=hidden_at))
+            self._catalog.refused(repo, said_at, is_closed=False, is_hidden=True)
 
     def _keep(
         self, route: ApiRoute, question: str, answer: Answer, document: Any, token: str | None, said_at: float

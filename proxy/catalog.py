@@ -90,7 +90,9 @@ class Catalog:
     A write to a repository through this node voids what was said of it before: `changed`. Refs and API answers that
     are older are not found any more, and an answer that was on its way meanwhile is not kept.
 
-        self.on_shut: Callable[[str], None] = lambda repo: None
+    `on_shut` is called with a repository that was open until now and is not any more.
+
+    Raises StoreUnusable when it cannot be opened: the disk is full, another program has locked it and the like.
     """
 
     def __init__(self, root: Path) -> None:
@@ -180,17 +182,12 @@ class Catalog:
         if (closed_at, hidden_at) != (known.closed_at, known.hidden_at):
             self.set_publicness(repo, msgspec.structs.replace(known, closed_at=closed_at, hidden_at=hidden_at))
 
-    def refused(self, repo: str, said_at: float, *, is_hidden: bool) -> None:
-        """An anonymous request for a file was refused; `is_hidden`: as if there were no such repository."""
+    def refused(self, repo: str, said_at: float, *, is_closed: bool = True, is_hidden: bool) -> None:
+        """An anonymous request was refused. `is_closed`: for a file; `is_hidden`: as if there were no repository."""
         known = self.publicness(repo)
-        self.set_publicness(
-            repo,
-            msgspec.structs.replace(
-                known,
-                closed_at=max(known.closed_at, said_at),
-                hidden_at=max(known.hidden_at, said_at) if is_hidden else known.hidden_at,
-            ),
-        )
+        closed_at = max(known.closed_at, said_at) if is_closed else known.closed_at
+        hidden_at = max(known.hidden_at, said_at) if is_hidden else known.hidden_at
+        self.set_publicness(repo, msgspec.structs.replace(known, closed_at=closed_at, hidden_at=hidden_at))
 
     def answer(self, repo: str, scope: str, question: str) -> ApiAnswer | None:
         """An API answer; `scope` is who may see it: everybody, or one token's holder."""

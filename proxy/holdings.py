@@ -135,18 +135,22 @@ class Holdings:
 
         What another repository has as well is shared again as soon as the Hub gives it to nobody in particular.
         """
-        for digest in self._of(repo):
+        for digest in self._known(repo):
             self._store.mark_public(digest, is_public=False)
 
     def _here(self) -> set[Digest]:
         """All that is here, whole or in part."""
         return {digest for digest, _, _ in self._store.blobs()} | {digest for digest, _ in self._store.partials()}
 
-    def _of(self, repo: str, revision: str | None = None) -> set[Digest]:
-        """What a repository consists of, as far as it is known; of all revisions if None: what is listed as its too."""
+    def _known(self, repo: str, revision: str | None = None) -> set[Digest]:
+        """What the catalog says that a repository has, in all revisions if None."""
         commit = None if revision is None else self._commit(repo, revision)
         files = self._catalog.files_of(repo)
-        digests = {file.digest for at, _, file in files if file.digest is not None and commit in (None, at)}
+        return {file.digest for at, _, file in files if file.digest is not None and commit in (None, at)}
+
+    def _of(self, repo: str, revision: str | None = None) -> set[Digest]:
+        """What a repository consists of; of all revisions if None: what is listed as its too, which takes longer."""
+        digests = self._known(repo, revision)
         if revision is None:
             digests |= {digest for digest in self._here() if self._name(digest).repo == repo}
         return digests

@@ -243,3 +243,21 @@ async def test_a_blob_that_is_being_taken_over_is_neither_read_nor_removed(
     theirs.write_bytes(b"!" * MIB)
     assert store.open(digest) is None
     store.close()
+
+
+async def test_a_stop_does_not_wait_for_a_large_file_to_be_proven_anew(tmp_path: Path) -> None:
+    digest = Digest("sha256", "a" * 64)
+    path = tmp_path / "blobs" / "sha256" / "aa" / digest.hex
+    path.parent.mkdir(parents=True)
+    with path.open("wb") as file:
+        file.truncate(100 << 30)
+    Stamp.of(path).write(layout.stamp_of(path))
+    path.chmod(0o400)  # something was done to it since
+    store = Store(tmp_path, 1 << 40)
+    assert store.in_doubt() == [digest]
+    async with asyncio.timeout(LIMIT):
+        proving = asyncio.ensure_future(store.prove_again(digest))  # noqa: TID251
+        await asyncio.sleep(0)
+        store.close()
+        await proving
+    assert store.in_doubt() == [digest]

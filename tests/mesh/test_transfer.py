@@ -165,3 +165,12 @@ def test_idle_connections_to_peers_that_are_gone_are_closed_when_another_is_used
         assert ("http", gone) not in connections._idle, "its name is forgotten, too"
         connections.close()
         used[third].http.close()
+
+
+@pytest.mark.parametrize("field", [b"Retry-After: \xb2", b"Retry-After: -1", b"RateLimit: t=" + b"9" * 400])
+def test_a_pause_that_is_no_number_is_as_good_as_none(field: bytes) -> None:
+    """A superscript two is a digit to Unicode, and none to float()."""
+    with asking() as asked:
+        asked.connection.sendall(b"HTTP/1.1 503 No\r\n%s\r\nContent-Length: 0\r\n\r\n" % field)
+        asked.thread.join(10)
+        assert [(error.failure, error.retry_after) for error in asked.errors] == [("busy", None)]
