@@ -12,6 +12,7 @@ from mesh import layout
 from proxy import cli
 from proxy.admin.status import decode
 from tests.node import NodeProcess
+from tests.proxy.rights import refusing
 
 
 def tls(file: str) -> tuple[str, ...]:
@@ -67,13 +68,7 @@ def test_no_node_is_one_line_and_exit_1(run, unused_tcp_port):
 
 
 def test_a_directory_below_one_that_we_may_not_look_into(run, monkeypatch, tmp_path):
-    def stat(path: Path, **options: bool) -> os.stat_result:
-        if path.name == "secret":
-            raise PermissionError(13, "Permission denied", str(path))
-        return really(path, **options)
-
-    really = Path.stat
-    monkeypatch.setattr(Path, "stat", stat)
+    monkeypatch.setattr(Path, "stat", refusing("secret"))
     code, _, err = run("serve", "--data-dir", str(tmp_path / "secret"))
     assert (code, err) == (2, f"hubmesh: data-dir {tmp_path}/secret: Permission denied\n")
 

@@ -1,7 +1,6 @@
 """Settings: units, precedence, and one clear line for everything that is wrong."""
 
 import dataclasses
-import os
 import pwd
 import socket
 import tomllib
@@ -13,6 +12,7 @@ from proxy.commands import options
 from proxy.commands.options import SettingsError, key_of, load
 from proxy.settings import Settings
 from proxy.units import HostPort, format_size, parse_duration, parse_rate, parse_size
+from tests.proxy.rights import refusing
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "node.toml"
 
@@ -173,12 +173,7 @@ def test_who_has_no_home_names_the_directory(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("place", ["home", "machine"])
 def test_a_file_in_a_home_that_is_somebody_elses_is_not_ours(monkeypatch, tmp_path, place):
-    def stat(path: Path, **options: bool) -> os.stat_result:
-        if path.name == "node.toml":
-            raise PermissionError(13, "Permission denied", str(path))
-        return really(path, **options)
-
-    really = Path.stat
+    stat = refusing("node.toml")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "stat", stat)
         if place == "home":
