@@ -26,7 +26,7 @@ class Client:
     def of(cls, headers: Mapping[str, str]) -> Client:
         scheme, _, token = headers.get("Authorization", "").partition(" ")
         token = token.strip() if scheme.lower() == "bearer" else ""
-        is_bad = _STRANGE.search(token) is not None
+        is_bad = not (token.isascii() and token.isprintable())
         return cls(token if token and not is_bad else None, agent_of(headers), is_bad)
 
     @property
@@ -47,4 +47,5 @@ class Client:
 
 def agent_of(headers: Mapping[str, str]) -> str:
     """What a client calls itself, as it can be sent on by anybody: printable ASCII, of bounded length."""
-    return _STRANGE.sub("?", headers.get("User-Agent", "")[:_LONGEST_NAME])
+    name = headers.get("User-Agent", "")[:_LONGEST_NAME]
+    return name if name.isascii() and name.isprintable() else _STRANGE.sub("?", name)
