@@ -24,6 +24,7 @@ from aiohttp import web
 from mesh.limiter import Limiter
 from mesh.shared import Stamp
 from mesh.threads import bulk_pool
+from mesh.whole import WholeResponse
 
 _T = TypeVar("_T")
 
@@ -89,7 +90,7 @@ class Outflow:
 
     async def respond(
         self,
-        request: web.Request,
+        request: web.BaseRequest,
         status: int,
         headers: Fields[str, str],
         source: Source,
@@ -108,7 +109,7 @@ class Outflow:
             if source.stamp is not None:
                 source.stamp.check(source.fd)
             self._sent(len(body))
-            return web.Response(status=status, headers=headers, body=body)
+            return WholeResponse(status, headers, body)
         response = web.StreamResponse(status=status, headers=headers)
         response.content_length = stop - start
         transport = request.transport

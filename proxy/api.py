@@ -11,6 +11,7 @@ from urllib.parse import quote
 import msgspec
 from aiohttp import web
 
+from mesh.whole import WholeResponse
 from proxy import caching
 from proxy.caching import Stored
 from proxy.catalog import ApiAnswer, Catalog, Ref, XetName
@@ -62,15 +63,16 @@ class Api:
         self.hearsay: Hearsay | None = None
 
     async def handle(
-        self, request: web.Request, route: ApiRoute, client: Client, body: bytes = b""
+        self, request: web.BaseRequest, route: ApiRoute, client: Client, body: bytes = b""
     ) -> web.StreamResponse:
         """Raises HubError and OriginUnavailable."""
-        asked = tuple(request.headers.items())
+        fields = request.headers
+        asked = tuple(fields.items()) if "Cache-Control" in fields or "Pragma" in fields else ()
         answer, outcome = await self.ask(
             route,
             client,
             body,
-            request.headers.get("Content-Type", FORM),
+            fields.get("Content-Type", FORM),
             is_reload=caching.wants_news(asked),
             is_kept_only="only-if-cached" in caching.directives(asked),
         )
@@ -91,10 +93,11 @@ class Api:
             headers["Age"] = str(int(max(0.0, time.time() - answer.said_at)))
         if "ETag" in headers:  # weak: what it names was perhaps changed here
             headers["ETag"] = "W/" + headers["ETag"].removeprefix("W/")
-            if caching.is_not_modified(_as_stored(answer), {"If-None-Match": request.headers.get("If-None-Match", "")}):
+            wanted = fields.get("If-None-Match")
+            if wanted is not None and caching.is_not_modified(_as_stored(answer), {"If-None-Match": wanted}):
                 headers.pop("Content-Type", None)
-                return web.Response(status=304, headers=headers)
-        return web.Response(status=answer.status, headers=headers, body=self.shown(answer.body))
+                return WholeResponse(304, headers)
+        return WholeResponse(answer.status, headers, self.shown(answer.body))
 
     def shown(self, body: bytes) -> bytes:
         """With the Xet hashes of those files alone that clients are to take over Xet."""
@@ -380,7 +383,7 @@ def _as_stored(answer: ApiAnswer) -> Stored:
     return Stored(answer.status, "", headers, answer.body, answer.said_at, answer.said_at)
 
 
-def visible_base(request: web.Request) -> str:
+def visible_base(request: web.BaseRequest) -> str:
     """Scheme and host under which the client sees this node, through whatever stands between."""
     scheme = request.headers.get("X-Forwarded-Proto", request.scheme).partition(",")[0].strip()
     host = request.headers.get("X-Forwarded-Host", request.host).partition(",")[0].strip()

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 
 
-async def read(request: web.Request, limit: int) -> bytes | AsyncIterator[bytes]:
+async def read(request: web.BaseRequest, limit: int) -> bytes | AsyncIterator[bytes]:
     """All of it, or when it is longer than `limit` bytes all of it in parts."""
     body, parts = bytearray(), request.content.iter_any()
     async for part in parts:

@@ -17,6 +17,7 @@ from mesh.errors import LocationRefused, MeshError, SourceFailed, StoreFull
 from mesh.fill import Reader
 from mesh.outflow import Outflow
 from mesh.transfer import Location
+from mesh.whole import WholeResponse
 from proxy.api import visible_base
 from proxy.hub import errors
 from proxy.hub.errors import HubError, OriginUnavailable
@@ -77,7 +78,7 @@ class Files:
         self._blobs = blobs
         self._outflow = outflow
 
-    async def handle(self, request: web.Request, route: FileRoute, client: Client) -> web.StreamResponse:
+    async def handle(self, request: web.BaseRequest, route: FileRoute, client: Client) -> web.StreamResponse:
         """Raises HubError and OriginUnavailable when there is no file to answer with."""
         until = first_byte_by(self._blobs)
         file = await self._resolver.file(route, client)
@@ -97,7 +98,7 @@ class Files:
         if selection.status in (304, 412, 416) or file.metadata.is_empty:
             headers["Cache-Status"] = _cache_status(file, "hit")
             request["outcome"] = "hit"
-            return web.Response(status=selection.status, headers=headers)
+            return WholeResponse(selection.status, headers, None if selection.status == 304 else b"")
         try:
             return await self._body(request, file, client, selection, headers, until)
         except HubError as error:
@@ -107,19 +108,24 @@ class Files:
             raise errors.come_again(f"{route.revision} was rewritten a moment ago", client) from error
 
     def _head(
-        self, request: web.Request, file: ResolvedFile, client: Client, selection: Selection, headers: dict[str, str]
-    ) -> web.Response:
+        self,
+        request: web.BaseRequest,
+        file: ResolvedFile,
+        client: Client,
+        selection: Selection,
+        headers: dict[str, str],
+    ) -> WholeResponse:
         request["outcome"] = file.outcome
         headers["Cache-Status"] = _cache_status(file, file.outcome)
         if selection.status != 200:
-            return web.Response(status=selection.status, headers=headers)
+            return WholeResponse(selection.status, headers)
         if file.size > PLAIN_HTTP_LIMIT and client.accepts_unknown_size and "X-Xet-Hash" not in headers:
             headers.pop("X-Linked-Size", None)
         else:
             headers["Content-Length"] = str(file.size)
-        return web.Response(headers=headers)
+        return WholeResponse(200, headers)
 
-    def _xet_headers(self, request: web.Request, file: ResolvedFile, prefix: str) -> dict[str, str]:
+    def _xet_headers(self, request: web.BaseRequest, file: ResolvedFile, prefix: str) -> dict[str, str]:
         """What leads a client to the Xet server that this node is (proxy/xet.py); nothing for most files."""
         xet_hash = file.metadata.xet_hash
         if not is_spoken(self._xet, file.size) or not file.size or not is_hash(xet_hash):
@@ -133,7 +139,7 @@ class Files:
 
     async def _body(
         self,
-        request: web.Request,
+        request: web.BaseRequest,
         file: ResolvedFile,
         client: Client,
         selection: Selection,

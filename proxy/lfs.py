@@ -91,7 +91,7 @@ class Lfs:
         self._outflow = outflow
         self._said: OrderedDict[tuple[str, str, str], _Said] = OrderedDict()
 
-    async def batch(self, request: web.Request, route: OtherRoute, about: BatchRoute) -> web.StreamResponse:
+    async def batch(self, request: web.BaseRequest, route: OtherRoute, about: BatchRoute) -> web.StreamResponse:
         """Uploads, and what is no question at all, as they come. Raises HubError and OriginUnavailable."""
         body = await _read(request)
         asked = lfs.over_http(body)
@@ -114,7 +114,7 @@ class Lfs:
             self._refused(str(about.repo), client, now, is_bare=errors.is_bare(response.headers))
         return response
 
-    async def object(self, request: web.Request, route: ObjectRoute) -> web.StreamResponse:
+    async def object(self, request: web.BaseRequest, route: ObjectRoute) -> web.StreamResponse:
         """The bytes. Raises HubError for what the Hub refuses, OriginUnavailable when it cannot be asked."""
         client, until = lfs.client_of(request.headers) or Client(), first_byte_by(self._blobs)
         found = await self.find(route, client)
@@ -243,7 +243,7 @@ def _location(found: Object) -> Location:
     return Location(found.url, found.headers, found.expires_at)
 
 
-async def _read(request: web.Request) -> bytes:
+async def _read(request: web.BaseRequest) -> bytes:
     body = bytearray()
     async for part in request.content.iter_any():
         body += part

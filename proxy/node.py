@@ -58,6 +58,7 @@ from proxy.origin import Origin
 from proxy.passes import Passes
 from proxy.passes import load_key as load_xet_key
 from proxy.passthrough import Passthrough
+from proxy.port import ClientRunner
 from proxy.preheat import Preheater
 from proxy.relay import Relay
 from proxy.resolve import Resolver
@@ -195,7 +196,10 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     passthrough = Passthrough(origin=origin, catalog=catalog)
     files = Files(resolver=resolver, blobs=blobs, outflow=outflow, xet=settings.xet)
     passes = Passes(load_xet_key(data_dir))
+    admin = web.Application()
+    add_routes(admin, holdings, metrics)
     app = App(
+        admin=admin.router,
         files=files,
         api=api,
         lfs=Lfs(
@@ -242,14 +246,21 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
         is_seed=mesh.is_seed,
         access=access,
     )
-    mesh_runner = await _serve(_mesh_app(mesh, server, preheater, hearsay), stack, drain=1.0)
+    mesh_app = _mesh_app(mesh, server, preheater, hearsay)
+    mesh_runner = web.AppRunner(
+        mesh_app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=75, auto_decompress=False
+    )
+    await mesh_runner.setup()
+    stack.push_async_callback(mesh_runner.cleanup)
     assert mesh_runner.server is not None
     door = Door(mesh_runner.server, auth, tasks)
     stack.push_async_callback(door.close)
     door.open(mesh_listener)
     # Once the clients have what they came for: until then others help, and are helped.
     stack.push_async_callback(mesh.leave)
-    runner = await _serve(_client_app(app, holdings, metrics), stack, drain=settings.drain_timeout)
+    runner = ClientRunner(app, admin, drain=settings.drain_timeout)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
     await web.SockSite(runner, listener, backlog=1024).start()
     _start_discovery(settings, mesh, mesh_listen, tasks, stack)
     if settings.hf_cache is not None:
@@ -260,15 +271,6 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     return Node(listen, mesh_listen)
 
 
-def _client_app(app: App, holdings: Holdings, metrics: Metrics) -> web.Application:
-    # Uploads are streamed; what is read whole is bounded where it is read.
-    client_app = web.Application(client_max_size=1 << 62, middlewares=[app.observe])
-    add_routes(client_app, holdings, metrics)
-    client_app.router.add_route("*", "/-/xet/{rest:.*}", app.handle)
-    client_app.router.add_route("*", "/{target:.*}", app.handle)
-    return client_app
-
-
 def _mesh_app(mesh: Mesh, server: MeshServer, preheater: Preheater, hearsay: Hearsay) -> web.Application:
     mesh_app = web.Application(client_max_size=MAX_MESSAGE, middlewares=[mesh.middleware()])
     mesh.add_routes(mesh_app)
@@ -276,14 +278,6 @@ def _mesh_app(mesh: Mesh, server: MeshServer, preheater: Preheater, hearsay: Hea
     preheater.add_routes(mesh_app)
     hearsay.add_routes(mesh_app)
     return mesh_app
-
-
-async def _serve(app: web.Application, stack: AsyncExitStack, *, drain: float) -> web.AppRunner:
-    # Bodies go on as they came: git's are compressed when they are long.
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=drain, keepalive_timeout=75, auto_decompress=False)
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    return runner
 
 
 def _start_discovery(

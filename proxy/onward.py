@@ -63,12 +63,12 @@ class Onward:
         self.origin = origin
 
     def open(
-        self, request: web.Request, route: Route, headers: CIMultiDict[str], body: Any = None
+        self, request: web.BaseRequest, route: Route, headers: CIMultiDict[str], body: Any = None
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         viewer = is_for_viewer(request)
         return self.origin.open(request.method, route.target, kind="other", headers=headers, body=body, viewer=viewer)
 
-    def sent_headers(self, request: web.Request, route: Route) -> CIMultiDict[str]:
+    def sent_headers(self, request: web.BaseRequest, route: Route) -> CIMultiDict[str]:
         dropped = _HOP_BY_HOP | _listed(request.headers.get("Connection", "")) | {"host", "expect"}
         headers = CIMultiDict((name, value) for name, value in request.headers.items() if name.lower() not in dropped)
         if "Accept-Encoding" not in headers or ADDRESSES.match(route.target):
@@ -77,7 +77,7 @@ class Onward:
 
     async def relay(
         self,
-        request: web.Request,
+        request: web.BaseRequest,
         route: Route,
         answer: aiohttp.ClientResponse,
         how: str,
@@ -111,7 +111,7 @@ class Onward:
         return response
 
     def answer_headers(
-        self, request: web.Request, route: Route, status: int, fields: Iterable[tuple[str, str]]
+        self, request: web.BaseRequest, route: Route, status: int, fields: Iterable[tuple[str, str]]
     ) -> list[tuple[str, str]]:
         keeps_xet = rewrite.keeps_xet(route.target)
         headers = []
@@ -145,6 +145,6 @@ def _listed(connection: str) -> set[str]:
     return {name.strip().lower() for name in connection.split(",") if name.strip()}
 
 
-def is_for_viewer(request: web.Request) -> bool:
+def is_for_viewer(request: web.BaseRequest) -> bool:
     """Whether it is meant for the datasets viewer, which clients look for at a subdomain of the Hub."""
     return request.host.startswith(_VIEWER)

@@ -48,7 +48,7 @@ class Passthrough:
         self._reuse = Reuse(self._onward, catalog)
 
     async def handle(
-        self, request: web.Request, route: Route, *, body: Any = None, change: Change | None = None
+        self, request: web.BaseRequest, route: Route, *, body: Any = None, change: Change | None = None
     ) -> web.StreamResponse:
         """Send a request on, with `body` in place of its own, and its answer back, as `change` makes it if it succeeds.
 
@@ -102,7 +102,7 @@ class Passthrough:
                 self._reuse.doubt(repo)
 
     async def _changed(
-        self, request: web.Request, route: Route, answer: aiohttp.ClientResponse, change: Change
+        self, request: web.BaseRequest, route: Route, answer: aiohttp.ClientResponse, change: Change
     ) -> web.Response:
         body = bytearray()
         async for part in answer.content.iter_any():
@@ -113,7 +113,7 @@ class Passthrough:
         headers.popall("Content-Length", None)
         return web.Response(headers=headers, body=change(bytes(body)))
 
-    def _visible_addresses(self, request: web.Request, route: Route, body: bytes) -> bytes:
+    def _visible_addresses(self, request: web.BaseRequest, route: Route, body: bytes) -> bytes:
         """JSON with the addresses at the Hub as clients are to see them."""
         visible = visible_base(request) + route.prefix
         for hub in {self._origin.url, "https://huggingface.co"}:
@@ -121,7 +121,7 @@ class Passthrough:
         return body
 
 
-def _unknown_effect(request: web.Request, route: Route) -> Effect:
+def _unknown_effect(request: web.BaseRequest, route: Route) -> Effect:
     """What a write may have done of whose answer nothing is known."""
     if caching.may_share(request.headers.items()):
         return "none"  # without a token or a cookie nobody writes to anything
@@ -152,7 +152,7 @@ def _named_repos(body: bytes) -> list[Repo]:
         return []
 
 
-async def _read(request: web.Request) -> bytes:
+async def _read(request: web.BaseRequest) -> bytes:
     body = bytearray()
     async for part in request.content.iter_any():
         body += part

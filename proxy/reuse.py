@@ -53,7 +53,7 @@ class Reuse:
         self._void(str(repo))
         self._shelf.doubt_repo(str(repo))
 
-    async def answer(self, request: web.Request, route: Route) -> web.StreamResponse:
+    async def answer(self, request: web.BaseRequest, route: Route) -> web.StreamResponse:
         """Raises OriginUnavailable when the Hub cannot be asked and nothing is kept that may be told instead."""
         reading = Reading(_key(request, route), str(route.repo or ""))
         self._readings.add(reading)
@@ -62,7 +62,7 @@ class Reuse:
         finally:
             self._readings.discard(reading)
 
-    async def _answer(self, request: web.Request, route: Route, reading: Reading) -> web.StreamResponse:
+    async def _answer(self, request: web.BaseRequest, route: Route, reading: Reading) -> web.StreamResponse:
         asked, key, asked_at = tuple(request.headers.items()), reading.key, time.time()
         is_shared = caching.may_share(asked)
         stored = self._shelf.find(key, asked) if is_shared else None
@@ -96,7 +96,7 @@ class Reuse:
 
     async def _pass_on(
         self,
-        request: web.Request,
+        request: web.BaseRequest,
         route: Route,
         answer: aiohttp.ClientResponse,
         why: str,
@@ -119,7 +119,7 @@ class Reuse:
     def _mind_word(
         self,
         reading: Reading,
-        request: web.Request,
+        request: web.BaseRequest,
         answer: aiohttp.ClientResponse,
         asked_at: float,
         *,
@@ -146,7 +146,7 @@ class Reuse:
         elif not reading.is_void:
             self._shelf.add(reading.key, reading.repo, kept)
 
-    def _from_shelf(self, request: web.Request, route: Route, stored: Stored, how: str) -> web.Response:
+    def _from_shelf(self, request: web.BaseRequest, route: Route, stored: Stored, how: str) -> web.Response:
         """What is kept, or the part of it that is asked for."""
         request["outcome"] = "stale" if "unavailable" in how else "hit"
         seconds = caching.age(stored, time.time())
@@ -168,7 +168,7 @@ class Reuse:
                     status, reason, body = chosen.status, None, body[chosen.start : chosen.stop]
         return web.Response(status=status, reason=reason, headers=headers, body=body)
 
-    def void(self, request: web.Request, route: Route, answer: aiohttp.ClientResponse) -> None:
+    def void(self, request: web.BaseRequest, route: Route, answer: aiohttp.ClientResponse) -> None:
         """What was kept of the addresses that a write concerned (RFC 9111, section 4.4)."""
         self._drop(_key(request, route))
         for name in ("Location", "Content-Location"):
@@ -197,5 +197,5 @@ def mind_gate(catalog: Catalog, repo: str, answer: aiohttp.ClientResponse, asked
         catalog.closed(repo, asked_at)
 
 
-def _key(request: web.Request, route: Route) -> str:
+def _key(request: web.BaseRequest, route: Route) -> str:
     return f"viewer {route.target}" if is_for_viewer(request) else route.target

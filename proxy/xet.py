@@ -67,7 +67,7 @@ class Xet:
         self._stats = stats
 
     async def answer(
-        self, request: web.Request, route: ReconstructionRoute | XorbRoute | UnknownRoute, client: Client
+        self, request: web.BaseRequest, route: ReconstructionRoute | XorbRoute | UnknownRoute, client: Client
     ) -> web.StreamResponse:
         """A request below `/-/xet/`. Raises HubError and OriginUnavailable."""
         if request.method in ("GET", "HEAD"):
@@ -94,7 +94,7 @@ class Xet:
     # --- what clients of a Xet server ask
 
     async def _reconstruction(
-        self, request: web.Request, route: ReconstructionRoute, asker: Client
+        self, request: web.BaseRequest, route: ReconstructionRoute, asker: Client
     ) -> web.StreamResponse:
         xet_hash, now = route.hash, time.time()
         if (read := self._passes.read(asker.token or "", "", asker.user_agent, now)) is None:
@@ -116,7 +116,7 @@ class Xet:
             body=msgspec.json.encode(said), content_type="application/json", headers={"Cache-Control": "no-store"}
         )
 
-    async def _xorb(self, request: web.Request, route: XorbRoute) -> web.StreamResponse:
+    async def _xorb(self, request: web.BaseRequest, route: XorbRoute) -> web.StreamResponse:
         xet_hash, number, until = route.hash, route.number, first_byte_by(self._blobs)
         text, user_agent = request.query.get("signature", ""), agent_of(request.headers)
         read = self._passes.read(text, xet_hash, user_agent, time.time()) if is_hash(xet_hash) else None
@@ -170,7 +170,7 @@ class Xet:
             self._stats.add("client_sent", len(body))
 
 
-def _select(request: web.Request, size: int, etag: str) -> Selection:
+def _select(request: web.BaseRequest, size: int, etag: str) -> Selection:
     return select(size, f'"{etag}"', range_=request.headers.get("Range"))
 
 

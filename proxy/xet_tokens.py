@@ -41,7 +41,7 @@ class XetTokens:
         # A file of each commit that was looked through, or "" where Xet knows none.
         self._walked: OrderedDict[tuple[Repo, str], str] = OrderedDict()
 
-    async def answer(self, request: web.Request, route: OtherRoute, client: Client) -> web.Response | None:
+    async def answer(self, request: web.BaseRequest, route: OtherRoute, client: Client) -> web.Response | None:
         """A pass for a repository at a revision, with ourselves as the server.
 
         None when the Hub is to answer: we do not speak Xet, or what the repository holds is not known in time. Raises

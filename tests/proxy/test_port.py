@@ -1,0 +1,187 @@
+"""The client port's HTTP, by the byte: when connections stay, how answers are framed, and which requests are ours."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import socket
+from collections.abc import Iterator
+from http.client import HTTPResponse
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.http import ask
+from tests.hub.process import HubProcess
+from tests.node import NodeProcess
+
+CONFIG = b'{"a": 1}'
+FILE, INFO = "/acme/tiny/resolve/main/config.json", "/api/models/acme/tiny"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubProcess]:
+    with HubProcess(tmp_path_factory.mktemp("hub") / "hub") as process:
+        process.folder.commit("acme/tiny", {"config.json": CONFIG})
+        yield process
+
+
+@pytest.fixture(scope="module")
+def node(hub: HubProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
+    with NodeProcess(tmp_path_factory.mktemp("node") / "node", hub.url, "--drain-timeout", "60") as process:
+        for target in (FILE, INFO):
+            assert ask(process.url + target).status == 200
+        yield process
+
+
+class Line:
+    """One connection to a node."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        self.host = parts.netloc
+        self.socket = socket.create_connection((parts.hostname, parts.port or 80), timeout=10)
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, request: str, *fields: str, version: str = "1.1", body: bytes = b"") -> None:
+        lines = [f"{request} HTTP/{version}", f"Host: {self.host}", *fields, "", ""]
+        self.socket.sendall("\r\n".join(lines).encode() + body)
+
+    def receive(self, method: str) -> tuple[HTTPResponse, bytes]:
+        """The next answer, and nothing beyond its end."""
+        # Unbuffered, so that what follows stays in the socket.
+        response = HTTPResponse(_Unbuffered(self.socket), method=method)  # type: ignore[arg-type]
+        response.begin()
+        return response, response.read()
+
+    @property
+    def is_at_its_end(self) -> bool:
+        """Whether the node has closed it, with no byte more."""
+        return self.socket.recv(1) == b""
+
+
+class _Unbuffered:
+    def __init__(self, sock: socket.socket) -> None:
+        self._file = sock.makefile("rb", buffering=0)
+
+    def makefile(self, mode: str) -> object:
+        return _Bytewise(self._file)
+
+
+class _Bytewise:
+    """What HTTPResponse needs of a file, reading no byte too many."""
+
+    def __init__(self, raw: socket.SocketIO) -> None:
+        self._raw = raw
+
+    def readline(self, limit: int = -1) -> bytes:
+        line = b""
+        while not line.endswith(b"\n") and (byte := self._raw.read(1)):
+            line += byte
+        return line
+
+    def read(self, count: int = -1) -> bytes:
+        data = b""
+        while count < 0 or len(data) < count:
+            part = self._raw.read(count - len(data) if count >= 0 else 1 << 16)
+            if not part:
+                break
+            data += part
+        return data
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_answers_on_one_connection_are_framed_whatever_comes_before_and_after(node: NodeProcess) -> None:
+    length_of_info = str(len(ask(node.url + INFO).body))
+    asked = [
+        ("HEAD " + FILE, (), 200, b"", str(len(CONFIG))),
+        ("GET " + FILE, (), 200, CONFIG, str(len(CONFIG))),
+        ("GET " + FILE, ("Range: bytes=2-4",), 206, CONFIG[2:5], "3"),
+        ("GET " + FILE, ("Range: bytes=99-",), 416, b"", "0"),
+        ("GET " + FILE, ("If-None-Match: *",), 304, b"", None),
+        ("HEAD " + INFO, (), 200, b"", length_of_info),
+        ("GET " + INFO, ("If-None-Match: *",), 304, b"", None),
+        ("HEAD /-/health", (), 200, b"", "6"),
+        ("GET /-/health", (), 200, b"alive\n", "6"),
+    ]
+    with Line(node.url) as line:
+        for request, fields, *_ in asked:  # all at once: one that is too long or too short is seen in the next
+            line.send(request, *fields)
+        for request, _, status, body, length in asked:
+            response, found = line.receive(request.partition(" ")[0])
+            assert (response.status, found) == (status, body), request
+            assert response.getheader("Content-Length") == length, request
+            assert response.getheader("Date"), request
+            assert response.getheader("Connection") is None, request
+        line.send("GET " + INFO, "Connection: close")
+        response, found = line.receive("GET")
+        assert json.loads(found)["id"] == "acme/tiny"
+        assert response.getheader("Connection") == "close"
+        assert line.is_at_its_end
+
+
+@pytest.mark.parametrize("request_line", ["GET " + FILE, "HEAD " + FILE, "GET " + INFO])
+def test_connections_stay_as_each_version_of_http_has_it(node: NodeProcess, request_line: str) -> None:
+    method = request_line.partition(" ")[0]
+    with Line(node.url) as line:
+        for _ in range(2):
+            line.send(request_line, "Connection: keep-alive", version="1.0")
+            response, _ = line.receive(method)
+            assert (response.status, response.version, response.getheader("Connection")) == (200, 10, "keep-alive")
+        line.send(request_line, version="1.0")
+        response, _ = line.receive(method)
+        assert (response.status, response.getheader("Connection")) == (200, None)
+        assert line.is_at_its_end
+
+
+def test_who_asks_before_sending_a_body_is_told_to_go_on(node: NodeProcess) -> None:
+    body = b'{"a": 1}'
+    about = (f"Content-Length: {len(body)}", "X-Echo: 1")
+    with Line(node.url) as line:
+        line.send("POST /api/validate-yaml", *about, "Expect: 100-continue")
+        assert line.socket.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        line.socket.sendall(body)
+        response, found = line.receive("POST")
+        assert (response.status, json.loads(found)["sha256"]) == (200, hashlib.sha256(body).hexdigest())
+        line.send("POST /api/validate-yaml", *about, "Expect: a-wonder", body=body)
+        assert line.receive("POST")[0].status == 417
+    with Line(node.url) as line:  # section 10.1.1 of RFC 9110: HTTP/1.0 knows no interim answers
+        line.send("POST /api/validate-yaml", *about, "Expect: 100-continue", version="1.0", body=body)
+        assert line.socket.recv(12) == b"HTTP/1.0 200"
+
+
+def test_what_is_ours_is_never_asked_of_the_hub(hub: HubProcess, node: NodeProcess) -> None:
+    hub.reset()
+    with Line(node.url) as line:
+        for method, target, status in (
+            ("GET", "/-/health", 200),
+            ("GET", "/-/health?x=/acme/tiny/resolve/main/a", 200),
+            ("GET", f"{node.url}/-/health", 200),
+            ("GET", "/%2D/health", 200),
+            ("POST", "/-/health", 404),
+            ("DELETE", "/-/", 404),
+            ("GET", "/-/nothing", 404),
+            ("PUT", "/-/acme/tiny", 404),
+            ("GET", "/-/xet/nothing", 404),
+        ):
+            line.send(f"{method} {target}")
+            assert line.receive(method)[0].status == status, target
+    assert not hub.stats()["requests"]
+
+
+def test_dashboards_do_not_keep_a_node_from_stopping(hub: HubProcess, tmp_path: Path) -> None:
+    with NodeProcess(tmp_path / "node", hub.url, "--drain-timeout", "60") as node, Line(node.url) as line:
+        line.send("GET /-/events")
+        assert line.socket.recv(1000).startswith(b"HTTP/1.1 200")
+        assert node.stop(signal.SIGTERM) == 0  # by itself, long before those 60 s are over
