@@ -194,28 +194,30 @@ class Api:
 
     def _known(self, route: ApiRoute, question: str, client: Client) -> ApiAnswer | None:
         now, immutable = time.time(), is_immutable(route)
+        commit = self._commit_of(route)
         doubted_at = self._catalog.doubted_at(str(route.repo))
-        for answer, is_own in self._kept(route, question, client):
+        for answer, is_own in self._kept(route, question, client, commit):
             is_fresh = self._freshness.is_fresh(answer.said_at, now)
             if immutable:  # but it may have been made private; what is kept for one token was looked at already
                 is_fresh = is_own or self._origin.is_offline or 0 <= now - answer.said_at < OPEN_SECONDS
             is_fresh = is_fresh and answer.said_at > doubted_at
-            if is_fresh and not caching.has_ended(_as_stored(answer), now) and self._is_coherent(route, answer):
+            if is_fresh and not caching.has_ended(_as_stored(answer), now) and _is_coherent(answer, commit):
                 return answer
         return None
 
     def _stale(self, route: ApiRoute, question: str, client: Client) -> ApiAnswer | None:
         """The best of what was said before: if possible, of the commit that files come from."""
-        kept = (answer for answer, _ in self._kept(route, question, client))
+        commit = self._commit_of(route)
+        kept = (answer for answer, _ in self._kept(route, question, client, commit))
         answers = [answer for answer in kept if not caching.must_be_fresh(_as_stored(answer))]
-        return next((answer for answer in answers if self._is_coherent(route, answer)), answers[0] if answers else None)
+        return next((answer for answer in answers if _is_coherent(answer, commit)), answers[0] if answers else None)
 
-    def _kept(self, route: ApiRoute, question: str, client: Client) -> Iterator[tuple[ApiAnswer, bool]]:
+    def _kept(self, route: ApiRoute, question: str, client: Client, commit: str) -> Iterator[tuple[ApiAnswer, bool]]:
         """What this client may see of what is kept, and whether it was kept for its token alone."""
         repo, now = str(route.repo), time.time()
         hidden_at = self._catalog.publicness(repo).hidden_at
         questions = [question]
-        if (commit := self._commit_of(route)) and route.kind in ("info", "revision"):
+        if commit and route.kind in ("info", "revision"):
             questions.append(question_at(route, commit))
         for kept in questions:
             answer = self._catalog.answer(repo, EVERYBODY, kept)
@@ -230,11 +232,6 @@ class Api:
                 client.token, repo, time.monotonic()
             ):
                 yield answer, True
-
-    def _is_coherent(self, route: ApiRoute, answer: ApiAnswer) -> bool:
-        """Whether the commit it speaks of is the one that files of this revision come from now."""
-        commit = self._commit_of(route)
-        return not commit or not answer.commit or commit == answer.commit
 
     def _commit_of(self, route: ApiRoute) -> str:
         """The commit that a question is about, as far as we know; empty if we do not."""
@@ -375,6 +372,11 @@ def _may_keep(answer: ApiAnswer, token: str | None) -> bool:
     """Whether the origin lets us: what it calls private may be kept for one token."""
     said = caching.directives(answer.headers.items())
     return "no-store" not in said and ("private" not in said or token is not None)
+
+
+def _is_coherent(answer: ApiAnswer, commit: str) -> bool:
+    """Whether the commit it speaks of is the one that files come from now, as far as both are known."""
+    return not commit or not answer.commit or commit == answer.commit
 
 
 def _as_stored(answer: ApiAnswer) -> Stored:

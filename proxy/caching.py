@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 Fields = tuple[tuple[str, str], ...]
 
@@ -138,11 +139,16 @@ def is_usable(stored: Stored, request: Fields, now: float) -> bool:
 
 def has_ended(stored: Stored, now: float) -> bool:
     """Whether the origin said itself how long its answer holds, and that is over. No when it said nothing of it."""
-    said = directives(stored.headers)
+    said = _said(stored.headers)
     if "no-cache" in said:
         return True
     is_explicit = {"max-age", "s-maxage"} & said.keys() or field(stored.headers, "expires") is not None
     return bool(is_explicit) and age(stored, now) >= lifetime(stored)
+
+
+@lru_cache(256)  # asked of what is kept with each request for it; not to be changed
+def _said(headers: Fields) -> dict[str, str]:
+    return directives(headers)
 
 
 def must_be_fresh(stored: Stored) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 from proxy.hub.urls import ApiRoute
 
@@ -14,17 +15,17 @@ _FLAGS = {"recursive", "expand", "blobs", "securityStatus", "include_prs"}
 
 def question(route: ApiRoute, body: bytes, content_type: str) -> str:
     """The key of a question: the same for `recursive=True` and `recursive=true`, in any order."""
-    path = route.target.partition("?")[0].rstrip("/")
+    path, query = route.target.partition("?")[0].rstrip("/"), _normal_query(route.query)
     if not body:
-        return f"{path}\n{normal(route.query)}"
+        return f"{path}\n{query}"
     if content_type.startswith(FORM):
         body = normal(body.decode(errors="surrogateescape")).encode(errors="surrogateescape")
-    return f"{path}\n{normal(route.query)}\n{content_type}\n{hashlib.sha256(body).hexdigest()}"
+    return f"{path}\n{query}\n{content_type}\n{hashlib.sha256(body).hexdigest()}"
 
 
 def question_at(route: ApiRoute, commit: str) -> str:
     """The key of a commit's info, by whatever name it was asked for."""
-    return f"{commit}\n{normal(route.query)}"
+    return f"{commit}\n{_normal_query(route.query)}"
 
 
 def is_too_long(body: bytes) -> bool:
@@ -39,3 +40,6 @@ def normal(query: str) -> str:
     return "&".join(
         f"{name}={value.lower() if name in _FLAGS and value in ('True', 'False') else value}" for name, value in pairs
     )
+
+
+_normal_query = lru_cache(128)(normal)  # of targets, which are short; not of bodies
