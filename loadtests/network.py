@@ -107,7 +107,7 @@ class Network:
             _ip("-n", site.namespace, "link", "set", "lo", "up")
             leaving = origin if site is self.hub else up
             if leaving:
-                _limit(leaving, inside, site.namespace)
+                _limit(leaving, inside, site.namespace, is_host=True)
             if down and site is not self.hub:
                 _limit(down, outside, "")
 
@@ -116,15 +116,21 @@ def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
-def _limit(rate: int, device: str, namespace: str) -> None:
-    """What leaves a device: a token bucket, and fair queues behind it so that one flow does not starve the others."""
+def _limit(rate: int, device: str, namespace: str, *, is_host: bool = False) -> None:
+    """What leaves a device: a token bucket.
+
+    Behind it is a buffer of 100 ms, as in a switch, or with `is_host` the queue that Linux gives a host's device if
+    nobody says otherwise.
+    """
     burst = max(64 << 10, int(rate * _BURST_SECONDS))
-    where = ["-n", namespace] if namespace else []
-    subprocess.run(
-        [
-            *("tc", *where, "qdisc", "add", "dev", device, "root", "handle", "1:", "tbf"),
-            *("rate", f"{rate * 8}bit", "burst", str(burst), "latency", "100ms"),
-        ],
-        check=True,
-        capture_output=True,
+    _tc(
+        *(namespace, device, "root", "handle", "1:", "tbf"),
+        *("rate", f"{rate * 8}bit", "burst", str(burst), "latency", "100ms"),
     )
+    if is_host:
+        _tc(namespace, device, "parent", "1:1", "handle", "10:", "pfifo_fast")
+
+
+def _tc(namespace: str, device: str, *arguments: str) -> None:
+    where = ["-n", namespace] if namespace else []
+    subprocess.run(["tc", *where, "qdisc", "add", "dev", device, *arguments], check=True, capture_output=True)

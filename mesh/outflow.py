@@ -33,6 +33,7 @@ _WINDOW = 4 << 20  # bytes for one send
 _TLS_WINDOW = 256 << 10  # bytes encrypted at once: a millisecond in which the loop does nothing else
 _QUANTUM = 32 << 20  # bytes until a thread lets others have a turn; under a limit it is one portion of that
 _LINGER_MS = 20  # a reader about as fast as we are is waited for in the thread
+_BULK = 2  # TC_PRIO_BULK of linux/pkt_sched.h: see tc-prio(8)
 _STALL_SECONDS = 300.0  # clients may pause a download; a dead one is dropped after this long
 
 
@@ -71,7 +72,8 @@ class Held:
 class Outflow:
     """Sends bodies. `sent` is told of every few MiB as they go, from any thread.
 
-    `threads` bounds how many bodies move at the same instant, not how many are being sent.
+    `threads` bounds how many bodies move at the same instant, not how many are being sent. `gives_way`: whatever else
+    this machine sends goes first.
     """
 
     def __init__(
@@ -80,7 +82,9 @@ class Outflow:
         threads: int = 8,
         limiter: Limiter | None = None,
         sent: Callable[[int], None] = lambda _: None,
+        gives_way: bool = False,
     ) -> None:
+        self._gives_way = gives_way
         self._pool = bulk_pool(threads, "outflow")
         self._limiter = limiter or Limiter(None)
         self._sent = sent
@@ -117,6 +121,8 @@ class Outflow:
             return response  # the client has gone; aiohttp notices when it ends the response
         try:
             await response.prepare(request)
+            if self._gives_way:
+                _give_way(transport)
             if transport.get_extra_info("sslcontext") is None:
                 await self._send(transport, source, start, stop)
             else:  # past the transport the bytes would go out in the clear, in the midst of those that do not
@@ -205,6 +211,16 @@ def send_some(sock: socket.socket, source: Source, position: int, end: int) -> i
     if not count:
         raise OSError("the file is shorter than it was")
     return count
+
+
+def _give_way(transport: asyncio.Transport) -> None:
+    """Have the machine's own queue send all else before what this connection sends.
+
+    On a slow line that is full, requests, reports and what acknowledges others' bytes would wait behind bodies, and the
+    lines of those who wait for them would stand idle. Queues without priorities, as fq_codel, let small flows through.
+    """
+    if sys.platform == "linux":
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, _BULK)
 
 
 def _cork(sock: socket.socket, is_corked: bool) -> None:

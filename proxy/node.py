@@ -235,6 +235,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
         threads=_UPLOAD_THREADS,
         limiter=Limiter(settings.max_upload),
         sent=lambda count: stats.add("peer_sent", count),
+        gives_way=True,
     )
     stack.callback(peer_outflow.close)
     server = MeshServer(

@@ -113,6 +113,27 @@ async def test_who_is_cancelled_leaves_no_thread_with_a_file_that_is_closed(tmp_
     assert sum(left) < 8 << 20, "nobody waits for what nobody will have"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere sockets have no priority")
+@pytest.mark.parametrize(("gives_way", "priority"), [(True, 2), (False, 0)])
+async def test_what_peers_are_sent_gives_way_to_all_else_of_this_machine(tmp_path, gives_way, priority):
+    (tmp_path / "file").write_bytes(bytes(1 << 20))
+    sender, found = Outflow(gives_way=gives_way), []
+
+    async def answer(request):
+        with (tmp_path / "file").open("rb") as file:
+            response = await sender.respond(request, 200, {}, Held(file.fileno(), 1 << 20), 0, 1 << 20)
+        found.append(request.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY))
+        return response
+
+    async with asyncio.timeout(10), serving(answer) as (_, address):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+        assert len((await reader.read()).partition(b"\r\n\r\n")[2]) == 1 << 20
+        writer.close()
+    sender.close()
+    assert found == [priority]
+
+
 async def test_under_a_limit_all_readers_have_some_of_it_before_one_has_all(tmp_path):
     """There are more of them than threads, and each would have to wait for those before it to be done."""
     size, readers = 4 << 20, 12
