@@ -219,8 +219,9 @@ def _give_way(transport: asyncio.Transport) -> None:
     On a slow line that is full, requests, reports and what acknowledges others' bytes would wait behind bodies, and the
     lines of those who wait for them would stand idle. Queues without priorities, as fq_codel, let small flows through.
     """
-    if sys.platform == "linux":
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, _BULK)
+    if sys.platform == "linux" and not transport.is_closing():
+        with contextlib.suppress(OSError):  # refused in a sandbox: it goes as all else does
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, _BULK)
 
 
 def _cork(sock: socket.socket, is_corked: bool) -> None:
