@@ -184,6 +184,7 @@ async def _say_go_on(request: web.BaseRequest) -> None:
     if request.headers["Expect"].lower() != "100-continue":
         raise web.HTTPExpectationFailed
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # nothing of the answer: should it fail, there is still one to be sent
 
 
 async def _end_report() -> web.StreamResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import signal
@@ -12,7 +13,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from aiohttp import web
 
+from proxy.app import _say_go_on
 from tests.http import ask
 from tests.hub.process import HubProcess
 from tests.node import NodeProcess
@@ -159,6 +162,25 @@ def test_who_asks_before_sending_a_body_is_told_to_go_on(node: NodeProcess) -> N
     with Line(node.url) as line:  # section 10.1.1 of RFC 9110: HTTP/1.0 knows no interim answers
         line.send("POST /api/validate-yaml", *about, "Expect: 100-continue", version="1.0", body=body)
         assert line.socket.recv(12) == b"HTTP/1.0 200"
+
+
+async def test_what_fails_after_that_is_answered_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        await _say_go_on(request)
+        raise RuntimeError("a mistake of ours")
+
+    runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        async with asyncio.timeout(10):
+            reader, writer = await asyncio.open_connection(*runner.addresses[0][:2])
+            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nExpect: 100-continue\r\n\r\n")
+            assert b" 500 " in (await reader.read())
+            writer.close()
+    finally:
+        await runner.cleanup()
+    assert "a mistake of ours" in caplog.text
 
 
 def test_what_is_ours_is_never_asked_of_the_hub(hub: HubProcess, node: NodeProcess) -> None:
