@@ -1,7 +1,7 @@
 """Responses that are there as a whole, in as few steps as a small one is worth.
 
-`web.Response` can do all that HTTP may ask of a body; finding out that nothing of it is needed is half of what a HEAD,
-or a range of a few KiB, costs.
+`web.Response` can do all that HTTP may ask of a body; finding out each time that nothing of it is needed is a good part
+of what a HEAD or a small range costs.
 """
 
 from __future__ import annotations

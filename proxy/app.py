@@ -1,7 +1,7 @@
 """The client port: which part of the node answers which request, and in what shape it fails.
 
 It is aiohttp's low-level server that asks here: a router and middlewares have nothing to find out where all names but
-those under `/-/` are the Hub's, and took a tenth of the time of a small answer.
+those under `/-/` are the Hub's, and each small answer would pay for them.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ class App:
                 self._log(level, request, f"{status} {outcome} {seconds * 1000:.0f} ms")
 
     async def _about_us(self, request: web.BaseRequest) -> web.StreamResponse:
-        match = await self._admin.resolve(cast("web.Request", request))  # of which it needs the method and the path
-        return await match.handler(cast("web.Request", request))
+        asked = cast("web.Request", request)  # which has more; the method and the path are what is needed here
+        return await (await self._admin.resolve(asked)).handler(asked)
 
     async def _of_hub(self, request: web.BaseRequest) -> web.StreamResponse:
         """The Hub's name space, and what clients ask us as their Xet server, with any method."""

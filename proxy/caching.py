@@ -146,8 +146,8 @@ def has_ended(stored: Stored, now: float) -> bool:
     return bool(is_explicit) and age(stored, now) >= lifetime(stored)
 
 
-@lru_cache(256)  # asked of what is kept with each request for it; not to be changed
-def _said(headers: Fields) -> dict[str, str]:
+@lru_cache(256)  # asked of what is kept with each request for it
+def _said(headers: Fields) -> Mapping[str, str]:
     return directives(headers)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import json
 import signal
 import socket
@@ -47,6 +48,7 @@ class Line:
         assert parts.hostname is not None
         self.host = parts.netloc
         self.socket = socket.create_connection((parts.hostname, parts.port or 80), timeout=10)
+        self._came = _Came(socket.SocketIO(self.socket, "r"))
 
     def __enter__(self) -> Line:
         return self
@@ -60,47 +62,21 @@ class Line:
 
     def receive(self, method: str) -> tuple[HTTPResponse, bytes]:
         """The next answer, and nothing beyond its end."""
-        # Unbuffered, so that what follows stays in the socket.
-        response = HTTPResponse(_Unbuffered(self.socket), method=method)  # type: ignore[arg-type]
+        response = HTTPResponse(self._came, method=method)  # type: ignore[arg-type]
         response.begin()
         return response, response.read()
 
     @property
     def is_at_its_end(self) -> bool:
         """Whether the node has closed it, with no byte more."""
-        return self.socket.recv(1) == b""
+        return self._came.read(1) == b""
 
 
-class _Unbuffered:
-    def __init__(self, sock: socket.socket) -> None:
-        self._file = sock.makefile("rb", buffering=0)
+class _Came(io.BufferedReader):
+    """What came, for one answer after the other: each would otherwise read what it can, and close it."""
 
-    def makefile(self, mode: str) -> object:
-        return _Bytewise(self._file)
-
-
-class _Bytewise:
-    """What HTTPResponse needs of a file, reading no byte too many."""
-
-    def __init__(self, raw: socket.SocketIO) -> None:
-        self._raw = raw
-
-    def readline(self, limit: int = -1) -> bytes:
-        line = b""
-        while not line.endswith(b"\n") and (byte := self._raw.read(1)):
-            line += byte
-        return line
-
-    def read(self, count: int = -1) -> bytes:
-        data = b""
-        while count < 0 or len(data) < count:
-            part = self._raw.read(count - len(data) if count >= 0 else 1 << 16)
-            if not part:
-                break
-            data += part
-        return data
-
-    def flush(self) -> None: ...
+    def makefile(self, _: str) -> _Came:
+        return self
 
     def close(self) -> None: ...
 
