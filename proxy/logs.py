@@ -6,7 +6,9 @@ import logging
 import re
 import sys
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TextIO
 
 import msgspec
@@ -16,19 +18,41 @@ from aiohttp.http_exceptions import HttpProcessingError
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 
 _HIDDEN = "[hidden]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Secret:
+    """What a secret looks like. `words`: every text with one has at least one of these in it, in whatever case."""
+
+    words: tuple[str, ...]
+    pattern: re.Pattern[str]
+    instead: str
+
+
 _SECRETS = (
     # A URL's user name and password, and its query: that is where signatures are.
-    (re.compile(r"(?i)(https?://)[^\s/?#@'\"<>]+@"), r"\1"),
-    (re.compile(r"(?i)(https?://[^\s?#'\"<>]+)\?[^\s'\"<>]+"), rf"\1?{_HIDDEN}"),
-    (
+    _Secret(("://",), re.compile(r"(?i)(https?://)[^\s/?#@'\"<>]+@"), r"\1"),
+    _Secret(("://",), re.compile(r"(?i)(https?://[^\s?#'\"<>]+)\?[^\s'\"<>]+"), rf"\1?{_HIDDEN}"),
+    _Secret(
+        ("x-amz-", "signature=", "policy=", "key-pair-id=", "sig=", "se="),
         re.compile(r"(?i)([?&](?:x-amz-[\w-]+|(?:x-goog-)?signature|policy|key-pair-id|sig|se)=)[^&\s'\"]+"),
         rf"\1{_HIDDEN}",
     ),
-    (re.compile(r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?)(?:(?:bearer|basic)\s+)?[^\s'\",}]+"), rf"\1{_HIDDEN}"),
-    (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}"), rf"\1 {_HIDDEN}"),
-    (re.compile(r"(?i)((?:access|refresh|id)?[-_]?token['\"]?\s*[:=]\s*['\"]?)[^\s&'\",})]+"), rf"\1{_HIDDEN}"),
-    (re.compile(r"\b(?:hf|api_org|hf_oauth|hf_app)_(?!transfer\b)[A-Za-z0-9]{6,}"), _HIDDEN),
-    (re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]+"), _HIDDEN),  # a JSON web token
+    _Secret(
+        ("authorization",),
+        re.compile(r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?)(?:(?:bearer|basic)\s+)?[^\s'\",}]+"),
+        rf"\1{_HIDDEN}",
+    ),
+    _Secret(("bearer", "basic"), re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}"), rf"\1 {_HIDDEN}"),
+    _Secret(
+        ("token",),
+        re.compile(r"(?i)((?:access|refresh|id)?[-_]?token['\"]?\s*[:=]\s*['\"]?)[^\s&'\",})]+"),
+        rf"\1{_HIDDEN}",
+    ),
+    _Secret(
+        ("hf_", "api_org_"), re.compile(r"\b(?:hf|api_org|hf_oauth|hf_app)_(?!transfer\b)[A-Za-z0-9]{6,}"), _HIDDEN
+    ),
+    _Secret(("eyj",), re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]+"), _HIDDEN),  # a JSON web token
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _OWN_FIELDS = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "request_id"}
@@ -36,8 +60,12 @@ _OWN_FIELDS = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "tas
 
 def redact(text: str) -> str:
     """The text without tokens, passwords and the queries of URLs."""
-    for secret, instead in _SECRETS:
-        text = secret.sub(instead, text)
+    folded = text.casefold()  # most lines have none of the words, and to look for them costs little
+    for secret in _SECRETS:
+        for word in secret.words:
+            if word in folded:
+                text = secret.pattern.sub(secret.instead, text)
+                break
     return text
 
 
@@ -46,6 +74,10 @@ def set_up(log_format: str, level: str, stream: TextIO | None = None) -> None:
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # No line says where in the code it was written, or by which thread; the manual says how not to find that out each
+    # time (Logging HOWTO, "Optimization").
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     # Chatty about every packet and selector; no help to an operator even when debugging us.
     for name in ("asyncio", "zeroconf"):
         logging.getLogger(name).setLevel(max(logging.INFO, logging.getLevelName(level.upper())))
@@ -65,7 +97,9 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         # What a client sent may be in the message: it must not be able to write lines of its own.
-        message = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], record.getMessage())
+        message = record.getMessage()
+        if not message.isprintable():
+            message = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], message)
         request_id = _request_id(record)
         line = f"{_time(record)} {record.levelname:<7} {record.name}: {message}"
         if request_id:
@@ -95,8 +129,13 @@ class JsonFormatter(logging.Formatter):
 
 
 def _time(record: logging.LogRecord) -> str:
-    moment = datetime.fromtimestamp(record.created, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
+    second, part = divmod(record.created, 1)
+    return f"{_second(int(second))}.{int(part * 1000):03d}Z"
+
+
+@lru_cache(2)
+def _second(second: int) -> str:
+    return f"{datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 def _request_id(record: logging.LogRecord) -> str:

@@ -5,8 +5,10 @@ import json
 import logging
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from proxy.logs import REQUEST_ID, redact, set_up
+from proxy.logs import _SECRETS, REQUEST_ID, redact, set_up
 
 TOKEN = "hf_aBcDeFgHiJkLmNoPqRsTuVwXyZ01234567"
 SIGNED = "https://cdn-lfs.hf.co/a/b?X-Amz-Signature=5ec4e7&Expires=1&Policy=p0l1cy&Key-Pair-Id=KEY"
@@ -41,6 +43,13 @@ def stream():
 def test_secrets_are_hidden(text, secret):
     assert secret in text
     assert secret not in redact(text)
+
+
+@pytest.mark.parametrize("secret", _SECRETS, ids=lambda secret: secret.words[0])
+@given(st.data())
+def test_whatever_looks_like_a_secret_has_one_of_its_words(secret, data):
+    text = data.draw(st.from_regex(secret.pattern))
+    assert any(word in text.casefold() for word in secret.words)
 
 
 def test_what_is_no_secret_stays():
