@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,27 @@ from mesh.partial import Partial
 from mesh.shared import Stamp
 
 
+class Uses:
+    """The times of uses, in seconds since the epoch: each is later than all before, though clocks may be set back.
+
+    `last`: when the latest known of was.
+    """
+
+    def __init__(self, last: float = 0.0) -> None:
+        self._last = last
+
+    def now(self) -> float:
+        self._last = max(time.time(), self._last + 1e-6)
+        return self._last
+
+
 @dataclass(slots=True)
 class Entry:
     """A complete blob. Sizes in bytes, times in seconds since the epoch."""
 
     size: int
-    used_at: float  # wall clock, as the file system keeps it
-    touched_at: float = 0.0
+    used_at: float  # as the file system keeps it
+    touched_at: float = 0.0  # when the file system was told, by the wall clock
     users: int = 0
     stamp: Stamp | None = None  # when the file has a name elsewhere too
 

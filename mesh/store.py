@@ -19,7 +19,7 @@ from mesh import layout
 from mesh.adopt import take_again
 from mesh.blob import Blob
 from mesh.content import Digest
-from mesh.entries import Entry, PartialEntry, eviction_order
+from mesh.entries import Entry, PartialEntry, Uses, eviction_order
 from mesh.errors import StoreFull, StoreUnusable
 from mesh.marks import Marks
 from mesh.partial import Partial, read_manifest
@@ -62,6 +62,8 @@ class Store:
             self._scan()
         except OSError as error:
             raise StoreUnusable(f"cannot use the data directory {root}: {error}") from error
+        uses = [*(e.used_at for e in self._entries.values()), *(e.used_at for e in self._partial_entries.values())]
+        self._uses = Uses(max(uses, default=0.0))
         self.size = sum(e.size for e in self._entries.values()) + sum(e.held for e in self._partial_entries.values())
 
     def close(self) -> None:
@@ -212,7 +214,7 @@ class Store:
         if entry is not None:
             self.size -= entry.held
         self.size += held
-        self._partial_entries[digest] = PartialEntry(path, held, time.time(), partial)
+        self._partial_entries[digest] = PartialEntry(path, held, self._uses.now(), partial)
         return partial
 
     def close_partial(self, partial: Partial) -> None:
@@ -221,7 +223,7 @@ class Store:
         partial.close()
         if entry is not None and entry.partial is partial:
             entry.partial = None
-            entry.used_at = time.time()
+            entry.used_at = self._uses.now()
             self._account(entry, partial.journaled_bytes)
             if not partial.journaled_bytes:
                 del self._partial_entries[partial.digest]
@@ -347,19 +349,18 @@ class Store:
         return path if entry.stamp is None else layout.stamp_of(path)
 
     def _touch(self, digest: Digest, entry: Entry) -> None:
-        now = time.time()
-        entry.used_at = now
-        if now - entry.touched_at > _TOUCH_SECONDS:
+        now, entry.used_at = time.time(), self._uses.now()
+        if abs(now - entry.touched_at) > _TOUCH_SECONDS:
             entry.touched_at = now
             with contextlib.suppress(OSError):  # only the order of eviction after a restart depends on it
                 if (file := self._marked(digest)) is not None:  # to touch a shared one would be a change
-                    os.utime(file, ns=(int(now * 1e9), file.stat().st_mtime_ns))
+                    os.utime(file, ns=(int(entry.used_at * 1e9), file.stat().st_mtime_ns))
 
     def _add(self, digest: Digest, size: int, stamp: Stamp | None = None) -> None:
         """Another file has this name now, whatever had it before."""
         before = self._entries.get(digest)
         self.size += size - (before.size if before is not None else 0)
-        self._entries[digest] = Entry(size, time.time(), stamp=stamp)
+        self._entries[digest] = Entry(size, self._uses.now(), stamp=stamp)
 
     def _forget(self, digest: Digest) -> None:
         entry = self._entries.pop(digest, None)

@@ -340,8 +340,9 @@ def _opened(root: Path) -> Any:
         [(verdict,)] = cache._sql("PRAGMA quick_check(1)").fetchall()
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)
-        pins = _key("pins")
-        cache.set(pins, cache.get(pins, msgspec.msgpack.encode({})))  # anew, so that they are never the oldest
+        pins = cache.get(_key("pins"), msgspec.msgpack.encode({}))
+        msgspec.msgpack.decode(pins, type=dict[str, list[str]])  # for none, others would be evicted and nobody told
+        cache.set(_key("pins"), pins)  # anew, so that they are never the oldest
     except BaseException:
         cache.close()
         raise

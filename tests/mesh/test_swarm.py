@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import os
 import random
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from mesh import layout
+from mesh import entries, layout
 from mesh.blobs import Blobs
 from mesh.content import Digest
 from mesh.errors import BlobCorrupt, MeshError, SourceFailed, StoreFull, StoreUnusable
@@ -424,7 +427,13 @@ async def test_a_disk_that_others_filled_makes_room_before_the_first_byte(
         assert house.store.evicted_bytes == MIB
 
 
-async def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
+@pytest.mark.parametrize("clock", ["right", "set back again and again"])
+async def test_what_was_used_longest_ago_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: str
+) -> None:
+    if clock != "right":
+        backwards = itertools.count(time.time(), -3600.0)
+        monkeypatch.setattr(entries, "time", SimpleNamespace(time=lambda: next(backwards)))
     async with room_for_two(tmp_path) as (house, blobs, first, second, third):
         for origin in (first, second, first):  # the second is now the one that was used longest ago
             assert await read(blobs, origin) == origin.content

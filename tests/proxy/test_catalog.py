@@ -172,6 +172,17 @@ async def test_a_damaged_entry_is_not_there_and_the_others_are(tmp_path):
     await catalog.close()
 
 
+async def test_pins_with_a_wrong_byte_are_not_taken_for_none(tmp_path, caplog):
+    await filled(tmp_path / "catalog")
+    with contextlib.closing(sqlite3.connect(tmp_path / "catalog" / "cache.db", isolation_level=None)) as database:
+        [(pins,)] = database.execute("SELECT value FROM Cache WHERE instr(CAST(key AS BLOB), x'0070696e73')").fetchall()
+        bad = pins[:-1] + b"\xff"
+        database.execute("UPDATE Cache SET value = ? WHERE instr(CAST(key AS BLOB), x'0070696e73')", (bad,))
+    await filled(tmp_path / "catalog")
+    assert "begun anew" in caplog.text
+    assert bad in (tmp_path / "catalog.damaged" / "cache.db").read_bytes()
+
+
 async def test_what_was_put_aside_is_never_overwritten(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_MAX_DAMAGED", 2)
     for content in (b"first", b"second"):
