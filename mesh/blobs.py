@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping
 
 from mesh.access import OriginAccess
 from mesh.adopt import Taken
 from mesh.blob import Blob
 from mesh.content import Digest, Pieces
-from mesh.errors import BlobCorrupt, MeshError, SourceFailed, StoreFull, Unavailable
+from mesh.errors import MeshError, SourceFailed, StoreFull, Unavailable
 from mesh.fill import Reader
 from mesh.house import House
 from mesh.swarm import Swarm
 
 log = logging.getLogger(__name__)
 
-_MAX_DISPROVED = 1000
 _PROOF_SECONDS = 5.0  # that a reader waits for one; clients give up after 10 without a byte
 
 
@@ -32,7 +30,6 @@ class Blobs:
         self._adopting: dict[Digest, asyncio.Event] = {}
         self._proofs: dict[Digest, asyncio.Task[None]] = {}
         self._is_closing = False
-        self._disproved_at: dict[Digest, float] = {}
 
     @property
     def swarms(self) -> Mapping[Digest, Swarm]:
@@ -103,13 +100,6 @@ class Blobs:
         if digest not in self._house.store and (swarm := await self._swarm(digest, size)) is not None:
             swarm.help(access)
 
-    def disproved_at(self, digest: Digest) -> float:
-        """When bytes that were here last turned out not to be this blob, in seconds since the epoch; 0 for never.
-
-        Who was sent parts of it until then may have got wrong ones.
-        """
-        return self._disproved_at.get(digest, 0.0)
-
     async def adopt(self, digest: Digest, size: int, taken: Taken) -> bool:
         """Make a proven file a blob, in place of what is here of it; False when that is in use: come again.
 
@@ -178,10 +168,6 @@ class Blobs:
         finally:
             if not swarm.fill.is_over:  # whatever broke: nobody waits for what will never come
                 swarm.fill.finish(Unavailable(f"{swarm.digest}: fetching it failed; the log says why"))
-            if isinstance(swarm.fill.error, BlobCorrupt):
-                if len(self._disproved_at) >= _MAX_DISPROVED:
-                    del self._disproved_at[next(iter(self._disproved_at))]
-                self._disproved_at[swarm.digest] = time.time()
             del self._swarms[swarm.digest], self._lives[swarm.digest]
             self._house.exchange.ended(swarm.digest, is_complete=swarm.fill.is_stored)
             self._house.store.close_partial(swarm.fill.partial)

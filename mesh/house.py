@@ -97,6 +97,8 @@ class House:
     tasks: Tasks
     exchange: Exchange
     peers: Peers
+    # Told of a blob when bytes that were here, and that clients may have been sent, turned out not to be it.
+    disproved: Callable[[Digest], None] = lambda digest: None
     uploads: int = 0  # to peers, under way
     # Pieces that were part of a failed proof and that nobody vouches for: their BLAKE3 digest and their source.
     doubted: dict[Digest, dict[int, tuple[bytes, str]]] = field(default_factory=dict)

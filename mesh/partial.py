@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import struct
 from collections.abc import Sequence
@@ -18,7 +19,9 @@ from threading import Lock
 from blake3 import blake3
 
 from mesh.content import Digest, Pieces, PieceSet
-from mesh.errors import StoreFull, StoreUnusable
+from mesh.errors import MeshError, StoreFull, StoreUnusable
+
+log = logging.getLogger(__name__)
 
 _MAGIC = b"hubmesh1"
 _HEADER = struct.Struct("<8sQQ")  # magic, size of the blob, size of a piece
@@ -152,6 +155,15 @@ class Partial:
                 self._journal_size = _HEADER.size + len(entries) * _ENTRY.size
         except OSError as error:
             raise self._refused(error) from error
+
+    def drop_surely(self, pieces: PieceSet) -> None:
+        """The same; all of it when the disk refuses to write the journal, as taking names away needs no room."""
+        try:
+            self.drop(pieces)
+        except MeshError as error:
+            log.warning("%s: %s; what had arrived of it is dropped", self.digest, error)
+            with contextlib.suppress(OSError):  # at the next start it is proven again, and found wrong again
+                self.abandon()
 
     def abandon(self) -> None:
         """Take its names away, for good. Who has it open may go on reading. Raises OSError."""

@@ -383,10 +383,7 @@ class Swarm:
             self._notice()
 
     def _disprove(self) -> None:
-        """The whole, or a piece that the origin was asked for again, is here and wrong.
-
-        What nobody vouches for goes; if all was vouched for, everything does.
-        """
+        """The whole, or a piece that the origin was asked for again, is wrong: what nobody vouches for goes, or all."""
         partial, house = self._partial, self._house
         doubted = PieceSet(partial.pieces.count, partial.have.bits & ~partial.trusted.bits)
         sources = ", ".join(sorted(self.fetcher.received)) or "an earlier run"
@@ -396,5 +393,6 @@ class Swarm:
         else:
             doubted = partial.have.copy()
             house.stats.pieces_rejected[ORIGIN] += len(doubted)
-        partial.drop(doubted)
+        house.disproved(self.digest)  # before readers are broken off: some will ask for the rest at once
         self.fill.finish(BlobCorrupt(f"the bytes that arrived for {self.digest} are not what it names"))
+        partial.drop_surely(doubted)

@@ -201,6 +201,17 @@ class Catalog:
         """A repository and path that this blob was last known by."""
         return self._get(_key("blob", str(digest)), BlobName)
 
+    def disproved_at(self, digest: Digest) -> float:
+        """When bytes that were here last turned out not to be this blob, in seconds since the epoch; 0 for never.
+
+        Who was sent parts of it until then may have got wrong ones.
+        """
+        return self._get(_key("disproved", str(digest)), float) or 0.0
+
+    def disprove(self, digest: Digest) -> None:
+        """Bytes that were here are not this blob: remembered over restarts, as clients keep what they were sent."""
+        self._set(_key("disproved", str(digest)), time.time())
+
     def pins(self) -> dict[str, list[str]]:
         """Digests that were pinned, by repository."""
         return self._get(_key("pins"), dict) or {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,9 @@ from mesh.fill import Reader
 from mesh.outflow import Outflow
 from mesh.transfer import Location
 from mesh.whole import WholeResponse
+from proxy import resumed
 from proxy.api import visible_base
+from proxy.catalog import Catalog
 from proxy.hub import errors
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.metadata import FileMetadata
@@ -72,9 +75,12 @@ class HubAccess:
 class Files:
     """Answers HEAD and GET for files of repositories."""
 
-    def __init__(self, *, resolver: Resolver, blobs: Blobs, outflow: Outflow, xet: XetUse = "auto") -> None:
+    def __init__(
+        self, *, resolver: Resolver, catalog: Catalog, blobs: Blobs, outflow: Outflow, xet: XetUse = "auto"
+    ) -> None:
         self._xet = xet
         self._resolver = resolver
+        self._catalog = catalog
         self._blobs = blobs
         self._outflow = outflow
 
@@ -90,6 +96,15 @@ class Files:
             if_match=request.headers.get("If-Match"),
             if_none_match=request.headers.get("If-None-Match"),
         )
+        if selection.status == 206 and file.digest is not None:
+            selection = resumed.choose(
+                selection,
+                file.size,
+                file.path,
+                disproved_at=self._catalog.disproved_at(file.digest),
+                now=time.time(),
+                begins_anew=client.begins_anew,
+            )
         headers = _headers(file.commit, file.metadata) | self._xet_headers(request, file, route.prefix)
         if content_range := selection.content_range(file.size):
             headers["Content-Range"] = content_range

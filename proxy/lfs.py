@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aiohttp import web
 
@@ -18,6 +18,7 @@ from mesh.blobs import Blobs
 from mesh.errors import LocationRefused, SourceFailed
 from mesh.outflow import Outflow
 from mesh.transfer import Location
+from proxy import resumed
 from proxy.api import visible_base
 from proxy.catalog import Catalog, File
 from proxy.files import Wanted, first_byte_by, is_refused, open_blob
@@ -126,6 +127,14 @@ class Lfs:
             if_range=request.headers.get("If-Range"),
             if_match=request.headers.get("If-Match"),
             if_none_match=request.headers.get("If-None-Match"),
+        )
+        selection = resumed.choose(
+            replace(selection, is_rest=selection.stop == found.size),  # git asks for what it lacks, and no other ranges
+            found.size,
+            found.digest.hex,
+            disproved_at=self._catalog.disproved_at(found.digest),
+            now=time.time(),
+            begins_anew=True,
         )
         headers = {"ETag": etag, "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
         if content_range := selection.content_range(found.size):

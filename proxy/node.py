@@ -169,6 +169,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
         origin_connections=Connections(connect=settings.origin_connect_timeout, stall=settings.origin_stall_timeout),
         origin_limiter=Limiter(settings.max_origin),
         peer_limiter=Limiter(settings.max_download),
+        disproved=catalog.disprove,
     )
     # A machine that is switched off is found out while there is time to go elsewhere.
     tls = None if auth.tls is None else auth.tls.client
@@ -194,7 +195,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     outflow = Outflow(threads=_UPLOAD_THREADS, sent=lambda count: stats.add("client_sent", count))
     stack.callback(outflow.close)
     passthrough = Passthrough(origin=origin, catalog=catalog)
-    files = Files(resolver=resolver, blobs=blobs, outflow=outflow, xet=settings.xet)
+    files = Files(resolver=resolver, catalog=catalog, blobs=blobs, outflow=outflow, xet=settings.xet)
     passes = Passes(load_xet_key(data_dir))
     admin = web.Application()
     add_routes(admin, holdings, metrics)

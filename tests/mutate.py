@@ -124,6 +124,8 @@ MUTATIONS = [
     edit(21, "proxy/hub/client.py", "return (self.hub_version or (1, 0)) >= (1, 0)", "return True"),
     edit(21, FILES, "_FIRST_BYTE_SECONDS = 8.5", "_FIRST_BYTE_SECONDS = 60.0"),
     edit(22, ORIGIN, 'sent = {"Accept-Encoding": "identity",', 'sent = {"Accept-Encoding": "gzip",'),
+    edit(23, "mesh/swarm.py", "house.disproved(self.digest)  #", "pass  #"),
+    edit(23, "proxy/resumed.py", "if selection.is_rest and begins_anew:", "if selection.is_rest:"),
     edit(
         23,
         "mesh/proof.py",
@@ -153,7 +155,7 @@ MUTATIONS = [
     edit(
         27,
         "proxy/logs.py",
-        "text = secret.sub(instead, text)",
+        "text = secret.pattern.sub(secret.instead, text)",
         "pass",
         "tests/proxy/test_logs.py::test_secrets_are_hidden",
     ),

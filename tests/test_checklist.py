@@ -368,6 +368,36 @@ def test_row_23_a_wrong_byte_is_never_served_to_the_end(hub: HubProcess, node: N
     assert "Traceback" not in node.log()
 
 
+def test_row_23_nobody_goes_on_from_wrong_bytes(hub: HubProcess, tmp_path: Path) -> None:
+    hub.folder.commit(REPO, {"model.safetensors": BIG})
+    hub.turn(corrupt={"model.safetensors": 10}, corrupt_times=1, bandwidth=16 * MIB)
+    lfs = {"Accept": "application/vnd.git-lfs+json", "Content-Type": "application/vnd.git-lfs+json"}
+    with NodeProcess(tmp_path / "node", hub.url) as node:
+        with pytest.raises(http.client.IncompleteRead) as broken:
+            ask(resolve(node, "model.safetensors"), User_Agent=NEW)
+        had = len(broken.value.partial)
+        assert broken.value.partial != BIG[:had]
+        for restarted in (False, True):  # before it is here again; and what is left on a client's disk outlives us
+            new = ask(resolve(node, "model.safetensors"), User_Agent=NEW, Range=f"bytes={had}-")
+            assert (new.status, new["Content-Range"], new.body) == (200, None, BIG), restarted
+            for user_agent in (OLD, "curl/8.0", "Wget/1.21"):
+                others = ask(resolve(node, "model.safetensors"), User_Agent=user_agent, Range=f"bytes={had}-")
+                assert others.status == 412, user_agent
+                assert "delete what you have" in (others["X-Error-Message"] or "")
+            part = ask(resolve(node, "model.safetensors"), User_Agent=NEW, Range=f"bytes={MIB}-{2 * MIB}")
+            assert part.status == 412
+            asked = {"operation": "download", "objects": [{"oid": BIG_SHA, "size": len(BIG)}]}
+            batch = ask(f"{node.url}/{REPO}.git/info/lfs/objects/batch", "POST", body=json.dumps(asked).encode(), **lfs)
+            action = json.loads(batch.body)["objects"][0]["actions"]["download"]
+            git = ask(action["href"], Range=f"bytes={had}-{len(BIG) - 1}", **action.get("header", {}))
+            assert (git.status, git.body) == (200, BIG), restarted
+            if not restarted:
+                node.stop()
+                node.start()
+        assert ask(resolve(node, "model.safetensors"), Range="bytes=0-").body == BIG
+        assert "Traceback" not in node.log()
+
+
 def test_row_24_clients_share_one_fetch_that_outlives_them(hub: HubProcess, node: NodeProcess) -> None:
     hub.turn(bandwidth=8 * MIB)
     connection = http.client.HTTPConnection(node.url.removeprefix("http://"))

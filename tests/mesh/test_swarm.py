@@ -162,6 +162,25 @@ async def test_one_wrong_byte_never_gets_to_the_end_and_the_next_attempt_is_clea
         assert await read(blobs, origin) == good
 
 
+async def test_wrong_bytes_go_even_when_the_disk_has_no_room_to_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = content(3 * MIB)
+    origin = Origin(good)
+    digest = origin.digest
+    async with origin.running(), node(tmp_path) as (house, blobs):
+        origin.content = bytes(MIB) + good[MIB:]
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_bytes", lambda *_: os.pread(-1, 1, 0))
+            with pytest.raises(BlobCorrupt):
+                await read(blobs, origin, digest=digest)
+        assert not list((tmp_path / "partial").iterdir())
+        origin.content = good
+        assert await read(blobs, origin) == good
+        await blobs.want(digest, 3 * MIB, origin)
+        assert house.store.size == 3 * MIB
+
+
 async def test_readers_wait_for_the_proof_and_not_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushing, may_go_on = threading.Event(), threading.Event()
     make_durable = layout.make_durable
