@@ -141,6 +141,8 @@ class Books:
         self.lacks -= node.lacks
         self._withdraw(name, node)
         self._names[node.slot] = ""
+        while self._names and not self._names[-1]:  # what is kept of each piece is as long as there are places
+            self._names.pop()
         others = ~(1 << node.slot)
         for group in self._groups:
             group.leave(node.slot, 0)  # what it held has been removed from them

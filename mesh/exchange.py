@@ -139,7 +139,8 @@ class MeshExchange:
     """Finds the tracker of each blob among the live nodes and speaks to it.
 
     `may_share` says whether others may know that this node deals with a blob: in an open mesh only what anybody could
-    get from the Hub. Whatever may not be shared is tracked here, as if there were no other nodes.
+    get from the Hub. Whatever may not be shared is tracked here, as if there were no other nodes, and by a tracker that
+    no other node can ask: it would learn that the blob is here, and how far, and could take its leases.
     """
 
     def __init__(
@@ -153,6 +154,7 @@ class MeshExchange:
     ) -> None:
         self._node_id = node_id
         self._tracker = tracker
+        self._unshared = Tracker()
         self._neighbours: Neighbours = neighbours or Alone()
         self._is_seed = is_seed
         self._may_share = may_share
@@ -212,11 +214,11 @@ class MeshExchange:
     # --- the conversation
 
     def is_wanted(self, digest: Digest) -> bool:
-        return self._tracker.is_wanted(digest)
+        return self._own(digest).is_wanted(digest)
 
     def subscribe(self, digest: Digest, size: int, news: Callable[[], None]) -> Callable[[], None]:
         with _leading():
-            return self._tracker.subscribe(digest, size, news)
+            return self._own(digest).subscribe(digest, size, news)
 
     async def report(self, digest: Digest, size: int, report: Report, hint: bytes) -> Plan:
         tracker = self.tracker_of(digest)
@@ -227,7 +229,7 @@ class MeshExchange:
         if tracker == self._node_id:
             report = dataclasses.replace(report, seed=self._is_seed)
             with _leading():
-                return self._tracker.report(digest, size, report, is_alone=self.is_alone(digest), is_ours=True)
+                return self._own(digest).report(digest, size, report, is_alone=self.is_alone(digest), is_ours=True)
         try:
             body = _ENCODER.encode(Envelope(size, report, hint))
             plan = _PLAN.decode(await self._neighbours.ask(tracker, f"/mesh/swarms/{digest}", body))
@@ -248,6 +250,15 @@ class MeshExchange:
             raise Unavailable(f"the tracker {tracker} talks nonsense: {error}") from error
         self._failures.pop(tracker, None)
         return plan
+
+    def tick(self) -> None:
+        """Let time pass for what is tracked here; to be called every second or so."""
+        self._tracker.tick()
+        self._unshared.tick()
+
+    def _own(self, digest: Digest) -> Tracker:
+        """The tracker of a blob that is tracked here."""
+        return self._tracker if self._may_share(digest) else self._unshared
 
     async def resign(self, digest: Digest, size: int, fetched: int) -> None:
         """Nothing can be had here any more, and what this node was sent for is free: or others would wait for it.

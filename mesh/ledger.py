@@ -56,6 +56,11 @@ class Ledger:
         return len(self._books.nodes)
 
     @property
+    def slots(self) -> int:
+        """Places for nodes: at least as many as there are, and as there were when the last of them came."""
+        return self._books.slots
+
+    @property
     def digests(self) -> dict[int, bytes]:
         """BLAKE3 by piece, as told by who brought it from the origin, or held it already."""
         return self._books.digests

@@ -160,7 +160,7 @@ class Mesh:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(1.0)
-            self.tracker.tick()
+            self.exchange.tick()
 
     def _told_anew(self, digest: Digest) -> None:
         """A blob is here, perhaps for a second time: whom it was announced to may have dropped us since."""

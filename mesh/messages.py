@@ -24,7 +24,7 @@ MAX_GAINED = 512
 MAX_FAILED = 256
 MAX_TASKS = 64  # live tasks of one node, hence of a plan
 MAX_SOURCES = 3
-MAX_DIGEST = 64  # bytes
+MAX_DIGEST = 32  # bytes
 MAX_SECONDS = 300.0  # of a task, or until the next report
 
 Reason = Literal["timeout", "busy", "refused", "corrupt", "missing"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -17,7 +18,8 @@ _HOLD_SECONDS = 2.0  # how long an answer may wait until there is something to s
 _WOKEN = 4  # nodes told about new pieces at once: as many as their holder can serve
 _IDLE_SECONDS = 120.0
 _MAX_LEDGERS = 2000
-_MAX_PIECES = 1 << 22  # of all blobs together: some tens of bytes each, as nodes come
+_MAX_PIECES = 1 << 20  # of all blobs together: some two hundred bytes each, as digests come
+_MAX_BITS = 1 << 29  # of all ledgers together, which have two for each node and piece
 
 
 @dataclass(slots=True)
@@ -68,6 +70,8 @@ class Tracker:
         """
         tracked = self._open(digest, size, is_ours=is_ours)
         ledger, now = tracked.ledger, time.monotonic()
+        if not is_ours and report.node not in ledger and self._bits() + ledger.pieces.count > _MAX_BITS:
+            raise ValueError("this tracker leads as many nodes as it can")
         tracked.touched_at = now
         ledger.is_alone = is_alone
         before = ledger.held
@@ -118,7 +122,7 @@ class Tracker:
         """A node has announced that it holds all of a blob."""
         tracked = self._tracked.get(digest)
         if tracked is not None:
-            tracked.ledger.hold(node, time.monotonic(), is_news=True)
+            self._hold(tracked, node, time.monotonic(), is_news=True)
             self._wake(tracked, tracked.ledger.held, node)
 
     def forget(self, node: str) -> None:
@@ -149,10 +153,16 @@ class Tracker:
             raise ValueError(f"{digest} has {tracked.size} bytes here, not {size}")
         count = Pieces.of(size).count
         while len(self._tracked) >= _MAX_LEDGERS or count + self._led() > _MAX_PIECES:
-            idle = [d for d, t in self._tracked.items() if not t.subscribers and not t.waiting]
+            # Whoever asks others to wait for it may be a stranger; what clients of this node want goes before that.
+            idle = [d for d, t in self._tracked.items() if not t.subscribers and (is_ours or not t.waiting)]
             if not idle:
                 raise ValueError("this tracker leads as many swarms as it can")
-            del self._tracked[min(idle, key=lambda d: self._tracked[d].touched_at)]
+            gone = self._tracked.pop(
+                min(idle, key=lambda d: (bool(self._tracked[d].waiting), self._tracked[d].touched_at))
+            )
+            for waiting in gone.waiting.values():
+                if not waiting.done():
+                    waiting.set_result(Plan())
         now = time.monotonic()
         tracked = self._tracked[digest] = _Tracked(Ledger(size), size, now)
         self._add_holders(digest, tracked, now)
@@ -162,9 +172,17 @@ class Tracker:
         """Pieces of all blobs whose swarms this node leads."""
         return sum(tracked.ledger.pieces.count for tracked in self._tracked.values())
 
+    def _bits(self) -> int:
+        """Of all ledgers: one for each piece and each node, or for one that was there and left its place."""
+        return sum(tracked.ledger.pieces.count * tracked.ledger.slots for tracked in self._tracked.values())
+
     def _add_holders(self, digest: Digest, tracked: _Tracked, now: float) -> None:
         for node in self._holders(digest):
-            tracked.ledger.hold(node, now)
+            self._hold(tracked, node, now)
+
+    def _hold(self, tracked: _Tracked, node: str, now: float, *, is_news: bool = False) -> None:
+        with contextlib.suppress(ValueError):  # a swarm that is full can do without another holder
+            tracked.ledger.hold(node, now, is_news=is_news)
 
     def _paced(self, plan: Plan) -> Plan:
         return dataclasses.replace(plan, pause=self._pacing.pause) if self._pacing.pause else plan

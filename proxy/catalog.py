@@ -136,10 +136,12 @@ class Catalog:
     def file(self, repo: str, commit: str, path: str) -> File | None:
         return self._get(_key("file", repo, commit, path), File)
 
-    def set_file(self, repo: str, commit: str, path: str, file: File) -> None:
+    def set_file(self, repo: str, commit: str, path: str, file: File, *, is_name: bool = True) -> None:
+        """`is_name`: its blob is called by this name from now on, if it had another."""
         self._set(_key("file", repo, commit, path), file)
         if file.metadata is not None and (digest := file.metadata.digest) is not None:
-            self._set(_key("blob", str(digest)), BlobName(repo, path))
+            if is_name:
+                self._set(_key("blob", str(digest)), BlobName(repo, path))
             if file.metadata.xet_hash:
                 self.set_xet_name(repo, file.metadata.xet_hash, XetName(commit, path))
 
@@ -156,9 +158,9 @@ class Catalog:
         return self._get(_key("public", repo), Publicness) or Publicness()
 
     def set_publicness(self, repo: str, publicness: Publicness) -> None:
-        was_shut = _is_shut(self.publicness(repo))
+        was_shut = self.publicness(repo).is_shut
         self._set(_key("public", repo), publicness)
-        if _is_shut(publicness) and not was_shut:
+        if publicness.is_shut and not was_shut:
             self.on_shut(repo)
 
     def told(self, repo: str, said_at: float, *, is_open: bool) -> None:
@@ -305,11 +307,6 @@ class Catalog:
         self._memory_size += size
         while self._memory_size > _MEMORY:
             self._memory_size -= self._memory.popitem(last=False)[1][1]
-
-
-def _is_shut(publicness: Publicness) -> bool:
-    refused_at = max(publicness.closed_at, publicness.hidden_at)
-    return refused_at > max(publicness.opened_at, publicness.changed_at)
 
 
 def _key(*parts: str) -> str:

@@ -199,7 +199,7 @@ class Files:
         if file.digest is None:
             raise HubError(502, message=f"the ETag of {file.path} is no digest: its bytes could not be proven")
         access = HubAccess(self._resolver, file, client) if self._resolver.may_ask else None
-        wanted = Wanted(file.digest, file.size, file.path, is_public=file.is_public)
+        wanted = Wanted(file.digest, file.size, file.path, is_public=self._resolver.may_share(file))
         return await open_blob(self._blobs, wanted, start, stop, access, client, until, is_whole=is_whole)
 
 

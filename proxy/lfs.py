@@ -144,7 +144,7 @@ class Lfs:
             headers["Content-Length"] = str(found.size)
         if request.method == "HEAD" or selection.status in (304, 412, 416) or not found.size:
             return web.Response(status=selection.status, headers=headers)
-        wanted = Wanted(found.digest, found.size, found.digest.hex, is_public=self._is_public(route, client))
+        wanted = Wanted(found.digest, found.size, found.digest.hex, is_public=self._is_public(route))
         access = None if self._origin.is_offline else LfsAccess(self, route, client)
         is_whole = selection.status == 200 or selection.is_rest
         try:
@@ -209,9 +209,10 @@ class Lfs:
         self._said.move_to_end(key)
         while len(self._said) > _MAX_KEPT:
             self._said.popitem(last=False)
-        if self._catalog.blob_name(found.digest) is None:  # so that it can be listed, pinned and dropped
+        path = f".git/lfs/objects/{found.digest.hex}"
+        if self._catalog.file(repo, "lfs", path) is None:  # so that it can be listed, pinned, dropped, and closed again
             file = File(FileMetadata(found.digest.hex, found.size))
-            self._catalog.set_file(repo, "lfs", f".git/lfs/objects/{found.digest.hex}", file)
+            self._catalog.set_file(repo, "lfs", path, file, is_name=self._catalog.blob_name(found.digest) is None)
 
     def _holds(self, repo: str, said: _Said, client: Client) -> bool:
         """Whether the Hub's word to this client still counts, and the address that came with it."""
@@ -233,13 +234,11 @@ class Lfs:
         elif not is_bare:
             self._catalog.refused(repo, said_at, is_hidden=False)  # which of the two it is, LFS does not say
 
-    def _is_public(self, route: ObjectRoute, client: Client) -> bool:
+    def _is_public(self, route: ObjectRoute) -> bool:
         """Whether anybody may have it: this very object was given to nobody in particular.
 
         That other files of its repository are open proves nothing: it may have been pushed behind a gate since.
         """
-        if client.token is None:
-            return True
         said = self._said.get((str(route.repo), route.digest.hex, ""))
         return said is not None and self._holds(str(route.repo), said, Client())
 

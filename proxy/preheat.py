@@ -139,7 +139,7 @@ class Preheater:
                 file = await self._resolver.file(route, client)
                 if file.digest is not None and file.size:
                     access = HubAccess(self._resolver, file, client)
-                    await self._blobs.want(file.digest, file.size, access, is_public=file.is_public)
+                    await self._blobs.want(file.digest, file.size, access, is_public=self._resolver.may_share(file))
                     if landed is not None:
                         await landed(Held(str(file.digest), file.size))
             except (HubError, OriginUnavailable, MeshError) as error:

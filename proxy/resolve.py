@@ -182,6 +182,10 @@ class Resolver:
         """
         return await self._ask_in_time(file.at_commit, client, until)
 
+    def may_share(self, file: ResolvedFile) -> bool:
+        """Whether anybody may have a file now, as far as is known: its repository may have been closed since."""
+        return file.is_public and not self._catalog.publicness(str(file.repo)).is_shut
+
     def forget(self, route: FileRoute) -> None:
         """Ask anew what a branch or tag means, whoever comes next."""
         self._catalog.forget_ref(str(route.repo), route.revision, time.time())
@@ -319,15 +323,20 @@ class Resolver:
             if found is not None and is_commit(commit):  # only the Hub names it: others have pages for any address
                 self._locations.keep(FileRoute(route.repo, commit, route.path), token, url, user_agent, said_at)
                 self._note(route, commit, File(found), token, said_at)
-                return ResolvedFile(route.repo, commit, route.path, found, token is None, "miss")
+                return ResolvedFile(route.repo, commit, route.path, found, self._may_all(route, token, said_at), "miss")
             if not is_redirect:
                 raise OriginUnavailable(f"{self._origin.host} does not answer as a Hub would")
             target = self._origin.follow(target, where)
             if known is not None and is_commit(commit) and metadata.named(target) == known.etag:
                 url, at_commit = self._origin.absolute(target), FileRoute(route.repo, commit, route.path)
                 self._locations.keep(at_commit, token, url, user_agent, said_at)
-                return ResolvedFile(route.repo, commit, route.path, known, token is None, "miss")
+                return ResolvedFile(route.repo, commit, route.path, known, self._may_all(route, token, said_at), "miss")
         raise OriginUnavailable(f"{self._origin.host} sends us in circles for {route.repo}")
+
+    def _may_all(self, route: FileRoute, token: str | None, said_at: float) -> bool:
+        """Whether what was just said to nobody in particular goes for all: others may have been refused meanwhile."""
+        publicness = self._catalog.publicness(str(route.repo))
+        return token is None and publicness.is_open(said_at, time.time(), may_ask=self.may_ask)
 
     def _address(self, target: str, where: str) -> str:
         """The absolute address that a redirect from `target` leads to. Raises OriginUnavailable when it is none."""

@@ -69,10 +69,14 @@ class Publicness(msgspec.Struct, frozen=True):
             return False
         return not may_ask or now - max(open_at, self.opened_at) < OPEN_SECONDS
 
+    @property
+    def is_shut(self) -> bool:
+        """Whether the last word was a refusal, however long ago."""
+        return max(self.closed_at, self.hidden_at) > max(self.opened_at, self.changed_at)
+
     def is_closed(self, now: float) -> bool:
         """Whether an anonymous request for a file would most likely be refused."""
-        refused_at = max(self.closed_at, self.hidden_at)
-        return refused_at > max(self.opened_at, self.changed_at) and now - refused_at < CLOSED_SECONDS
+        return self.is_shut and now - max(self.closed_at, self.hidden_at) < CLOSED_SECONDS
 
     def is_hidden(self, now: float) -> bool:
         """Whether an anonymous request for anything would most likely be refused."""

@@ -81,3 +81,18 @@ def test_a_refusal_over_lfs_closes_the_repository_for_nobody(hub: HubProcess, no
     gate(hub)
     assert batch(node, oid, len(WEIGHTS)).status == 401
     assert ask(file, "HEAD").status == 401, "what it gave before the gate it does not give any more"
+
+
+def test_what_is_shared_since_git_had_it_is_not_after_the_gate(hub: HubProcess, node: NodeProcess) -> None:
+    """Though it has another name, from a repository that was never open."""
+    hub.folder.create("acme/secret", private=True, readers=["alice"])
+    hub.folder.commit("acme/secret", {"w.safetensors": WEIGHTS})
+    _, oid = commit(hub, "w.safetensors", WEIGHTS)
+    hub.folder.commit(REPO, {"a.txt": b"a"})
+    assert ask(f"{node.url}/acme/secret/resolve/main/w.safetensors", token=ALICE).body == WEIGHTS
+    assert from_peer(node, oid, len(WEIGHTS)).status == 404
+    assert pull(node, oid, len(WEIGHTS)).body == WEIGHTS
+    assert from_peer(node, oid, len(WEIGHTS)).status == 206
+    gate(hub)
+    assert ask(f"{node.url}/{REPO}/resolve/main/a.txt").status == 401
+    assert from_peer(node, oid, len(WEIGHTS)).status == 404

@@ -1,0 +1,80 @@
+"""What strangers can do to a tracker: take a bounded place, and never one that this node's own clients need."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+
+import pytest
+
+from mesh import policy, tracker
+from mesh.content import Digest, Pieces, PieceSet
+from mesh.messages import Plan, Report
+from mesh.tracker import Tracker
+
+MIB = 1 << 20
+TIB = 1 << 40
+
+
+def digest(number: int) -> Digest:
+    return Digest("sha256", hashlib.sha256(b"%d" % number).hexdigest())
+
+
+def announced(node: str, size: int = TIB, **more: object) -> Report:
+    return Report(node, have=PieceSet(Pieces.of(size).count).to_bytes(), **more)  # type: ignore[arg-type]
+
+
+async def test_what_strangers_wait_for_makes_room_for_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker, "_HOLD_SECONDS", 30.0)
+    mine = Tracker()
+    waits: dict[int, asyncio.Task[Plan]] = {}
+    with contextlib.ExitStack() as stack:
+        for number in range(100):
+            waits[number] = asyncio.create_task(  # noqa: TID251
+                mine.answer(digest(number), TIB, announced("stranger", wanted=((0, 1),), slots=1))
+            )
+            stack.callback(waits[number].cancel)
+            await asyncio.sleep(0)
+        refused = [wait for wait in waits.values() if wait.done() and wait.exception() is not None]
+        assert refused, "as many as there is room for"
+        mine.subscribe(digest(1000), 4 * MIB, lambda: None)
+        assert mine.report(digest(1000), 4 * MIB, announced("me", 4 * MIB), is_ours=True) is not None
+        mine.subscribe(digest(1001), TIB, lambda: None)
+        oldest = await asyncio.wait_for(waits[0], 1.0)
+        assert not oldest.tasks
+        assert digest(0) not in mine
+        assert digest(1000) in mine
+
+
+async def test_a_swarm_that_strangers_have_filled_keeps_the_clock_going(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "MAX_NODES", 10)
+    mine = Tracker(holders=lambda _: ["holder"])
+    for number in range(20):
+        with contextlib.suppress(ValueError):
+            mine.report(digest(1), 4 * MIB, announced(f"n{number}", 4 * MIB))
+    ledger = mine.ledger(digest(1))
+    assert ledger is not None
+    assert len(ledger) == 10
+    ledger.forget("holder")
+    mine.report(digest(1), 4 * MIB, announced("last", 4 * MIB))
+    mine.tick()
+    mine.add_holder(digest(1), "another")
+    assert len(ledger) == 10
+
+
+async def test_what_nodes_that_come_and_go_leave_behind_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker, "_MAX_BITS", 20 * Pieces.of(TIB).count)
+    mine = Tracker()
+    for number in range(20):
+        mine.report(digest(number % 2), TIB, announced(f"n{number}"))
+    with pytest.raises(ValueError, match="as many nodes as it can"):
+        mine.report(digest(0), TIB, announced("one more"))
+    mine.report(digest(0), TIB, announced("me"), is_ours=True)
+    for number in range(2):
+        ledger = mine.ledger(digest(number))
+        assert ledger is not None
+        ledger.expire(time.monotonic() + 2 * policy.NODE_SECONDS)
+        assert ledger.slots == 0, "nobody's place"
+    mine.report(digest(0), TIB, announced("one more"))
