@@ -197,7 +197,7 @@ class Fetcher:
     async def _from_origin(self, run: Run) -> None:
         location = None
         try:
-            async with self._house.origin_slots:
+            async with self._house.origin_slots.one(self._partial.digest):
                 location = await self.ways.locate()
                 await self._in_thread(run, location)
             self._failures = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from mesh.errors import PieceCorrupt
 from mesh.limiter import Limiter
+from mesh.slots import Slots
 from mesh.threads import NICE_OF_PROOFS, bulk_pool
 from mesh.transfer import Connections, Location
 
@@ -106,7 +106,7 @@ class House:
     peer_connections: Connections = field(default_factory=lambda: Connections(proxies=False))
     origin_limiter: Limiter = field(default_factory=lambda: Limiter(None))
     peer_limiter: Limiter = field(default_factory=lambda: Limiter(None))
-    origin_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_ORIGIN_CONNECTIONS))
+    origin_slots: Slots = field(default_factory=lambda: Slots(_ORIGIN_CONNECTIONS))  # by blob
     pool: ThreadPoolExecutor = field(default_factory=lambda: bulk_pool(_THREADS, "intake"))
     proofs: ThreadPoolExecutor = field(default_factory=lambda: bulk_pool(_PROOFS, "proof", NICE_OF_PROOFS))
 

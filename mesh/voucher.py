@@ -59,7 +59,7 @@ class Voucher:
     async def _ask(self, piece: int) -> None:
         location: Location | None = None
         try:
-            async with self._house.origin_slots:
+            async with self._house.origin_slots.one(self._partial.digest):
                 location = await self._fetcher.ways.locate()
                 loop = asyncio.get_running_loop()
                 digest = await loop.run_in_executor(self._house.pool, self._hash, piece, location)

@@ -181,6 +181,24 @@ async def test_wrong_bytes_go_even_when_the_disk_has_no_room_to_say_so(
         assert house.store.size == 3 * MIB
 
 
+async def test_large_files_on_a_slow_line_leave_a_way_for_another(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+    larges = [Origin(content(8 * MIB, seed), gate=gate, gate_at=MIB) for seed in range(10)]
+    small = Origin(content(MIB, 99))
+    async with contextlib.AsyncExitStack() as stack:
+        for origin in (*larges, small):
+            await stack.enter_async_context(origin.running())
+        _, blobs = await stack.enter_async_context(node(tmp_path))
+        reading = [asyncio.create_task(read(blobs, origin)) for origin in larges]  # noqa: TID251
+        async with asyncio.timeout(10):
+            while sum(len(origin.requests) for origin in larges) < 32:
+                await asyncio.sleep(0.01)
+            assert await read(blobs, small) == small.content
+            gate.set()
+            for task, origin in zip(reading, larges, strict=True):
+                assert await task == origin.content
+
+
 async def test_readers_wait_for_the_proof_and_not_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushing, may_go_on = threading.Event(), threading.Event()
     make_durable = layout.make_durable

@@ -1,0 +1,57 @@
+"""How many connections to the origin there are at once, so that it is not overrun, and nobody is left without.
+
+A few large files have all of them for minutes on a slow line. Whoever asks for another file would wait as long, and
+clients give up after ten seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Hashable
+from contextlib import asynccontextmanager
+
+
+class Slots:
+    """`count` at once, first come, first served; and one for each who has none, whatever the others have.
+
+    Belongs to the event loop's thread.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._used: Counter[Hashable] = Counter()
+        self._waiting: dict[asyncio.Future[None], Hashable] = {}
+
+    @asynccontextmanager
+    async def one(self, whose: Hashable) -> AsyncIterator[None]:
+        """Wait for a slot, and have it."""
+        if not self._take(whose):
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting[turn] = whose
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if self._waiting.pop(turn, None) is None:  # it came at the same time
+                    self._give_back(whose)
+                raise
+        try:
+            yield
+        finally:
+            self._give_back(whose)
+
+    def _take(self, whose: Hashable) -> bool:
+        is_free = self._used.total() < self._count or not self._used[whose]
+        if is_free:
+            self._used[whose] += 1
+        return is_free
+
+    def _give_back(self, whose: Hashable) -> None:
+        self._used[whose] -= 1
+        if not self._used[whose]:
+            del self._used[whose]
+        for turn, other in list(self._waiting.items()):
+            if self._take(other):
+                del self._waiting[turn]
+                if not turn.done():
+                    turn.set_result(None)

@@ -1,0 +1,53 @@
+"""Slots: never more than there are, but for those who have none; and none is lost."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.slots import Slots
+
+COUNT = 3
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 30)), max_size=40))
+def test_nobody_is_left_without_and_none_is_lost(steps: list[tuple[str, int]]) -> None:
+    """Each step asks for a slot for somebody, or ends one that was asked for, at any time."""
+
+    async def run() -> None:
+        slots, held = Slots(COUNT), dict.fromkeys("abcd", 0)
+        asking: list[asyncio.Task[None]] = []
+
+        async def have(whose: str) -> None:
+            async with slots.one(whose):
+                held[whose] += 1
+                assert sum(held.values()) <= COUNT or held[whose] == 1
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    held[whose] -= 1
+
+        wanted: dict[str, set[asyncio.Task[None]]] = {whose: set() for whose in "abcd"}
+        for whose, number in steps:
+            if number < len(asking):
+                asking[number].cancel()  # perhaps in the moment in which it is given one
+            else:
+                asking.append(asyncio.create_task(have(whose)))  # noqa: TID251
+                wanted[whose].add(asking[-1])
+            if number % 2:
+                for _ in range(4):
+                    await asyncio.sleep(0)
+                for somebody, tasks in wanted.items():
+                    alive = [task for task in tasks if not task.done()]
+                    assert bool(held[somebody]) == bool(alive)
+                assert sum(held.values()) >= min(COUNT, sum(not task.done() for task in asking))
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+            for _ in range(COUNT):
+                group.create_task(slots.one("e").__aenter__())
+
+    asyncio.run(run())
