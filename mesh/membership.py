@@ -247,6 +247,11 @@ class Members:
                 record.reached = address
                 self._touch(record)
 
+    def seen_at(self, node_id: str) -> float | None:
+        """When a node last spoke to us; if it never did, when what we know of it was told. None for an unknown one."""
+        record = self._records.get(node_id)
+        return None if record is None else record.heard_at if record.heard_at > float("-inf") else record.since
+
     def was_heard(self, node_id: str, since: float) -> bool:
         """Whether a node has spoken to us since then."""
         record = self._records.get(node_id)

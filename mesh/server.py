@@ -72,7 +72,7 @@ class MeshServer:
 
     def add_routes(self, app: web.Application) -> None:
         app.router.add_post("/mesh/swarms/{digest}", self._report)
-        app.router.add_get("/mesh/blobs/{digest}", self._piece)
+        app.router.add_get("/mesh/blobs/{digest}", self._piece, allow_head=False)
 
     async def _report(self, request: web.Request) -> web.Response:
         digest = _digest(request)

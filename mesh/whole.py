@@ -10,10 +10,11 @@ import time
 from collections.abc import Mapping as Fields
 from email.utils import formatdate
 from functools import lru_cache
+from typing import cast
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http import SERVER_SOFTWARE
+from aiohttp.http import SERVER_SOFTWARE, HttpVersion10, HttpVersion11
 
 
 class WholeResponse(web.StreamResponse):
@@ -46,14 +47,14 @@ class WholeResponse(web.StreamResponse):
         fields, version = self.headers, request.version
         fields["Date"] = _date(int(time.time()))
         fields["Server"] = SERVER_SOFTWARE
-        if version.minor == 0 and self._is_kept_alive:  # RFC 9112, section 9.3: each version has its own default
+        if version == HttpVersion10 and self._is_kept_alive:  # RFC 9112, section 9.3: each version has its own default
             fields["Connection"] = "keep-alive"
-        elif version.minor and not self._is_kept_alive:
+        elif version == HttpVersion11 and not self._is_kept_alive:
             fields["Connection"] = "close"
-        await request.writer.write_headers(f"HTTP/1.{version.minor} {self.status} {self.reason}", fields)
-        if self._whole and request.method != "HEAD":
-            await request.writer.write(self._whole)  # in one piece with the header
-        await request.writer.write_eof()
+        await request.writer.write_headers(f"HTTP/{version.major}.{version.minor} {self.status} {self.reason}", fields)
+        # In one piece with the header. It waits until the client has taken enough of what was sent before: who asks and
+        # asks, and reads nothing, would fill the memory.
+        await request.writer.write_eof(b"" if request.method == "HEAD" else cast("bytes", self._whole))
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:

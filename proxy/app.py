@@ -6,6 +6,8 @@ those under `/-/` are the Hub's, and each small answer would pay for them.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ipaddress
 import itertools
 import logging
@@ -70,18 +72,31 @@ class App:
         self._passthrough = passthrough
         self._metrics = metrics
         self._numbers = itertools.count(1)
+        self._running = 0
+        self._is_idle = asyncio.Event()
+
+    async def idle(self, seconds: float) -> None:
+        """Wait until nobody is being answered any more, at most so long."""
+        self._is_idle.clear()
+        if self._running:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._is_idle.wait()
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Let in who asks for a name of ours, and give each request a line in the log and its place in the figures."""
         began = time.perf_counter()
         status = 500
+        self._running += 1
         try:
             self._guard(request.headers.get("Host", "localhost"))
             if (absolute := _absolute(request)) is not None:
                 self._guard(absolute[1].rpartition("@")[2])
-            if "Expect" in request.headers:
+            if request.headers.get("Expect"):
                 await _say_go_on(request)
-            path = request.path
+            path = request.rel_url.path_safe  # as the admin's router sees it: no slash that is written %2F
+            if not path.startswith("/"):
+                raise web.HTTPNotFound  # CONNECT, and OPTIONS *: nothing is there that they could mean
             if path.startswith(_OURS) and not path.startswith(_XET):
                 response = await self._about_us(request)
             else:
@@ -91,13 +106,26 @@ class App:
         except web.HTTPException as error:
             status = error.status
             raise
+        except ConnectionError:
+            if request.transport is not None and not request.transport.is_closing():
+                raise
+            # The client has gone, in the midst of what it sent or of what it got.
+            status, request["outcome"] = 400, "broken"
+            return web.Response(status=400)
+        except asyncio.CancelledError:  # the node is stopping, and its time for that is over
+            status, request["outcome"] = 200 if request.writer.output_size else 503, "broken"
+            raise
         finally:
+            self._running -= 1
+            if not self._running:
+                self._is_idle.set()
             seconds = time.perf_counter() - began
             route, outcome = request.get("route", "admin"), request.get("outcome", "pass")
             self._metrics.client_request(route, status, outcome, request.get("first_byte", seconds))
             level = logging.DEBUG if route == "admin" else logging.INFO
             if log.isEnabledFor(level):
-                self._log(level, request, f"{status} {outcome} {seconds * 1000:.0f} ms")
+                why = f": {request['why']}" if "why" in request else ""
+                self._log(level, request, f"{status} {outcome} {seconds * 1000:.0f} ms{why}")
 
     async def _about_us(self, request: web.BaseRequest) -> web.StreamResponse:
         asked = cast("web.Request", request)  # which has more; the method and the path are what is needed here
@@ -112,7 +140,10 @@ class App:
             return await answer
         except (HubError, OriginUnavailable) as error:
             request["outcome"] = "error"
-            return errors.respond(error, client)
+            response = errors.respond(error, client)
+            if response.status >= 500:  # those are ours to explain; what the Hub refuses is between it and the client
+                request["why"] = error
+            return response
         except MeshError as error:
             # The head is sent and the connection closed, so that the client sees a body cut short.
             request["outcome"] = "broken"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 
 from mesh.blobs import Blobs
@@ -58,9 +59,15 @@ class Holdings:
         return UsageView(self._store.size, self._store.max_size, self._store.evicted_bytes)
 
     def peers(self) -> Sequence[PeerView]:
-        members = self._mesh.members
+        members, now = self._mesh.members, time.monotonic()
         return [
-            PeerView(m.node_id, str(m.address), m.role, is_alive=is_alive, seen_seconds_ago=0.0)
+            PeerView(
+                m.node_id,
+                str(m.address),
+                m.role,
+                is_alive=is_alive,
+                seen_seconds_ago=max(0.0, now - (members.seen_at(m.node_id) or now)),
+            )
             for some, is_alive in ((members.alive(), True), (members.gone(), False))
             for m in some
         ]

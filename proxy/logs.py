@@ -22,7 +22,7 @@ _HIDDEN = "[hidden]"
 
 @dataclass(frozen=True, slots=True)
 class _Secret:
-    """What a secret looks like. `words`: every text with one has at least one of these in it, in whatever case."""
+    """What a secret looks like. `words`: every text with one has at least one of these in it, whichever case."""
 
     words: tuple[str, ...]
     pattern: re.Pattern[str]

@@ -160,19 +160,23 @@ class Origin:
             answer = await self._ask(question.method, question.target, question.kind, sent, question.body)
         except _TooLong:
             raise
-        except OriginUnavailable:
-            self._note_failure(is_ours=is_ours)
+        except OriginUnavailable as error:
+            self._note_failure(error.reason, is_ours=is_ours)
             raise
         if answer.status in _AWAY:
-            self._note_failure(is_ours=is_ours)
+            self._note_failure(f"{self.host} answered {answer.status}", is_ours=is_ours)
         if answer.status >= 500 or answer.status == 408:
             raise OriginUnavailable(f"{self.host} answered {answer.status}")
+        if self._failed_at > 0:
+            log.info("%s answers again", self.host)
         self._failed_at = -_FAILING_SECONDS
         self._note_limits(answer, quota)
         return answer
 
-    def _note_failure(self, *, is_ours: bool) -> None:
+    def _note_failure(self, reason: str, *, is_ours: bool) -> None:
         if is_ours:  # what others ask, they choose: it is not to make all that we say stale
+            if not self.is_failing:
+                log.warning("%s: what is known here is served as it was last said", reason)
             self._failed_at = time.monotonic()
 
     async def _ask(self, method: str, target: str, kind: str, headers: Mapping[str, str], body: bytes | None) -> Answer:

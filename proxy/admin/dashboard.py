@@ -51,7 +51,7 @@ class Dashboard:
         for file in sorted(_STATIC.iterdir()):
             if file.suffix in _TYPES and file.name != "index.html":
                 app.router.add_get(f"/-/{file.name}", _page(file.name))
-        app.router.add_get("/-/events", self.events)
+        app.router.add_get("/-/events", self.events, allow_head=False)
         app.on_shutdown.append(self.close)
 
     async def close(self, _: web.Application | None = None) -> None:

@@ -13,7 +13,7 @@ import click
 from proxy.admin.status import Status
 from proxy.commands import checks
 from proxy.commands.checks import Finding
-from proxy.commands.local import LocalNode, address
+from proxy.commands.local import LocalNode, address, is_told
 from proxy.commands.options import load, node_settings
 from proxy.settings import Settings
 
@@ -30,7 +30,7 @@ def doctor(as_json: bool, **flags: Any) -> int:
     questions, one of them with your token.
     """
     settings = load(flags)
-    findings = list(examine(settings, os.environ, is_listen_given=flags["listen"] is not None))
+    findings = list(examine(settings, os.environ, is_listen_given=is_told(settings, flags)))
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings]))
     else:

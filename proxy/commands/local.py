@@ -27,10 +27,17 @@ def node_flags(command: _Command) -> _Command:
 
 
 def find(flags: Mapping[str, Any]) -> LocalNode:
-    """The node at --listen; else the one of the data directory; else the one at HF_ENDPOINT; else the usual address."""
+    """The node that was said to be meant, in whatever way (see `is_told`); else the one of the data directory; else the
+    one at HF_ENDPOINT; else the usual address."""
     settings = load(flags)
-    endpoint = os.environ.get("HF_ENDPOINT", "")
-    return LocalNode(address(settings, endpoint, is_listen_given=flags.get("listen") is not None))
+    return LocalNode(address(settings, os.environ.get("HF_ENDPOINT", ""), is_listen_given=is_told(settings, flags)))
+
+
+def is_told(settings: Settings, flags: Mapping[str, Any]) -> bool:
+    """Whether `listen` says which node is meant: as a flag always, from elsewhere unless --data-dir names another."""
+    if flags.get("listen") is not None:
+        return True
+    return flags.get("data_dir") is None and settings.listen != Settings().listen and settings.listen.port != 0
 
 
 def address(settings: Settings, hf_endpoint: str, *, is_listen_given: bool) -> str:

@@ -98,7 +98,7 @@ def pull(
                 _run(api, jobs, where, progress, node.url)
     except click.ClickException:
         raise
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of whatever library the client uses for HTTP, too
         raise _explain(error, what) from error
     if not quiet:
         seconds = time.monotonic() - began
@@ -275,6 +275,8 @@ def _explain(error: Exception, what: HfUri) -> click.ClickException:
         return NotAllowed(f"{what.repo} is gated: ask for access on its page at the Hub, then pass its token")
     if isinstance(error, errors.RevisionNotFoundError):
         return NotFound(f"{what.repo} has no revision {what.revision}")
+    if isinstance(error, errors.LocalEntryNotFoundError):  # which says that nobody could be asked
+        return click.ClickException(f"{what.repo} cannot be had now: {error.__cause__ or error}")
     if isinstance(error, errors.EntryNotFoundError):
         return NotFound(f"there is no {what.path or 'such file'} in {what.repo}")
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -283,4 +285,6 @@ def _explain(error: Exception, what: HfUri) -> click.ClickException:
         return NotFound(f"{what.repo}: not found: {error}")
     if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
         return NotAllowed(f"{what.repo}: not allowed: {error}")
-    return click.ClickException(str(error) or type(error).__name__)
+    if isinstance(error, OSError | ValueError):
+        return click.ClickException(str(error) or type(error).__name__)
+    return click.ClickException(f"the download broke off, and the node's log says why: {error}")

@@ -312,3 +312,12 @@ def test_what_we_found_out_ourselves_is_not_softened_by_an_earlier_word():
     known.failed("x", 9.1, is_refused=True)
     known.tick(10.2)
     assert states(known) == {}
+
+
+def test_when_a_node_was_seen_is_when_it_spoke_or_else_when_we_were_told():
+    known = members()
+    known.merge([claim("x"), claim("y")], 3.0)
+    known.heard("x", 9.0)
+    assert (known.seen_at("x"), known.seen_at("y"), known.seen_at("z")) == (9.0, 3.0, None)
+    known.failed("x", 20.0)
+    assert known.seen_at("x") == 9.0

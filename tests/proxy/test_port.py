@@ -8,6 +8,7 @@ import io
 import json
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from http.client import HTTPResponse
 from pathlib import Path
@@ -90,6 +91,7 @@ def test_answers_on_one_connection_are_framed_whatever_comes_before_and_after(no
         ("GET " + FILE, ("Range: bytes=99-",), 416, b"", "0"),
         ("GET " + FILE, ("If-None-Match: *",), 304, b"", None),
         ("HEAD " + INFO, (), 200, b"", length_of_info),
+        ("GET " + FILE, ("Expect:",), 200, CONFIG, str(len(CONFIG))),  # a list may be empty
         ("GET " + INFO, ("If-None-Match: *",), 304, b"", None),
         ("HEAD /-/health", (), 200, b"", "6"),
         ("GET /-/health", (), 200, b"alive\n", "6"),
@@ -172,10 +174,50 @@ def test_what_is_ours_is_never_asked_of_the_hub(hub: HubProcess, node: NodeProce
             ("GET", "/-/nothing", 404),
             ("PUT", "/-/acme/tiny", 404),
             ("GET", "/-/xet/nothing", 404),
+            ("GET", "/-/xet%2Fnothing", 404),
+            ("OPTIONS", "*", 404),
+            ("HEAD", "/-/events", 404),
+            ("CONNECT", "internal.example:22", 404),
         ):
             line.send(f"{method} {target}")
             assert line.receive(method)[0].status == status, target
     assert not hub.stats()["requests"]
+
+
+def test_who_is_being_served_has_the_time_to_drain_and_no_more(hub: HubProcess, tmp_path: Path) -> None:
+    hub.folder.commit("acme/tiny", {"slow.bin": bytes(8 << 20)})
+    with (
+        NodeProcess(tmp_path / "node", hub.url, "--drain-timeout", "4", "--max-origin", "1MiB/s") as node,
+        Line(node.url) as line,
+    ):
+        line.send("GET /acme/tiny/resolve/main/slow.bin")
+        assert line.socket.recv(1000).startswith(b"HTTP/1.1 200")
+        began = time.monotonic()
+        assert node.stop(signal.SIGTERM) == 0
+        assert 3.5 < time.monotonic() - began < 7.5  # it was twice the time
+        assert "slow.bin 200 broken" in node.log()
+
+
+def test_who_asks_and_asks_and_reads_nothing_is_not_waited_upon(hub: HubProcess, node: NodeProcess) -> None:
+    hub.folder.commit("acme/sixty", {"sixty.bin": bytes(60_000)})
+    target = "/acme/sixty/resolve/main/sixty.bin"
+    assert len(node.get(target)) == 60_000
+    with Line(node.url) as line:
+        request = f"GET {target} HTTP/1.1\r\nHost: {line.host}\r\nX-Padding: {'x' * 6000}\r\n\r\n".encode()
+        line.socket.settimeout(3)
+        with pytest.raises(TimeoutError):  # as the node reads nothing any more
+            line.socket.sendall(request * 5000)
+    assert ask(node.url + "/-/health").status == 200
+
+
+def test_who_leaves_in_the_midst_of_a_body_is_no_mistake_of_ours(node: NodeProcess) -> None:
+    for target in ("/api/models/acme/tiny/paths-info/main", "/acme/tiny.git/info/lfs/objects/batch", "/-/pin"):
+        with Line(node.url) as line:
+            line.send("POST " + target, "Content-Length: 100", "Content-Type: application/json", body=b"{")
+    until = time.monotonic() + 10
+    while node.log().count(" 400 broken ") < 2:  # what is ours is not in the log at this level
+        assert time.monotonic() < until
+    assert "Traceback" not in node.log()
 
 
 def test_dashboards_do_not_keep_a_node_from_stopping(hub: HubProcess, tmp_path: Path) -> None:

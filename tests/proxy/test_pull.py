@@ -29,6 +29,7 @@ class Repository:
         self.wrong: set[str] = set()  # paths whose next body has a wrong byte
         self.bodies: list[str] = []
         self.tokens: set[str] = set()
+        self.is_away = self.is_cut = False  # no answers about files any more; bodies end in the middle
 
     def add_routes(self, app: web.Application) -> None:
         app.router.add_get("/api/models/acme/tiny", self.info)
@@ -63,6 +64,16 @@ class Repository:
         path = request.match_info["path"]
         data, entry = FILES[path], self.entry(path)
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{entry.get("lfs", entry)["oid"]}"'}
+        if self.is_away:
+            return web.Response(status=403, headers={"X-Error-Message": "the Hub cannot be reached"})
+        if self.is_cut and request.method == "GET":
+            response = web.StreamResponse(headers=headers)
+            response.content_length = len(data)
+            await response.prepare(request)
+            await response.write(data[:10])
+            assert request.transport is not None
+            request.transport.close()
+            return response  # type: ignore[return-value]
         if request.method == "GET":
             self.bodies.append(path)
             if path in self.wrong:
@@ -172,6 +183,15 @@ async def test_what_cannot_be_pulled_is_one_line_and_its_own_exit_code(pull, arg
     assert (got, out) == (code, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("what", "message"), [("is_away", "cannot be had now"), ("is_cut", "broke off")])
+async def test_what_fails_on_the_way_is_one_line_and_not_taken_for_missing(pull, repository, tmp_path, what, message):
+    setattr(repository, what, True)
+    code, out, err = await pull("hf://acme/tiny/model.safetensors", "-O", str(tmp_path / "w.bin"))
+    assert (code, out) == (1, "")
+    assert "Traceback" not in err
+    assert message in err.splitlines()[-1]
 
 
 class Terminal:
