@@ -42,7 +42,7 @@ async def test_what_finding_out_takes_is_part_of_the_wait(hub: HubProcess, tmp_p
     monkeypatch.setattr(files, "_FIRST_BYTE_SECONDS", 2.0)
     hub.turn(latency={"resolve": 1.0})
     async with parts(hub.url, tmp_path) as node:
-        answers = Files(resolver=node.resolver, blobs=Late(1.5), outflow=None)  # type: ignore[arg-type]
+        answers = Files(resolver=node.resolver, catalog=node.catalog, blobs=Late(1.5), outflow=None)  # type: ignore[arg-type]
         route = FileRoute(TINY, "main", "w.safetensors")
         with pytest.raises(HubError) as caught:
             await answers.handle(make_mocked_request("GET", route.target), route, Client())
