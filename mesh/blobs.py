@@ -59,12 +59,12 @@ class Blobs:
         """
         if is_public:
             self.mark_public(digest)
-        if is_whole:
-            self._house.store.check_fits(size)
         while True:
             blob = self._house.store.open(digest, size)
             if blob is not None:
                 return blob
+            if is_whole and digest not in self._swarms:
+                self._house.store.check_fits(digest, size)
             swarm = await self._swarm(digest, size)
             if swarm is not None:
                 return swarm.read(start, stop, access, is_whole=is_whole)
@@ -76,8 +76,9 @@ class Blobs:
         """
         if is_public:
             self.mark_public(digest)
-        self._house.store.check_fits(size)
         while digest not in self._house.store:
+            if digest not in self._swarms:
+                self._house.store.check_fits(digest, size)
             swarm = await self._swarm(digest, size)
             if swarm is not None:
                 swarm.want(access)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesh.content import Digest
+from mesh.errors import StoreFull
 from mesh.partial import Partial
 from mesh.shared import Stamp
 
@@ -57,3 +58,34 @@ def eviction_order(
         yield from ((entry.used_at, digest) for digest, entry in partials.items() if entry.partial is None)
 
     return [digest for _, digest in sorted(idle()) if not is_pinned(digest)]
+
+
+def check_fits(
+    digest: Digest,
+    size: int,
+    entries: Mapping[Digest, Entry],
+    partials: Mapping[Digest, PartialEntry],
+    is_pinned: Callable[[Digest], bool],
+    *,
+    max_size: int,
+    used: int,
+    free: int,
+) -> None:
+    """Raise StoreFull if a blob of `size` bytes cannot be kept whole, whatever makes room for it.
+
+    `used` of `max_size` bytes are, and `free` are on the disk.
+    """
+    if size > max_size:
+        raise StoreFull(f"{size} bytes can never fit in --max-size {max_size}")
+    partial = partials.get(digest)
+    lacking = size - (partial.held if partial is not None else 0)
+    if lacking <= min(free, max_size - used):
+        return
+    others = [(other, entry.size) for other, entry in entries.items()]
+    others += [(other, entry.held) for other, entry in partials.items() if other != digest]
+    pinned = sum(count for other, count in others if is_pinned(other))
+    if size + pinned > max_size:
+        raise StoreFull(f"{size} bytes do not fit in --max-size {max_size} beside the {pinned} that are pinned")
+    evictable = sum(count for _, count in others) - pinned
+    if lacking > free + evictable:
+        raise StoreFull(f"the disk lacks room for {lacking} bytes: {free} are free, and {evictable} can make room")

@@ -137,6 +137,12 @@ def make_durable(partial: Partial, final: Path, mode: int) -> None:
         log.warning("%s is kept, but not all that belongs to it: %s", partial.digest, error)
 
 
+def free_bytes(folder: str) -> int:
+    """What may still be written to the disk that a directory is on."""
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
+
+
 def manifest_of(path: Path) -> Path:
     return path.with_suffix(".pieces")
 

@@ -19,7 +19,7 @@ from mesh import layout
 from mesh.adopt import take_again
 from mesh.blob import Blob
 from mesh.content import Digest
-from mesh.entries import Entry, PartialEntry, Uses, eviction_order
+from mesh.entries import Entry, PartialEntry, Uses, check_fits, eviction_order
 from mesh.errors import StoreFull, StoreUnusable
 from mesh.marks import Marks
 from mesh.partial import Partial, read_manifest
@@ -277,10 +277,10 @@ class Store:
             return False
         return (ours.st_mtime_ns, ours.st_size) == (file.st_mtime_ns, file.st_size)
 
-    def check_fits(self, size: int) -> None:
-        """Raise StoreFull for what can never be kept whole: nothing should be evicted for it."""
-        if size > self.max_size:
-            raise StoreFull(f"{size} bytes can never fit in --max-size {self.max_size}")
+    def check_fits(self, digest: Digest, size: int) -> None:
+        """Raise StoreFull for what cannot be kept whole, whatever is evicted: then nothing should be."""
+        free, known = layout.free_bytes(self._folder), (self._entries, self._partial_entries)
+        check_fits(digest, size, *known, self._is_pinned, max_size=self.max_size, used=self.size, free=free)
 
     async def reserve(self, partial: Partial, count: int) -> None:
         """Make sure that `count` more bytes fit before they are written, evicting what was used longest ago.

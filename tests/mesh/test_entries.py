@@ -1,0 +1,47 @@
+"""What fits beside what is there and may not go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mesh.content import Digest
+from mesh.entries import Entry, PartialEntry, check_fits
+from mesh.errors import StoreFull
+
+NEW, PINNED, OTHER, HALF = (Digest("sha256", letter * 64) for letter in "abcd")
+ENTRIES = {PINNED: Entry(40, 0.0), OTHER: Entry(20, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("size", "held", "max_size", "free", "trouble"),
+    [
+        (30, 0, 100, 1000, ""),
+        (50, 0, 100, 1000, ""),  # the other makes room, and what has arrived of a third
+        (61, 0, 100, 1000, "beside the 40 that are pinned"),
+        (61, 60, 100, 1000, "beside the 40 that are pinned"),
+        (101, 0, 100, 1000, "can never fit"),
+        (60, 0, 1000, 30, ""),
+        (61, 0, 1000, 30, "31 bytes|lacks room for 61 bytes: 30 are free, and 30 can make room"),
+        (61, 1, 1000, 30, ""),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_before_anything_makes_room(
+    size: int, held: int, max_size: int, free: int, trouble: str
+) -> None:
+    partials = {HALF: PartialEntry(Path("half"), 10, 0.0)}
+    if held:
+        partials[NEW] = PartialEntry(Path("new"), held, 0.0)
+
+    def check() -> None:
+        used = 60 + sum(partial.held for partial in partials.values())
+        check_fits(
+            NEW, size, ENTRIES, partials, lambda digest: digest == PINNED, max_size=max_size, used=used, free=free
+        )
+
+    if not trouble:
+        check()
+        return
+    with pytest.raises(StoreFull, match=trouble):
+        check()
