@@ -156,12 +156,7 @@ def mesh(settings: Settings, status: Status | None) -> Iterator[Finding]:
     elif status is not None:
         cure = "start a second node, or name one with --seed" if not settings.seeds else "see the seeds below"
         yield Finding("note", "peers", "no other node answers: everything comes from the Hub to this node alone", cure)
-    for seed in settings.seeds:
-        if (trouble := _connect(seed)) is not None:
-            cure = f"start the seed, open port {seed.port} to this machine, or correct --seed"
-            yield Finding("bad", "seed", f"{seed} does not answer: {trouble}", cure)
-        else:
-            yield Finding("good", "seed", f"{seed} answers")
+    yield from seeds(settings)
     if settings.mesh_listen.host in ("127.0.0.1", "::1", "localhost") and (settings.seeds or settings.mdns):
         yield Finding(
             "note",
@@ -175,6 +170,22 @@ def mesh(settings: Settings, status: Status | None) -> Iterator[Finding]:
         if key is not None and key.exists() and stat.S_IMODE(key.stat().st_mode) & 0o077:
             yield Finding("bad", "key", f"others on this machine can read {key}", f"chmod 600 {key}")
     yield from certificate(settings, time.time())
+
+
+def seeds(settings: Settings) -> Iterator[Finding]:
+    """Would the seeds take this node in?"""
+    from proxy.commands.greeting import auth_of, trouble  # with aiohttp, which nothing else here needs
+
+    try:
+        auth = auth_of(settings)
+    except (OSError, ValueError) as error:
+        yield Finding("bad", "mesh", f"a node with these settings does not start: {error}", "see docs/security.md")
+        return
+    for seed in settings.seeds:
+        if (found := trouble(seed, auth)) is not None:
+            yield Finding("bad", "seed", *found)
+        else:
+            yield Finding("good", "seed", f"{seed} answers, and takes this node in")
 
 
 def certificate(settings: Settings, now: float) -> Iterator[Finding]:
@@ -274,14 +285,6 @@ def _is_free(address: HostPort) -> bool:
         except OSError:
             return False
     return True
-
-
-def _connect(address: HostPort) -> str | None:
-    try:
-        with socket.create_connection((address.host, address.port), timeout=_TIMEOUT):
-            return None
-    except OSError as error:
-        return str(error)
 
 
 def _is_node(url: str) -> bool:

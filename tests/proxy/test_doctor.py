@@ -12,6 +12,7 @@ from aiohttp import web
 from proxy.commands import checks
 from proxy.commands.options import load
 from tests.mesh.certificates import Authority
+from tests.node import NodeProcess
 
 
 @pytest.fixture
@@ -103,6 +104,43 @@ async def test_a_seed_that_does_not_answer_and_a_key_for_all_to_read(settings, h
     bad = await found(checks.mesh, mine, None)
     assert f"open port {unused_tcp_port}" in bad["seed"]
     assert f"chmod 600 {key}" in bad["key"]
+
+
+async def test_seeds_that_would_not_take_the_node_in(settings, home, unused_tcp_port):
+    mine, others = Authority(home / "authority").sign("node"), Authority(home / "other", "other").sign("node")
+    keys = [home / "key", home / "another"]
+    for number, key in enumerate(keys):
+        key.write_text(f"{number}" * 32)
+
+    def certified(by):
+        return {"mesh_tls_cert_file": by.cert, "mesh_tls_private_key_file": by.key, "mesh_tls_ca_file": by.ca}
+
+    def started(name, **flags):
+        words = [word for flag, value in flags.items() for word in (f"--{flag.replace('_', '-')}", str(value))]
+        return NodeProcess(home / name, f"http://127.0.0.1:{unused_tcp_port}", *words)
+
+    async def said(port, **flags):
+        flags = {name: str(value) for name, value in flags.items()}
+        return (await found(checks.seeds, settings(seeds=(port.removeprefix("http://"),), **flags))).get("seed")
+
+    with (
+        started("open") as plain,
+        started("keyed", mesh_key_file=keys[0]) as keyed,
+        started("tls", **certified(mine)) as certain,
+    ):
+        assert await said(plain.mesh) is None
+        assert await said(keyed.mesh, mesh_key_file=keys[0]) is None
+        assert await said(certain.mesh, **certified(mine)) is None
+        assert "another mesh key" in await said(keyed.mesh, mesh_key_file=keys[1])
+        assert "this node has none" in await said(keyed.mesh)
+        assert "it has no mesh key" in await said(plain.mesh, mesh_key_file=keys[0])
+        assert "--mesh-tls-cert-file" in await said(certain.mesh)
+        assert "does not speak TLS" in await said(plain.mesh, **certified(mine))
+        assert "another authority signed it" in await said(certain.mesh, **certified(others))
+        assert "is no mesh port" in await said(plain.url)
+    bad = await found(checks.seeds, settings(mesh_key_file=str(home / "nowhere")))
+    assert "does not start: " in bad["mesh"]
+    assert "nowhere" in bad["mesh"]
 
 
 async def test_a_certificate_that_is_about_to_expire(settings, home):

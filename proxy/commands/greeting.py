@@ -1,0 +1,59 @@
+"""Would a seed speak to a node with these settings? One message to it, as the node would send it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+
+import aiohttp
+
+from mesh.ask import ask
+from mesh.auth import Auth, NotAuthentic, load_key
+from mesh.errors import MeshError
+from mesh.gossip import TARGET
+from mesh.membership import Address
+from mesh.tls import load_tls
+from proxy.settings import Settings
+from proxy.units import HostPort
+
+_TIMEOUT = 5.0  # seconds
+# To a message that says nothing, from somebody who was let in.
+_WELCOME = "answers HTTP 400"
+
+
+def auth_of(settings: Settings) -> Auth:
+    """How a node with these settings proves to others that it is in the mesh. Raises OSError and ValueError."""
+    key = load_key(settings.mesh_key_file) if settings.mesh_key_file else None
+    tls = load_tls(*settings.mesh_tls_files) if settings.mesh_tls_files else None
+    return Auth(uuid.uuid4().hex, key, tls=tls)
+
+
+def trouble(seed: HostPort, auth: Auth) -> tuple[str, str] | None:
+    """What is wrong and what to do about it; None when the seed would take us in."""
+    log = logging.getLogger("mesh")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # it is said below
+    try:
+        asyncio.run(_greet(Address(seed.host, seed.port), auth))
+    except NotAuthentic as error:
+        return f"{seed} and this node do not trust each other: {error}", "the same settings of the mesh on all nodes"
+    except MeshError as error:
+        if str(error).endswith(_WELCOME):
+            return None
+        return f"what is at {seed} is no mesh port: {error}", "name the port of --mesh-listen, which is usually 8091"
+    except TimeoutError:
+        return f"{seed} does not answer within {_TIMEOUT:.0f} s", "see its log, and what is between it and this machine"
+    except OSError as error:
+        cure = f"start the seed, open port {seed.port} to this machine, or correct --seed"
+        if auth.tls is None and "disconnected" in str(error).lower():
+            cure = "if it has certificates, this node needs some, too: --mesh-tls-cert-file; or correct --seed"
+        return f"{seed} does not answer: {error}", cure
+    finally:
+        log.setLevel(level)
+    return f"what is at {seed} is no mesh port", "name the port of --mesh-listen, which is usually 8091"
+
+
+async def _greet(address: Address, auth: Auth) -> None:
+    async with asyncio.timeout(_TIMEOUT), aiohttp.ClientSession() as session:
+        await ask(session, auth, address, TARGET, b"", limit=1 << 16)
