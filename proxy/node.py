@@ -14,6 +14,7 @@ import sys
 import time
 import uuid
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
@@ -98,18 +99,27 @@ async def _run(settings: Settings) -> int:
         gc.collect()
         gc.freeze()
         log.info("hubmesh %s serves %s at http://%s", VERSION, settings.origin, node.listen)
+        log.info(
+            "peers come to %s, in a mesh %s; up to %s are kept in %s",
+            node.mesh_listen,
+            node.trust,
+            format_size(node.max_size),
+            settings.data_dir,
+        )
         await stop.wait()
         log.info("stopping: running downloads have %.0f s", settings.drain_timeout)
     log.info("stopped")
     return 0
 
 
+@dataclass(frozen=True, slots=True)
 class Node:
-    """What is known of a running node by those who show it."""
+    """What is known of a running node by those who show it. `trust`: with what peers prove themselves, in words."""
 
-    def __init__(self, listen: HostPort, mesh_listen: HostPort) -> None:
-        self.listen = listen
-        self.mesh_listen = mesh_listen
+    listen: HostPort
+    mesh_listen: HostPort
+    trust: str
+    max_size: int
 
 
 async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
@@ -270,7 +280,8 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
         tasks.start(cache.run(), name="hf-cache")
     _announce(data_dir, listen, mesh_listen, stack)
     log.debug("%s in %d blobs are here", format_size(store.size), len(store))
-    return Node(listen, mesh_listen)
+    trust = [name for name, has in (("key", settings.mesh_key_file), ("certificates", settings.mesh_tls_files)) if has]
+    return Node(listen, mesh_listen, f"with {' and '.join(trust)}" if trust else "without a key", store.max_size)
 
 
 def _mesh_app(mesh: Mesh, server: MeshServer, preheater: Preheater, hearsay: Hearsay) -> web.Application:

@@ -6,7 +6,7 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -14,6 +14,7 @@ import click
 
 from proxy.admin.status import Status, decode
 from proxy.commands.options import load, node_settings
+from proxy.commands.uri import HfUri
 from proxy.settings import Settings
 
 _TIMEOUT = 10.0  # seconds; a node answers these from memory
@@ -59,6 +60,18 @@ def _recorded(settings: Settings) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return f"http://{listen.reachable}"
+
+
+def each(repos: Iterable[HfUri], do: Callable[[HfUri], int]) -> int:
+    """Do it for one after the other; the greatest exit code. What one fails with is said, and the others go on."""
+    codes = [0]
+    for repo in repos:
+        try:
+            codes.append(do(repo))
+        except click.ClickException as error:
+            click.echo(f"hubmesh: {repo.id}: {error.format_message()}", err=True)
+            codes.append(error.exit_code)
+    return max(codes)
 
 
 class LocalNode:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from proxy.commands.local import find, node_flags
+from proxy.commands.local import each, find, node_flags
 from proxy.commands.token import token_option, usual
 from proxy.commands.uri import REPO, HfUri
 
@@ -26,7 +26,7 @@ def preheat(
     exclude: tuple[str, ...],
     token: str | None,
     **flags: Any,
-) -> None:
+) -> int:
     """Bring repositories in before anybody asks for them; REPO is owner/name, or datasets/owner/name@revision.
 
     Returns at once: `hubmesh status` shows how far it is.
@@ -34,7 +34,8 @@ def preheat(
     if nodes != "all" and not re.fullmatch(r"0*[1-9]\d{0,5}", nodes, re.ASCII):
         raise click.BadParameter(f"--nodes: {nodes[:20]!r} is neither all nor a number of nodes up to 999999")
     node = find(flags)
-    for repo in repos:
+
+    def begin(repo: HfUri) -> int:
         order = {
             "repo": repo.repo,
             "revision": repo.revision,
@@ -43,4 +44,9 @@ def preheat(
             "nodes": None if nodes == "all" else int(nodes),
         }
         files = node.act("preheat", order, token or usual())["files"]
+        if not files:
+            raise click.ClickException("no file of it matches")
         click.echo(f"{repo.id}: {files} files are on their way; `hubmesh status` shows how far they are")
+        return 0
+
+    return each(repos, begin)

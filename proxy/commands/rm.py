@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from proxy.commands.local import find, node_flags
+from proxy.commands.local import each, find, node_flags
 from proxy.commands.uri import REPO, HfUri
 from proxy.units import format_size
 
@@ -21,14 +21,15 @@ def rm(repos: tuple[HfUri, ...], **flags: Any) -> int:
     pin; the exit code is 1 then.
     """
     node = find(flags)
-    code = 0
-    for repo in repos:
+
+    def remove(repo: HfUri) -> int:
         done = node.act("rm", {"repo": repo.repo})
         said = f"{repo.id}: {format_size(done['bytes'])} freed"
         if pinned := done["pinned"]:
             said += f"; {pinned} files stay, for a pinned repository has them too"
         if in_use := done["in_use"]:
             said += f"; {in_use} files stay, for they are being read or fetched: try again later"
-            code = 1
         click.echo(said)
-    return code
+        return int(bool(in_use))
+
+    return each(repos, remove)

@@ -19,6 +19,7 @@ class PaperNode:
         self.not_ready = ""
         self.told: list[object] = []
         self.error: Exception | None = None
+        self.failing: str | None = None  # the repository that it is about; all if None
         self.in_use = 0  # files that cannot be removed
         self.held = [
             BlobView(
@@ -59,7 +60,7 @@ class PaperNode:
         return self._do("preheat", order)
 
     def _do(self, *what: object) -> int:
-        if self.error is not None:
+        if self.error is not None and self.failing in (None, what[-1]):
             raise self.error
         self.told.append(what)
         return len(self.told)

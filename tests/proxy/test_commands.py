@@ -63,6 +63,13 @@ async def test_ls_of_one_repository_names_its_files(run_at):
     assert (await run_at("ls", "acme/none"))[::2] == (1, "hubmesh: nothing of acme/none is here\n")
 
 
+async def test_what_one_repository_fails_with_does_not_keep_the_others(run_at, node):
+    node.error, node.failing = LookupError("nothing of models/acme/none is here"), "models/acme/none"
+    code, out, err = await run_at("rm", "acme/none", "acme/tiny")
+    assert (code, out) == (1, "acme/tiny: 1 B freed\n")
+    assert err == "hubmesh: acme/none: nothing of models/acme/none is here\n"
+
+
 async def test_orders_reach_the_node(run_at, node, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_environment\n")
     assert (await run_at("pin", "acme/tiny@v1"))[1] == "acme/tiny: 1 files stay\n"
