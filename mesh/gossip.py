@@ -252,12 +252,15 @@ class Gossip:
                 self._strain = max(0, self._strain - 1)
 
     async def _exchange(self, address: Address, expected: str, patience: float) -> str:
+        me = self.members.me
         # Not wait_for(): before Python 3.12 it may swallow a cancellation, and who gave a seed up would go on.
         async with asyncio.timeout(patience):
             answer = await self._ask(address, self._message(with_claims=False), expected)
         message = self._decode(answer)
         node_id = message.sender.node_id
-        if node_id == self.members.me.node_id:
+        if node_id == me.node_id:
+            if message.sender != me:  # or we have said more of ourselves meanwhile
+                self._meet_own(message.sender, address.host)
             return node_id
         self._take(message, _host(address.host))
         self.members.heard(node_id, self._clock(), address)
@@ -304,7 +307,10 @@ class Gossip:
         if sender != self.members.me and not self._is_doubled:
             self._is_doubled = True
             log.error(
-                "another node, at %s port %d, has our node id: was the data directory copied?", remote, sender.port
+                "another node, at %s port %d, has our node id: was the data directory copied? Neither sees the other: "
+                "delete the file node-id in one of them, and start it again",
+                remote,
+                sender.port,
             )
 
     def _tell(self, changes: Sequence[Change]) -> None:

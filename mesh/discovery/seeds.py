@@ -72,7 +72,7 @@ class Seeds:
 
     async def _keep(self, address: Address) -> None:
         """Join at one address, again whenever nobody alive is known to be there."""
-        pause, is_lost = _FIRST_PAUSE, False
+        pause, lost = _FIRST_PAUSE, None  # the kind of error that was last said: another one is another trouble
         own = self._gossip.members.me.node_id
         who, again_at = "", 0.0
         while True:
@@ -87,15 +87,15 @@ class Seeds:
                     if who == own:
                         return  # one list for all seeds names ourselves, too
                 except (OSError, MeshError, ValueError) as error:
-                    if not is_lost:
+                    if type(error) is not lost:
                         log.warning("seed %s does not answer, trying again: %s", address, _words(error))
-                    is_lost = True
+                    lost = type(error)
                     await asyncio.sleep(pause * random.uniform(0.8, 1.2))
                     pause = min(_MAX_PAUSE, pause * 2)
                     continue
-                if is_lost:
+                if lost is not None:
                     log.info("seed %s answers", address)
-                pause, is_lost = _FIRST_PAUSE, False
+                pause, lost = _FIRST_PAUSE, None
             await asyncio.sleep(1.0)
 
 

@@ -44,6 +44,25 @@ async def test_a_seed_that_is_down_at_the_start_is_joined_when_it_comes_and_agai
         await seed.stop()
 
 
+async def test_another_trouble_with_a_seed_is_said_too_and_the_same_is_not_said_again(caplog):
+    peer = await Node("peer").start()
+    troubles = [ConnectionRefusedError("nobody listens")] * 3 + [ConnectionError("it hung up")] * 3
+    asked = []
+
+    async def ask(*_):
+        asked.append(troubles[min(len(asked), len(troubles) - 1)])
+        raise asked[-1]
+
+    peer.gossip._ask = ask
+    try:
+        Seeds([Address("127.0.0.1", 1)], peer.gossip, peer.tasks).start()
+        await until(lambda: len(asked) >= len(troubles))
+        said = [record.getMessage() for record in caplog.records if "does not answer" in record.getMessage()]
+        assert [text.rpartition(": ")[2] for text in said] == ["nobody listens", "it hung up"]
+    finally:
+        await peer.stop()
+
+
 async def test_a_name_with_several_addresses_is_several_seeds_and_one_that_it_drops_is_none():
     nodes = [await Node(name).start() for name in ("a", "b", "me")]
     a, b, me = nodes

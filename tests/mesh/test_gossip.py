@@ -11,7 +11,7 @@ from aiohttp import web
 
 from mesh.auth import NotAuthentic
 from mesh.gossip import MAX_AHEAD, MAX_MESSAGE, TARGET, Gossip
-from mesh.membership import MAX_CLAIMS, MAX_INCARNATION, Claim, Members, State
+from mesh.membership import MAX_CLAIMS, MAX_INCARNATION, Address, Claim, Members, State
 from mesh.tasks import Tasks
 from tests.mesh.members import Node, until
 
@@ -296,9 +296,19 @@ async def test_a_copied_data_directory_is_said_once(caplog):
     double = Claim("a", 1, State.ALIVE, "", 2, "peer", "1")
     for _ in range(2):
         gossip.handle(msgspec.msgpack.encode(["", double, b"x", []]), "10.0.0.2")
-    assert [r.getMessage() for r in caplog.records] == [
-        "another node, at 10.0.0.2 port 2, has our node id: was the data directory copied?"
-    ]
+    [record] = caplog.records
+    assert "another node, at 10.0.0.2 port 2, has our node id" in record.getMessage()
+
+
+@pytest.mark.parametrize(("incarnation", "said"), [(1, 0), (7, 1)])
+async def test_a_node_that_finds_its_copy_says_so_and_not_when_it_finds_itself(caplog, incarnation, said):
+    async def ask(address, body, node_id):
+        return msgspec.msgpack.encode(["", Claim("a", incarnation, State.ALIVE, "", 1, "peer", "1"), b"x", []])
+
+    gossip = Gossip(Members(Claim("a", 1, State.ALIVE, "", 1, "peer", "1")), ask, Tasks())
+    for _ in range(2):
+        assert await gossip.join(Address("10.0.0.2", 1)) == "a"
+    assert sum("delete the file node-id" in record.getMessage() for record in caplog.records) == said
 
 
 @pytest.mark.parametrize("harm", ["silence", "endless", "junk", "other"])
