@@ -27,6 +27,7 @@ from proxy.hub.metadata import FileMetadata
 
 log = logging.getLogger(__name__)
 
+IN_A_ROW = 3600.0
 _MEMORY = 16 << 20  # bytes, roughly: the entries as they are on disk and what Python adds to each
 _ENTRY_OVERHEAD = 500
 _SIZE_LIMIT = 1 << 30  # bytes on disk; diskcache then drops what was stored longest ago
@@ -75,6 +76,20 @@ class BlobName(msgspec.Struct, frozen=True):
 
     repo: str
     path: str
+
+
+class Disproof(msgspec.Struct, frozen=True):
+    """Bytes that were here turned out not to be the blob that they were to be: who was sent some may have wrong ones.
+
+    `at` is when that last was (seconds since the epoch; 0 for never), `times` how often in a row, less than
+    `IN_A_ROW` seconds apart.
+    """
+
+    at: float = 0.0
+    times: int = 0
+
+    def again(self, now: float) -> Disproof:
+        return Disproof(now, self.times + 1 if now - self.at < IN_A_ROW else 1)
 
 
 class XetName(msgspec.Struct, frozen=True):
@@ -203,16 +218,12 @@ class Catalog:
         """A repository and path that this blob was last known by."""
         return self._get(_key("blob", str(digest)), BlobName)
 
-    def disproved_at(self, digest: Digest) -> float:
-        """When bytes that were here last turned out not to be this blob, in seconds since the epoch; 0 for never.
-
-        Who was sent parts of it until then may have got wrong ones.
-        """
-        return self._get(_key("disproved", str(digest)), float) or 0.0
+    def disproof(self, digest: Digest) -> Disproof:
+        """Kept over restarts, as clients keep what they were sent."""
+        return self._get(_key("disproved", str(digest)), Disproof) or Disproof()
 
     def disprove(self, digest: Digest) -> None:
-        """Bytes that were here are not this blob: remembered over restarts, as clients keep what they were sent."""
-        self._set(_key("disproved", str(digest)), time.time())
+        self._set(_key("disproved", str(digest)), self.disproof(digest).again(time.time()))
 
     def pins(self) -> dict[str, list[str]]:
         """Digests that were pinned, by repository."""

@@ -101,7 +101,7 @@ class Files:
                 selection,
                 file.size,
                 file.path,
-                disproved_at=self._catalog.disproved_at(file.digest),
+                disproof=self._catalog.disproof(file.digest),
                 now=time.time(),
                 begins_anew=client.begins_anew,
             )

@@ -132,7 +132,7 @@ class Lfs:
             replace(selection, is_rest=selection.stop == found.size),  # git asks for what it lacks, and no other ranges
             found.size,
             found.digest.hex,
-            disproved_at=self._catalog.disproved_at(found.digest),
+            disproof=self._catalog.disproof(found.digest),
             now=time.time(),
             begins_anew=True,
         )

@@ -7,6 +7,7 @@ instead, if they are known to begin anew with that, or else an error that says w
 
 from __future__ import annotations
 
+from proxy.catalog import Disproof
 from proxy.hub.errors import HubError
 from proxy.ranges import Selection
 
@@ -14,22 +15,22 @@ _REST_SECONDS = 30 * 86400.0  # what is left of a download on a client's disk ma
 # Who fetches a file in several ranges tries one that broke again at once. Others read ranges for their own sake, and
 # what they read before has nothing to do with it.
 _RANGE_SECONDS = 300.0
+_HOPELESS = 3  # disproofs in a row: who begins anew by itself would do so for ever
 
 
 def choose(
-    selection: Selection, size: int, name: str, *, disproved_at: float, now: float, begins_anew: bool
+    selection: Selection, size: int, name: str, *, disproof: Disproof, now: float, begins_anew: bool
 ) -> Selection:
     """What to answer with where `selection` is asked for, of a file called `name` that has `size` bytes.
 
-    `disproved_at` is when bytes that were here last turned out to be wrong, and clients may have got some of them, 0
-    for never; like `now` in seconds since the epoch. `begins_anew`: the client does when it gets the whole.
+    `now` is in seconds since the epoch. `begins_anew`: the client does when it gets the whole.
 
     Raises HubError.
     """
     is_whole = selection.status != 206 or (selection.start, selection.stop) == (0, size)
-    if is_whole or now - disproved_at >= (_REST_SECONDS if selection.is_rest else _RANGE_SECONDS):
+    if is_whole or now - disproof.at >= (_REST_SECONDS if selection.is_rest else _RANGE_SECONDS):
         return selection
-    if selection.is_rest and begins_anew:
+    if selection.is_rest and begins_anew and disproof.times < _HOPELESS:
         return Selection(200, 0, size)
     raise HubError(
         412,

@@ -10,7 +10,10 @@ import contextlib
 import hashlib
 import http.client
 import json
+import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -396,6 +399,25 @@ def test_row_23_nobody_goes_on_from_wrong_bytes(hub: HubProcess, tmp_path: Path)
                 node.start()
         assert ask(resolve(node, "model.safetensors"), Range="bytes=0-").body == BIG
         assert "Traceback" not in node.log()
+
+
+@pytest.mark.parametrize("times", [1, 1000])
+def test_row_23_huggingface_hub_begins_anew_by_itself_and_not_for_ever(
+    hub: HubProcess, node: NodeProcess, tmp_path: Path, times: int
+) -> None:
+    large = random.Random(2).randbytes(24 * MIB)  # it goes on after 10 MiB at the earliest
+    hub.folder.commit(REPO, {"large.safetensors": large})
+    hub.turn(corrupt={"large.safetensors": 10}, corrupt_times=times)
+    call = f"import huggingface_hub as h; h.hf_hub_download({REPO!r}, 'large.safetensors', local_dir={str(tmp_path)!r})"
+    environment = os.environ | {"HF_ENDPOINT": node.url, "NO_PROXY": "*", "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", call], env=environment, capture_output=True, text=True, timeout=60)
+    if times == 1:
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "large.safetensors").read_bytes() == large
+    else:
+        assert done.returncode == 1
+        assert "delete what you have" in done.stderr
+        assert not (tmp_path / "large.safetensors").exists()
 
 
 def test_row_24_clients_share_one_fetch_that_outlives_them(hub: HubProcess, node: NodeProcess) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from proxy.catalog import Disproof
 from proxy.hub.errors import HubError
 from proxy.ranges import Selection
 from proxy.resumed import choose
@@ -10,10 +11,11 @@ DAY = 86400.0
 REST, PART = Selection(206, 10, 100, is_rest=True), Selection(206, 10, 20)
 
 
-def chosen(selection: Selection, seconds: float, *, begins_anew: bool) -> Selection | int:
+def chosen(selection: Selection, seconds: float, *, begins_anew: bool, times: int = 1) -> Selection | int:
     now = 1e9
+    disproof = Disproof(now - seconds, times)
     try:
-        return choose(selection, 100, "a.bin", disproved_at=now - seconds, now=now, begins_anew=begins_anew)
+        return choose(selection, 100, "a.bin", disproof=disproof, now=now, begins_anew=begins_anew)
     except HubError as error:
         return error.status
 
@@ -45,4 +47,13 @@ def test_all_else_is_answered_as_ever(selection: Selection) -> None:
 
 @pytest.mark.parametrize("selection", [REST, PART])
 def test_files_that_were_never_wrong_are_too(selection: Selection) -> None:
-    assert choose(selection, 100, "a.bin", disproved_at=0.0, now=1e9, begins_anew=False) == selection
+    assert choose(selection, 100, "a.bin", disproof=Disproof(), now=1e9, begins_anew=False) == selection
+
+
+def test_who_begins_anew_by_itself_does_not_do_so_for_ever() -> None:
+    disproof = Disproof()
+    for seconds in (0.0, 4000.0, 4001.0):
+        disproof = disproof.again(1e6 + seconds)
+    assert disproof == Disproof(1e6 + 4001.0, 2)
+    assert chosen(REST, 1.0, begins_anew=True, times=2) == Selection(200, 0, 100)
+    assert chosen(REST, 1.0, begins_anew=True, times=3) == 412
