@@ -67,7 +67,7 @@ class Questions:
                 answer = await self._ask(owner, question)
             except Unavailable as error:
                 log.debug("no answer from the owner: %s", error)
-                self._down_until[owner] = now + _DOWN_SECONDS
+                self._leave_out(owner, _DOWN_SECONDS)
                 continue
             return (owner, answer) if answer else None
         return None
@@ -88,7 +88,12 @@ class Questions:
     def pass_over(self, owner: str) -> None:
         """An owner answers, but cannot find out what others can: for a while whoever comes next is asked instead."""
         log.info("%s does not find out what it is asked; it is passed over for %.0f s", owner, _PASSED_OVER_SECONDS)
-        self._down_until[owner] = time.monotonic() + _PASSED_OVER_SECONDS
+        self._leave_out(owner, _PASSED_OVER_SECONDS)
+
+    def _leave_out(self, owner: str, seconds: float) -> None:
+        now = time.monotonic()
+        self._down_until = {node: until for node, until in self._down_until.items() if until > now}  # nodes come and go
+        self._down_until[owner] = now + seconds
 
     def _owners(self) -> list[str]:
         others = list(self._neighbours.alive())

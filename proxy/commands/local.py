@@ -17,6 +17,7 @@ from proxy.commands.options import load, node_settings
 from proxy.commands.uri import HfUri
 from proxy.settings import Settings
 
+_STATUS = "/-/status"
 _TIMEOUT = 10.0  # seconds; a node answers these from memory
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -83,7 +84,7 @@ class LocalNode:
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def status(self) -> Status:
-        document = self.get("/-/status")
+        document = self.get(_STATUS)
         try:
             return decode(document)
         except ValueError as error:
@@ -112,6 +113,8 @@ class LocalNode:
                 return body
         except urllib.error.HTTPError as error:
             with error:
+                if error.code == 404 and request.selector == _STATUS:
+                    raise click.ClickException(f"what answers at {self.url} is not a hubmesh node") from error
                 raise click.ClickException(_said(error) or f"{self.url} answered {error.code}") from error
         except OSError as error:
             reason = getattr(error, "reason", error)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import pytest
 
-from proxy.commands.local import find
+from proxy.commands.local import LocalNode, find
+from tests.hub.process import HubProcess
 
 RECORDED = "127.0.0.1:8190"
 
@@ -39,3 +41,8 @@ def test_flags_count_more_than_the_environment_and_that_more_than_what_is_found(
     if "data_dir" in flags:
         flags = flags | {"data_dir": str(tmp_path / flags["data_dir"])}
     assert find(flags).url.replace("127.0.0.1", "localhost") == expected
+
+
+def test_what_is_no_node_is_said_to_be_none(hub: HubProcess) -> None:
+    with pytest.raises(click.ClickException, match="is not a hubmesh node"):
+        LocalNode(hub.url).status()
