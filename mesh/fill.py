@@ -53,6 +53,7 @@ class Fill:
         self.proof = Proof(partial.digest, partial.size, partial.fd)
         self.progress: dict[int, int] = {}
         self.readers: set[Reader] = set()
+        self.was_read = bool(partial.unchecked)  # by whom an earlier process had is not known
         self.is_proven = False
         self.is_stored = False
         self.error: MeshError | None = None
@@ -70,6 +71,7 @@ class Fill:
         """Follow the bytes from `start` up to `stop`. `is_whole`: the client means to have the whole blob."""
         reader = Reader(self, start, stop, is_whole)
         self.readers.add(reader)
+        self.was_read = True
         return reader
 
     def poke(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _THREADS = 64  # transfers at the same time, whatever they are for
 _PROOFS = 8  # blobs that are being hashed at the same time
 _ORIGIN_CONNECTIONS = 32
+_OF_PEERS = 16  # threads that are left for pieces of peers, however many blobs come from the origin
 
 
 class Exchange(Protocol):
@@ -87,6 +88,9 @@ class Peers(Protocol):
         """A peer sent wrong bytes."""
 
 
+Disproved = Callable[["Digest", bool], None]
+
+
 @dataclass(slots=True)
 class House:
     """The parts of a node that move bytes. Times are seconds, rates bytes per second."""
@@ -98,7 +102,8 @@ class House:
     exchange: Exchange
     peers: Peers
     # Told of a blob when bytes that were here, and that clients may have been sent, turned out not to be it.
-    disproved: Callable[[Digest], None] = lambda digest: None
+    # `is_trusted`: all of them were from sources beyond doubt, so that readers of ranges got some as well.
+    disproved: Disproved = lambda digest, is_trusted: None
     uploads: int = 0  # to peers, under way
     # Pieces that were part of a failed proof and that nobody vouches for: their BLAKE3 digest and their source.
     doubted: dict[Digest, dict[int, tuple[bytes, str]]] = field(default_factory=dict)
@@ -106,7 +111,7 @@ class House:
     peer_connections: Connections = field(default_factory=lambda: Connections(proxies=False))
     origin_limiter: Limiter = field(default_factory=lambda: Limiter(None))
     peer_limiter: Limiter = field(default_factory=lambda: Limiter(None))
-    origin_slots: Slots = field(default_factory=lambda: Slots(_ORIGIN_CONNECTIONS))  # by blob
+    origin_slots: Slots = field(default_factory=lambda: Slots(_ORIGIN_CONNECTIONS, _THREADS - _OF_PEERS))  # by blob
     pool: ThreadPoolExecutor = field(default_factory=lambda: bulk_pool(_THREADS, "intake"))
     proofs: ThreadPoolExecutor = field(default_factory=lambda: bulk_pool(_PROOFS, "proof", NICE_OF_PROOFS))
 

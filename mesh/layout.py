@@ -7,6 +7,7 @@ import errno
 import fcntl
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -138,8 +139,11 @@ def make_durable(partial: Partial, final: Path, mode: int) -> None:
 
 
 def free_bytes(folder: str) -> int:
-    """What may still be written to the disk that a directory is on."""
-    disk = os.statvfs(folder)
+    """What may still be written to the disk that a directory is on; no bound if it does not say."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return sys.maxsize
     return disk.f_bavail * disk.f_frsize
 
 

@@ -13,13 +13,14 @@ from contextlib import asynccontextmanager
 
 
 class Slots:
-    """`count` at once, first come, first served; and one for each who has none, whatever the others have.
+    """`count` at once, first come, first served; and one for each who has none, up to `limit` in all.
 
     Belongs to the event loop's thread.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, limit: int) -> None:
         self._count = count
+        self._limit = limit
         self._used: Counter[Hashable] = Counter()
         self._waiting: dict[asyncio.Future[None], Hashable] = {}
 
@@ -41,7 +42,7 @@ class Slots:
             self._give_back(whose)
 
     def _take(self, whose: Hashable) -> bool:
-        is_free = self._used.total() < self._count or not self._used[whose]
+        is_free = self._used.total() < (self._count if self._used[whose] else self._limit)
         if is_free:
             self._used[whose] += 1
         return is_free

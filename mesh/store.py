@@ -279,8 +279,9 @@ class Store:
 
     def check_fits(self, digest: Digest, size: int) -> None:
         """Raise StoreFull for what cannot be kept whole, whatever is evicted: then nothing should be."""
-        free, known = layout.free_bytes(self._folder), (self._entries, self._partial_entries)
-        check_fits(digest, size, *known, self._is_pinned, max_size=self.max_size, used=self.size, free=free)
+        if digest not in self._entries:  # in doubt, or being taken over
+            free, known = layout.free_bytes(self._folder), (self._entries, self._partial_entries)
+            check_fits(digest, size, *known, self._is_pinned, max_size=self.max_size, used=self.size, free=free)
 
     async def reserve(self, partial: Partial, count: int) -> None:
         """Make sure that `count` more bytes fit before they are written, evicting what was used longest ago.

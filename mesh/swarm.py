@@ -390,9 +390,10 @@ class Swarm:
         log.error("%s: the bytes from %s do not match the digest; dropped", self.digest, sources)
         if doubted:
             house.doubted[self.digest] = {p: (partial.piece_digests[p], self.fetcher.source_of(p)) for p in doubted}
-        else:
+        if self.fill.was_read:  # and before readers are broken off: some will ask for the rest at once
+            house.disproved(self.digest, not doubted)
+        if not doubted:
             doubted = partial.have.copy()
             house.stats.pieces_rejected[ORIGIN] += len(doubted)
-        house.disproved(self.digest)  # before readers are broken off: some will ask for the rest at once
         self.fill.finish(BlobCorrupt(f"the bytes that arrived for {self.digest} are not what it names"))
         partial.drop_surely(doubted)

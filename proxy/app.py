@@ -102,6 +102,10 @@ class App:
             else:
                 response = await self._of_hub(request)
             status = response.status
+            if not response.prepared:  # it is being answered until that is sent
+                request["first_byte"] = time.perf_counter() - began
+                await response.prepare(request)
+                await response.write_eof()
             return response
         except web.HTTPException as error:
             status = error.status

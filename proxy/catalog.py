@@ -27,7 +27,6 @@ from proxy.hub.metadata import FileMetadata
 
 log = logging.getLogger(__name__)
 
-IN_A_ROW = 3600.0
 _MEMORY = 16 << 20  # bytes, roughly: the entries as they are on disk and what Python adds to each
 _ENTRY_OVERHEAD = 500
 _SIZE_LIMIT = 1 << 30  # bytes on disk; diskcache then drops what was stored longest ago
@@ -81,15 +80,11 @@ class BlobName(msgspec.Struct, frozen=True):
 class Disproof(msgspec.Struct, frozen=True):
     """Bytes that were here turned out not to be the blob that they were to be: who was sent some may have wrong ones.
 
-    `at` is when that last was (seconds since the epoch; 0 for never), `times` how often in a row, less than
-    `IN_A_ROW` seconds apart.
+    When that last was, in seconds since the epoch; 0 for never. `of_ranges`: so that readers of ranges may, too.
     """
 
     at: float = 0.0
-    times: int = 0
-
-    def again(self, now: float) -> Disproof:
-        return Disproof(now, self.times + 1 if now - self.at < IN_A_ROW else 1)
+    of_ranges: float = 0.0
 
 
 class XetName(msgspec.Struct, frozen=True):
@@ -222,8 +217,9 @@ class Catalog:
         """Kept over restarts, as clients keep what they were sent."""
         return self._get(_key("disproved", str(digest)), Disproof) or Disproof()
 
-    def disprove(self, digest: Digest) -> None:
-        self._set(_key("disproved", str(digest)), self.disproof(digest).again(time.time()))
+    def disprove(self, digest: Digest, is_trusted: bool) -> None:
+        now = time.time()
+        self._set(_key("disproved", str(digest)), Disproof(now, now if is_trusted else self.disproof(digest).of_ranges))
 
     def pins(self) -> dict[str, list[str]]:
         """Digests that were pinned, by repository."""

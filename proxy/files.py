@@ -97,14 +97,8 @@ class Files:
             if_none_match=request.headers.get("If-None-Match"),
         )
         if selection.status == 206 and file.digest is not None:
-            selection = resumed.choose(
-                selection,
-                file.size,
-                file.path,
-                disproof=self._catalog.disproof(file.digest),
-                now=time.time(),
-                begins_anew=client.begins_anew,
-            )
+            disproof = self._catalog.disproof(file.digest)
+            selection = resumed.choose(selection, file.size, file.path, disproof, time.time())
         headers = _headers(file.commit, file.metadata) | self._xet_headers(request, file, route.prefix)
         if content_range := selection.content_range(file.size):
             headers["Content-Range"] = content_range

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from aiohttp import web
 
@@ -128,14 +128,7 @@ class Lfs:
             if_match=request.headers.get("If-Match"),
             if_none_match=request.headers.get("If-None-Match"),
         )
-        selection = resumed.choose(
-            replace(selection, is_rest=selection.stop == found.size),  # git asks for what it lacks, and no other ranges
-            found.size,
-            found.digest.hex,
-            disproof=self._catalog.disproof(found.digest),
-            now=time.time(),
-            begins_anew=True,
-        )
+        selection = resumed.anew(selection, found.size, self._catalog.disproof(found.digest), time.time())
         headers = {"ETag": etag, "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
         if content_range := selection.content_range(found.size):
             headers["Content-Range"] = content_range

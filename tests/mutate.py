@@ -124,8 +124,8 @@ MUTATIONS = [
     edit(21, "proxy/hub/client.py", "return (self.hub_version or (1, 0)) >= (1, 0)", "return True"),
     edit(21, FILES, "_FIRST_BYTE_SECONDS = 8.5", "_FIRST_BYTE_SECONDS = 60.0"),
     edit(22, ORIGIN, 'sent = {"Accept-Encoding": "identity",', 'sent = {"Accept-Encoding": "gzip",'),
-    edit(23, "mesh/swarm.py", "house.disproved(self.digest)  #", "pass  #"),
-    edit(23, "proxy/resumed.py", "if selection.is_rest and begins_anew and", "if selection.is_rest and"),
+    edit(23, "mesh/swarm.py", "house.disproved(self.digest, not doubted)", "pass"),
+    edit(23, "proxy/resumed.py", "is_whole = selection.status != 206", "is_whole = selection.is_rest"),
     edit(
         23,
         "mesh/proof.py",

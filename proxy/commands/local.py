@@ -29,17 +29,22 @@ def node_flags(command: _Command) -> _Command:
 
 
 def find(flags: Mapping[str, Any]) -> LocalNode:
-    """The node that was said to be meant, in whatever way (see `is_told`); else the one of the data directory; else the
-    one at HF_ENDPOINT; else the usual address."""
+    """The node at --listen, or HUBMESH_LISTEN if no data directory is named; else the one of the data directory; else
+    the one at HF_ENDPOINT; else the usual address."""
     settings = load(flags)
     return LocalNode(address(settings, os.environ.get("HF_ENDPOINT", ""), is_listen_given=is_told(settings, flags)))
 
 
 def is_told(settings: Settings, flags: Mapping[str, Any]) -> bool:
-    """Whether `listen` says which node is meant: as a flag always, from elsewhere unless --data-dir names another."""
+    """Whether `listen` says which node is meant: not where a data directory was named at least as clearly.
+
+    What a file says is where nodes are to listen; the data directory knows where the one that runs does.
+    """
     if flags.get("listen") is not None:
         return True
-    return flags.get("data_dir") is None and settings.listen != Settings().listen and settings.listen.port != 0
+    if flags.get("data_dir") is not None or os.environ.get("HUBMESH_DATA_DIR", "").strip():
+        return False
+    return bool(os.environ.get("HUBMESH_LISTEN", "").strip()) and settings.listen.port != 0
 
 
 def address(settings: Settings, hf_endpoint: str, *, is_listen_given: bool) -> str:
@@ -47,6 +52,8 @@ def address(settings: Settings, hf_endpoint: str, *, is_listen_given: bool) -> s
     if not is_listen_given:
         if (listen := _recorded(settings)) is not None:
             return listen
+        if settings.listen != Settings().listen:
+            return f"http://{settings.listen.reachable}"
         endpoint = urlsplit(hf_endpoint)
         # A path would be the prefix of the Hub's name space; the node's own pages are above it.
         if endpoint.scheme == "http" and endpoint.netloc:

@@ -41,14 +41,6 @@ class Client:
         return (self.hub_version or (1, 0)) >= (1, 0)
 
     @property
-    def begins_anew(self) -> bool:
-        """Whether, having asked for the rest of a file and given the whole, it does away with what it had.
-
-        huggingface_hub does since February 2026 (its pull request 3778); before, it put the one behind the other.
-        """
-        return (self.hub_version or (0, 0)) >= (1, 5)
-
-    @property
     def accepts_unknown_size(self) -> bool:
         return (self.hub_version or (0, 0)) >= (1, 33)
 

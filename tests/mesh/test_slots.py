@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mesh.slots import Slots
 
-COUNT = 3
+COUNT, LIMIT = 3, 6  # one for each of four, when one of them has three
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 30)), max_size=40))
@@ -17,13 +17,13 @@ def test_nobody_is_left_without_and_none_is_lost(steps: list[tuple[str, int]]) -
     """Each step asks for a slot for somebody, or ends one that was asked for, at any time."""
 
     async def run() -> None:
-        slots, held = Slots(COUNT), dict.fromkeys("abcd", 0)
+        slots, held = Slots(COUNT, LIMIT), dict.fromkeys("abcd", 0)
         asking: list[asyncio.Task[None]] = []
 
         async def have(whose: str) -> None:
             async with slots.one(whose):
                 held[whose] += 1
-                assert sum(held.values()) <= COUNT or held[whose] == 1
+                assert sum(held.values()) <= (COUNT if held[whose] > 1 else LIMIT)
                 try:
                     await asyncio.Event().wait()
                 finally:
@@ -51,3 +51,13 @@ def test_nobody_is_left_without_and_none_is_lost(steps: list[tuple[str, int]]) -
                 group.create_task(slots.one("e").__aenter__())
 
     asyncio.run(run())
+
+
+async def test_there_is_a_limit_to_that() -> None:
+    slots = Slots(1, 2)
+    async with slots.one("a"), slots.one("b"):
+        third = asyncio.create_task(slots.one("c").__aenter__())  # noqa: TID251
+        await asyncio.sleep(0)
+        assert not third.done()
+    async with asyncio.timeout(5):
+        await third
