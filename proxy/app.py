@@ -104,8 +104,9 @@ class App:
             status = response.status
             if not response.prepared:  # it is being answered until that is sent
                 request["first_byte"] = time.perf_counter() - began
-                await response.prepare(request)
-                await response.write_eof()
+                with contextlib.suppress(ConnectionError):  # the client has gone
+                    await response.prepare(request)
+                    await response.write_eof()
             return response
         except web.HTTPException as error:
             status = error.status

@@ -481,3 +481,13 @@ async def test_what_was_used_longest_ago_makes_room(
         assert second.digest not in house.store
         assert house.store.size <= 5 * MIB
         assert house.store.evicted_bytes == 2 * MIB
+
+
+async def test_what_is_here_fits_whoever_pinned_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked while a blob is in doubt: it would be counted twice, and refused."""
+    async with Origin(content(MIB)).running() as origin, node(tmp_path, max_size=MIB + 1) as (house, blobs):
+        await blobs.want(origin.digest, MIB, origin)
+        monkeypatch.setattr(house.store, "_is_pinned", lambda _: True)
+        house.store.check_fits(origin.digest, MIB)
+        with pytest.raises(StoreFull, match="that are pinned"):
+            house.store.check_fits(Digest("sha256", "0" * 64), MIB)
