@@ -182,11 +182,13 @@ class MeshExchange:
         return _LOCAL_INTERVAL if self.is_local(digest) else _REMOTE_INTERVAL
 
     def tracker_of(self, digest: Digest) -> str:
-        """The id of the node that leads this blob's swarm: the first seed by rank, or the first node without seeds."""
+        """The id of the node that leads this blob's swarm: the first seed by rank, or the first node without seeds.
+
+        With all seeds down it is the first of the others: if each led for itself, each would fetch a copy.
+        """
         if not self._may_share(digest):
             return self._node_id
         now = time.monotonic()
-        # With all seeds down, whoever asks leads for itself: better one origin copy more than none.
         return next((node for node in self._order(digest) if self._down_until.get(node, 0.0) <= now), self._node_id)
 
     def _order(self, digest: Digest) -> list[str]:
@@ -197,9 +199,9 @@ class MeshExchange:
             self._forget_old()
         order = self._ranks.get(digest)
         if order is None:
-            seeds = [other.node for other in known if other.is_seed] + ([self._node_id] if self._is_seed else [])
-            names = seeds or [self._node_id, *(other.node for other in known)]
-            order = self._ranks[digest] = ranked(str(digest), names)
+            nodes = [(other.node, other.is_seed) for other in known] + [(self._node_id, self._is_seed)]
+            parts = [[node for node, is_seed in nodes if is_seed is first] for first in (True, False)]
+            order = self._ranks[digest] = [node for part in parts for node in ranked(str(digest), part)]
         return order
 
     def _forget_old(self) -> None:
