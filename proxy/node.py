@@ -22,7 +22,7 @@ import uvloop
 from aiohttp import web
 
 from mesh.access import OriginAccess
-from mesh.auth import Auth, load_key
+from mesh.auth import Auth
 from mesh.blobs import Blobs
 from mesh.content import Digest
 from mesh.dial import peer_socket
@@ -38,7 +38,6 @@ from mesh.server import MeshServer
 from mesh.stats import Stats
 from mesh.store import Store
 from mesh.tasks import Tasks
-from mesh.tls import load_tls
 from mesh.transfer import Connections
 from proxy.admin.metrics import Metrics
 from proxy.admin.routes import add_routes
@@ -64,6 +63,7 @@ from proxy.preheat import Preheater
 from proxy.relay import Relay
 from proxy.resolve import Resolver
 from proxy.settings import Settings
+from proxy.trust import auth_of
 from proxy.units import HostPort, format_size
 from proxy.version import VERSION
 from proxy.xet import Xet
@@ -309,11 +309,10 @@ def _start_discovery(
 
 def _auth(settings: Settings) -> Auth:
     """Who this node is to its peers, and how it and they prove it."""
-    key = load_key(settings.mesh_key_file) if settings.mesh_key_file else None
-    tls = load_tls(*settings.mesh_tls_files) if settings.mesh_tls_files else None
-    if tls is not None and (trouble := tls.trouble(time.time())):
+    auth = auth_of(settings, _node_id(settings.data_dir))
+    if auth.tls is not None and (trouble := auth.tls.trouble(time.time())):
         log.error("no other node will let us in: the certificate in %s %s", settings.mesh_tls_cert_file, trouble)
-    return Auth(_node_id(settings.data_dir), key, tls=tls)
+    return auth
 
 
 def _node_id(data_dir: Path) -> str:

@@ -16,7 +16,7 @@ _REST_SECONDS = 7 * 86400.0  # what is left of a download on a client's disk may
 # Who fetches a file in several ranges tries one that broke again at once. Others read ranges for their own sake, and
 # what they read before has nothing to do with it.
 _RANGE_SECONDS = 300.0
-_CLOCK = 3600.0  # a disproof that is further ahead was noted with a clock that has been set back since
+CLOCK = 3600.0  # a disproof that is further ahead was noted with a clock that has been set back since
 
 
 def choose(selection: Selection, size: int, name: str, disproof: Disproof, now: float) -> Selection:
@@ -26,7 +26,7 @@ def choose(selection: Selection, size: int, name: str, disproof: Disproof, now: 
     """
     is_whole = selection.status != 206 or (selection.start, selection.stop) == (0, size)
     at, seconds = (disproof.at, _REST_SECONDS) if selection.is_rest else (disproof.of_ranges, _RANGE_SECONDS)
-    if is_whole or not -_CLOCK < now - at < seconds:
+    if is_whole or not _is_recent(at, now, seconds):
         return selection
     raise HubError(
         412,
@@ -37,5 +37,9 @@ def choose(selection: Selection, size: int, name: str, disproof: Disproof, now: 
 
 def anew(selection: Selection, size: int, disproof: Disproof, now: float) -> Selection:
     """The same for a client that begins anew when it gets the whole, and checks it: git."""
-    is_late = not -_CLOCK < now - disproof.at < _REST_SECONDS
-    return selection if selection.status != 206 or is_late else Selection(200, 0, size)
+    is_rest = selection.status == 206 and _is_recent(disproof.at, now, _REST_SECONDS)
+    return Selection(200, 0, size) if is_rest else selection
+
+
+def _is_recent(at: float, now: float, seconds: float) -> bool:
+    return -CLOCK < now - at < seconds

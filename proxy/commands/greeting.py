@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
+from typing import NoReturn
 
 import aiohttp
 
 from mesh.ask import ask
-from mesh.auth import Auth, NotAuthentic, load_key
-from mesh.errors import MeshError
+from mesh.auth import Auth, NotAuthentic
+from mesh.errors import MeshError, Unavailable
 from mesh.gossip import TARGET
 from mesh.membership import Address
-from mesh.tls import load_tls
-from proxy.settings import Settings
 from proxy.units import HostPort
 
 _TIMEOUT = 5.0  # seconds
 # To a message that says nothing, from somebody who was let in.
 _WELCOME = "answers HTTP 400"
-
-
-def auth_of(settings: Settings) -> Auth:
-    """How a node with these settings proves to others that it is in the mesh. Raises OSError and ValueError."""
-    key = load_key(settings.mesh_key_file) if settings.mesh_key_file else None
-    tls = load_tls(*settings.mesh_tls_files) if settings.mesh_tls_files else None
-    return Auth(uuid.uuid4().hex, key, tls=tls)
 
 
 def trouble(seed: HostPort, auth: Auth) -> tuple[str, str] | None:
@@ -51,9 +42,10 @@ def trouble(seed: HostPort, auth: Auth) -> tuple[str, str] | None:
         return f"{seed} does not answer: {error}", cure
     finally:
         log.setLevel(level)
-    return f"what is at {seed} is no mesh port", "name the port of --mesh-listen, which is usually 8091"
 
 
-async def _greet(address: Address, auth: Auth) -> None:
+async def _greet(address: Address, auth: Auth) -> NoReturn:
+    """Raises what `ask` does, whoever answers: a node has nothing to say to that."""
     async with asyncio.timeout(_TIMEOUT), aiohttp.ClientSession() as session:
         await ask(session, auth, address, TARGET, b"", limit=1 << 16)
+    raise Unavailable(f"{address} takes everything for a message")
