@@ -238,7 +238,7 @@ class Ledger:
         failures = node.failures(failure.source, now, is_late=failure.reason in ("timeout", "busy"))
         seconds = min(policy.LONGEST_BACK_OFF, policy.BACK_OFF * 2.0 ** min(failures - 1, 10))
         if failure.reason == "corrupt":
-            failures, seconds = policy.HOPELESS, policy.CORRUPT_BACK_OFF
+            failures, seconds = policy.HOPELESS_OF_CROWD, policy.CORRUPT_BACK_OFF
             self._books.accuse(name, node, failure.source, server)
             self._books.dispute(failure.piece, failure.source)
         elif failure.reason == "missing":
@@ -368,9 +368,9 @@ class Ledger:
 
     def _usable(self, node: Node, now: float) -> int:
         """Pieces held by others, unless each of them has failed this node again and again."""
-        hopeless = 0
+        hopeless, most = 0, policy.HOPELESS_OF_CROWD if len(self) > policy.CROWD else policy.HOPELESS
         for slot, failures in self._books.avoided(node, now):
-            if failures >= policy.HOPELESS:
+            if failures >= most:
                 hopeless |= 1 << slot
         if not hopeless:
             return self.held

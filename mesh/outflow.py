@@ -23,7 +23,7 @@ from aiohttp import web
 
 from mesh.limiter import Limiter
 from mesh.shared import Stamp
-from mesh.threads import bulk_pool
+from mesh.threads import NICE_OF_UPLOADS, bulk_pool
 from mesh.whole import WholeResponse
 
 _T = TypeVar("_T")
@@ -85,7 +85,7 @@ class Outflow:
         gives_way: bool = False,
     ) -> None:
         self._gives_way = gives_way
-        self._pool = bulk_pool(threads, "outflow")
+        self._pool = bulk_pool(threads, "outflow", NICE_OF_UPLOADS)
         self._limiter = limiter or Limiter(None)
         self._sent = sent
 

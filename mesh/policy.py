@@ -50,6 +50,7 @@ BACK_OFF = 2.0  # that a source which failed a node is not offered to it; double
 LONGEST_BACK_OFF = 60.0
 CORRUPT_BACK_OFF = 600.0
 HOPELESS = 3  # failures in a row after which a node need not rely on that source
+HOPELESS_OF_CROWD = 6  # the same where many want what one alone has: it lets most of them wait until others have it
 ACCUSERS = 3  # so many nodes must have had wrong bytes from a source before nobody is sent to it
 MAX_ACCUSED = 3  # who accuses more sources than this is not believed
 MAX_AVOIDED = 64  # sources that one node avoids

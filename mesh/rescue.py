@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 # Without a byte, for a reader that would take one. Clients give up after 10: the origin needs some of them to answer.
 _STARVED = 5.5
 _NOTHING = 3.0  # and without a piece of any kind: then nobody does anything for this node
+_NOTHING_OF_CROWD = 8.0  # hundreds on a machine with few cores get one every three seconds when all is well
 # The more nodes wait for one tracker the likelier it is just busy, and the more the origin would send if all of them
 # turned to it at once. Before its first byte a client can be told to come again.
 _FIRST_OF_CROWD = 15.0
@@ -35,6 +36,8 @@ _LONGEST_OF_CROWD = 25.0
 _LONGEST_WITHOUT_RESERVE = 7.0
 _MANY = 2  # pieces rescued: then it is not chance, and not a piece that the origin is just sending to somebody else
 _UNSERVED = 8.0  # without being sent for anything: then it is the tracker that does nothing for us
+# Whoever leaves a tracker that is just busy leaves all others, too, and fetches a copy for itself. Its reader goes on.
+_UNSERVED_OF_CROWD = 30.0
 _LEASE_SECONDS = 60.0
 _PACE_SECONDS = 2.0  # over which a transfer's pace is taken at the least: under a limit bytes come in bursts
 _NEAR = 4.0  # a piece that will be here in so long comes soonest from where it is coming from
@@ -58,7 +61,7 @@ class Rescue:
         now = time.monotonic()
         idle = now - self._fetcher.last_landed  # or since the fill began
         is_crowd = self._house.exchange.is_crowd
-        if idle >= _NOTHING:
+        if idle >= (_NOTHING_OF_CROWD if is_crowd else _NOTHING):
             longest = _STARVED_OF_CROWD if is_crowd else _STARVED
         else:
             longest = _LONGEST_OF_CROWD if is_crowd else _LONGEST
@@ -108,6 +111,7 @@ class Rescue:
         if not under_way and (piece, ORIGIN) not in self._fetcher.active():
             log.info("%s: a reader has waited %.0f s: asking the origin for piece %d", partial.digest, seconds, piece)
             self._count += 1
-            if self._count >= _MANY and time.monotonic() - self._fetcher.assigned_at >= _UNSERVED:
+            unserved = _UNSERVED_OF_CROWD if self._house.exchange.is_crowd else _UNSERVED
+            if self._count >= _MANY and time.monotonic() - self._fetcher.assigned_at >= unserved:
                 self._house.exchange.doubt(partial.digest)
             self._fetcher.take([Task(piece, (ORIGIN,), b"", _LEASE_SECONDS)])

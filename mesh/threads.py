@@ -16,6 +16,8 @@ NICE = 10  # a tenth of a loop's weight (sched(7)); nothing is lost while there 
 # A third: there is one for a blob, beside many that bring bytes in, and what it has not hashed when the last of them
 # is there is hashed by one core while the others are idle.
 NICE_OF_PROOFS = 5
+# The same: where hundreds share a machine, and one of them alone has what all wait for, nothing else brings it about.
+NICE_OF_UPLOADS = 5
 
 
 def bulk_pool(threads: int, name: str, nice: int = NICE) -> ThreadPoolExecutor:

@@ -12,6 +12,8 @@ from mesh.policy import (
     CROWD,
     FEWEST_LEASES,
     HARD,
+    HOPELESS,
+    HOPELESS_OF_CROWD,
     LONGEST_LEASE,
     PATIENCE_OF_CROWD,
     SETTLE_SECONDS,
@@ -192,6 +194,24 @@ def test_an_unreachable_source_is_replaced_and_at_last_by_the_origin() -> None:
         now += 0.5
     assert seen == ["x", "x", "x", ORIGIN]
     assert ledger.report(hello("b", 1), now).tasks[0].sources == ("x",), "others may be able to reach it"
+
+
+@pytest.mark.parametrize(("others", "times"), [(3, HOPELESS), (CROWD, HOPELESS_OF_CROWD)])
+def test_the_only_source_of_many_may_fail_each_of_them_more_often(others: int, times: int) -> None:
+    """A seed that has hundreds to serve lets most of them wait; each would bring in a copy of what it alone has."""
+    ledger = Ledger(MIB)
+    ledger.report(hello("x", 1, held=1, wants=False, fetches=False), 0.0)
+    for number in range(others):
+        ledger.report(hello(str(number), 1, slots=0), 0.0)
+    now, seen, ask = 0.0, [], hello("a", 1)
+    while ORIGIN not in seen:
+        plan = ledger.report(ask, now)
+        seen += [task.sources[0] for task in plan.tasks]
+        ask = Report(node="a", wanted=((0, 1),), slots=8, can_fetch=True)
+        if plan.tasks:
+            ask = replace(ask, failed=(Failure(0, "x", "timeout"),))
+        now += 0.5
+    assert seen == ["x"] * times + [ORIGIN]
 
 
 @pytest.mark.parametrize(("reason", "last"), [("busy", False), ("timeout", False), ("refused", True)])

@@ -126,6 +126,29 @@ async def test_many_nodes_do_not_turn_to_the_origin_at_once(case: Case) -> None:
     assert case.transfers.taken == [1]
 
 
+async def test_among_many_a_piece_every_few_seconds_is_how_it_should_be(case: Case) -> None:
+    case.exchange.is_crowd = True
+    for number in range(6):
+        case.look_until(4.0 * (number + 1))
+        case.land(number + 2)
+    assert case.transfers.taken == []
+    case.look_until(26.5)
+    assert case.transfers.taken == [1]
+
+
+async def test_among_many_a_tracker_has_more_time_before_a_node_leaves_it_and_them(case: Case) -> None:
+    case.exchange.is_crowd = True
+    for piece in (1, 2):
+        case.look_until(case.now + 13.5)
+        case.land(piece)
+        case.reader.position = (piece + 1) * MIB - RESERVE
+    assert case.transfers.taken == [1, 2]
+    assert case.doubted == []
+    case.look_until(case.now + 13.5)
+    assert case.transfers.taken == [1, 2, 3]
+    assert case.doubted == [case.fill.partial.digest]
+
+
 async def test_a_client_that_takes_its_time_is_not_starving(case: Case) -> None:
     case.reader.position = 0
     case.look_until(30.0)
