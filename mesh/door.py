@@ -35,6 +35,8 @@ class Door:
         self._auth = auth
         self._tasks = tasks
         self._entering = Tasks()
+        self._has_room = asyncio.Event()  # for another one that enters
+        self._has_room.set()
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
 
@@ -55,10 +57,14 @@ class Door:
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            # Who does not fit waits in the kernel's queue: sent away unread, it would take us for dead.
+            await self._has_room.wait()
             try:
                 self._receive(*await loop.sock_accept(listener))
                 # That took a turn of the loop, and busy ones are long: all who wait come in with the first.
                 for _ in range(_AT_ONCE):
+                    if not self._has_room.is_set():
+                        break
                     self._receive(*listener.accept())
             except BlockingIOError:
                 continue
@@ -66,14 +72,18 @@ class Door:
                 await asyncio.sleep(_PAUSE)
 
     def _receive(self, connection: socket.socket, address: tuple[str, ...]) -> None:
-        if len(self._entering) >= _MAX_HANDSHAKES:
-            connection.close()
-            return
         connection.setblocking(False)
         self._make_room()
         entering = self._entering.start(self._let_in(connection, str(address[0])), name="handshake")
-        # Who is cancelled, perhaps before the first step, has closed nothing.
-        entering.add_done_callback(lambda entering: connection.close() if entering.cancelled() else None)
+
+        def entered(entering: asyncio.Task[None]) -> None:
+            self._has_room.set()
+            if entering.cancelled():  # perhaps before its first step: it has closed nothing
+                connection.close()
+
+        entering.add_done_callback(entered)
+        if len(self._entering) >= _MAX_HANDSHAKES:
+            self._has_room.clear()
 
     async def _let_in(self, connection: socket.socket, host: str) -> None:
         tls = None if self._auth.tls is None else self._auth.tls.server

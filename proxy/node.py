@@ -341,7 +341,7 @@ def _bind(address: HostPort) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
         return socket.create_server(
-            (address.host, address.port), family=family, backlog=1024, dualstack_ipv6=address.host == "::"
+            (address.host, address.port), family=family, backlog=4096, dualstack_ipv6=address.host == "::"
         )
     except OSError as error:
         raise OSError(error.errno, f"cannot listen on {address}: {os.strerror(error.errno or 0)}") from error

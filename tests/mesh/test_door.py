@@ -14,6 +14,7 @@ from mesh.tls import load_tls
 from tests.mesh.certificates import Authority
 
 CALLERS = 60
+MANY = 700
 FEW = 20  # turns of the loop
 
 
@@ -47,6 +48,31 @@ async def test_all_who_wait_are_let_in_together_not_one_in_each_turn_of_a_busy_l
             await server.shutdown(0.1)
             await tasks.close()
     assert turns <= FEW
+
+
+async def test_however_many_come_at_once_nobody_is_sent_away():
+    """A seed that is busy for a second finds hundreds at its door, and whoever is reset takes it for dead."""
+
+    async def answer(request):
+        return web.Response(text="here")
+
+    server, tasks = web.Server(answer), Tasks()
+    door = Door(server, Auth("me", None), tasks)
+    with ExitStack() as stack:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=MANY)
+        callers = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(MANY)]
+        for caller in callers:
+            caller.sendall(b"GET / HTTP/1.1\r\nHost: peer\r\n\r\n")
+            caller.settimeout(10)
+        try:
+            door.open(listener)
+            async with asyncio.timeout(30):
+                answers = [await asyncio.to_thread(caller.recv, 12) for caller in callers]
+        finally:
+            await door.close()
+            await server.shutdown(0.1)
+            await tasks.close()
+    assert answers == [b"HTTP/1.1 200"] * MANY
 
 
 async def test_who_is_still_at_the_door_when_it_closes_is_sent_away(tmp_path: Path):
