@@ -175,6 +175,11 @@ class MeshExchange:
     def is_crowd(self) -> bool:
         return len(self._neighbours.alive()) > CROWD
 
+    @property
+    def is_strained(self) -> bool:
+        """Whether this node is itself too slow to judge others."""
+        return self._neighbours.is_strained
+
     def is_local(self, digest: Digest) -> bool:
         return self.tracker_of(digest) == self._node_id
 

@@ -58,6 +58,10 @@ class Exchange(Protocol):
     def is_crowd(self) -> bool:
         """Whether so many nodes may want the same at once that it can take long until this one has a turn."""
 
+    @property
+    def is_strained(self) -> bool:
+        """Whether this node is itself too slow to judge others."""
+
     def doubt(self, digest: Digest) -> None:
         """The tracker of this blob left readers without a byte, again."""
 

@@ -61,10 +61,12 @@ class Rescue:
         now = time.monotonic()
         idle = now - self._fetcher.last_landed  # or since the fill began
         is_crowd = self._house.exchange.is_crowd
-        if idle >= (_NOTHING_OF_CROWD if is_crowd else _NOTHING):
-            longest = _STARVED_OF_CROWD if is_crowd else _STARVED
+        if is_crowd:
+            # A node that is late itself does not know whether others do nothing for it, or whether it has not looked.
+            is_left_alone = idle >= _NOTHING_OF_CROWD and not self._house.exchange.is_strained
+            longest = _STARVED_OF_CROWD if is_left_alone else _LONGEST_OF_CROWD
         else:
-            longest = _LONGEST_OF_CROWD if is_crowd else _LONGEST
+            longest = _STARVED if idle >= _NOTHING else _LONGEST
         waits: dict[Reader, tuple[int, float]] = {}
         for reader in self._fill.readers:
             if not reader.is_waiting:

@@ -67,7 +67,7 @@ class Case:
         self.fill = Fill(Partial(path, Digest("sha256", "a" * 64), 16 * MIB))
         self.transfers = Transfers()
         self.doubted: list[Digest] = []
-        self.exchange = SimpleNamespace(is_crowd=False, doubt=self.doubted.append)
+        self.exchange = SimpleNamespace(is_crowd=False, is_strained=False, doubt=self.doubted.append)
         house = cast("House", SimpleNamespace(exchange=self.exchange))
         self.rescue = Rescue(house, self.fill, cast("Fetcher", self.transfers))
         self.land(0)
@@ -123,6 +123,14 @@ async def test_many_nodes_do_not_turn_to_the_origin_at_once(case: Case) -> None:
     case.look_until(12.0)
     assert case.transfers.taken == []
     case.look_until(13.5)
+    assert case.transfers.taken == [1]
+
+
+async def test_among_many_a_node_that_is_late_itself_gives_the_others_more_time(case: Case) -> None:
+    case.exchange.is_crowd = case.exchange.is_strained = True
+    case.look_until(25.0)
+    assert case.transfers.taken == []
+    case.look_until(26.5)
     assert case.transfers.taken == [1]
 
 
