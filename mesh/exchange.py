@@ -303,7 +303,7 @@ class MeshExchange:
     def doubt(self, digest: Digest) -> None:
         """Whoever leads this blob's swarm leaves readers without a byte: for a while another one has to."""
         tracker = self.tracker_of(digest)
-        if tracker != self._node_id and not self._neighbours.is_strained:
+        if tracker != self._node_id and not self.is_strained:
             log.warning("%s: readers starve with the tracker %s; another one has to lead", digest, tracker)
             self._down_until[tracker] = time.monotonic() + _LONGEST_DOWN
             self._neighbours.parted(tracker)
