@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 # Without a byte, for a reader that would take one. Clients give up after 10: the origin needs some of them to answer.
 _STARVED = 5.5
-_NOTHING = 3.0  # and without a piece of any kind: then nobody does anything for this node
+_NOTHING = 3.0  # and without a piece of any kind, or bytes of one: then nobody does anything for this node
 _NOTHING_OF_CROWD = 8.0  # hundreds on a machine with few cores get one every three seconds when all is well
 # The more nodes wait for one tracker the likelier it is just busy, and the more the origin would send if all of them
 # turned to it at once. Before its first byte a client can be told to come again.
@@ -55,11 +55,12 @@ class Rescue:
         # How far transfers had come, and when; of late, and some time before that.
         self._places: dict[Run, tuple[int, float]] = {}
         self._former: dict[Run, tuple[int, float]] = {}
-        self._placed_at = -math.inf
+        self._placed_at = self._served_at = -math.inf
+        self._received = 0
 
     def look(self) -> None:
         now = time.monotonic()
-        idle = now - self._fetcher.last_landed  # or since the fill began
+        idle = now - max(self._fetcher.last_landed, self._served_at)  # or since the fill began
         is_crowd = self._house.exchange.is_crowd
         if is_crowd:
             # A node that is late itself does not know whether others do nothing for it, or whether it has not looked.
@@ -84,8 +85,16 @@ class Rescue:
                     self._fetch(piece, now - since)
         self._waits = waits
         if now - self._placed_at >= _PACE_SECONDS:
-            self._former, self._placed_at = self._places, now
-            self._places = {run: (run.position, now) for run in self._fetcher.runs}
+            self._former, self._places = self._places, {run: (run.position, now) for run in self._fetcher.runs}
+            self._measure(now)
+            self._placed_at = now
+
+    def _measure(self, now: float) -> None:
+        """Whether bytes come so fast that a piece is soon complete, though none may be now: several share a line."""
+        before, self._received = self._received, self._fetcher.received.total()
+        rate = (self._received - before) / (now - self._placed_at)
+        if rate * _LONGEST >= self._fill.partial.pieces.piece_size:
+            self._served_at = now
 
     def _is_near(self, piece: int, now: float, *, is_late: bool) -> bool:
         """Whether a peer sends a piece so fast that it is soon here; one that has just begun may, until it is late."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,7 @@ class Transfers:
     assigned_at: float = 0.0
     runs: set[Run] = field(default_factory=set)
     taken: list[int] = field(default_factory=list)
+    received: Counter[str] = field(default_factory=Counter)
 
     def active(self) -> Iterator[tuple[int, str]]:
         yield from ((piece, ORIGIN) for piece in self.taken)
@@ -106,6 +108,23 @@ async def test_while_other_pieces_come_there_is_more_time(case: Case) -> None:
         case.land(number + 2)
     assert case.transfers.taken == []
     case.look_until(16.5)
+    assert case.transfers.taken == [1]
+
+
+async def test_so_there_is_while_several_share_a_slow_line_and_none_is_complete_yet(case: Case) -> None:
+    while case.now < 14.5:
+        case.transfers.received["a"] += MIB // 20
+        case.transfers.received["b"] += MIB // 20
+        case.look_until(case.now + 0.5)
+    assert case.transfers.taken == []
+    case.look_until(17.0)
+    assert case.transfers.taken == [1]
+
+
+async def test_a_drip_of_bytes_is_no_reason_to_wait(case: Case) -> None:
+    while case.now < 7.0:
+        case.transfers.received["a"] += 1000
+        case.look_until(case.now + 0.5)
     assert case.transfers.taken == [1]
 
 
