@@ -17,7 +17,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from mesh.errors import LocationRefused, RangeIgnored, SourceBusy, SourceDishonest, SourceFailed, SourceLate
 
@@ -25,6 +25,9 @@ BUFFER_SIZE = 512 << 10
 _GATHERED = 256 << 10  # bytes that one receive should bring: what follows costs as much for a few as for many
 _GATHER_SECONDS = 0.005  # that it may take for them to come
 _MAX_INTERIM = 8
+_REDIRECTS = (301, 302, 303, 307, 308)
+_MAX_HOPS = 5
+_SHORT = 64 << 10  # bytes of a redirect's text that are read for the sake of its connection
 _KEPT_PER_HOST = 32
 _IDLE_SECONDS = 30.0  # shorter than the usual 60 s after which servers close idle connections
 _SWEEP_SECONDS = 5.0
@@ -67,7 +70,8 @@ class _Connection:
 class Connections:
     """Kept-alive HTTP connections for worker threads, TLS verified, the environment's proxies honoured.
 
-    Times are in seconds: `connect` for the connection, `stall` without a byte once connected.
+    Times are in seconds: `connect` for the connection, `stall` without a byte once connected. `redirects`: whether
+    an answer may send us elsewhere, as is not for everybody to say.
     """
 
     def __init__(
@@ -77,7 +81,9 @@ class Connections:
         stall: float = 8.0,
         tls: ssl.SSLContext | None = None,
         proxies: bool = True,
+        redirects: bool = False,
     ) -> None:
+        self.redirects = redirects
         self._connect = connect
         self._stall = stall
         self._tls = tls
@@ -201,11 +207,8 @@ class Transfer:
 
         Raises LocationRefused, RangeIgnored, SourceDishonest or SourceFailed; `sink` may have had a part by then.
         """
-        parts = urlsplit(self.location.url)
-        scheme, netloc = parts.scheme, parts.netloc
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         try:
-            connection, response = self._request(connections, scheme, netloc, path)
+            connection, response, (scheme, netloc) = self._answer(connections)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._failed(error) from error
         try:
@@ -224,14 +227,42 @@ class Transfer:
         else:
             connections.release(scheme, netloc, connection)
 
+    def _answer(self, connections: Connections) -> tuple[_Connection, http.client.HTTPResponse, tuple[str, str]]:
+        """Of whoever has the bytes, and at which scheme and host that is."""
+        url, headers = self.location.url, self.location.headers
+        for _ in range(_MAX_HOPS):
+            parts = urlsplit(url)
+            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            connection, response = self._request(connections, parts.scheme, parts.netloc, path, headers)
+            if response.status not in _REDIRECTS or not connections.redirects:
+                return connection, response, (parts.scheme, parts.netloc)
+            self._pass_by(connections, connection, response, parts.scheme, parts.netloc)
+            url = urljoin(url, response.getheader("Location", ""))
+            there = urlsplit(url)
+            if there.scheme != "https" and (there.scheme, parts.scheme) != ("http", "http"):
+                raise SourceFailed(self.source, f"sends us to {there.scheme}:, where nobody vouches for the bytes")
+            if (there.scheme, there.netloc) != (parts.scheme, parts.netloc):  # a token is for whom it was given to
+                headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
+        raise SourceFailed(self.source, "sends us in circles")
+
+    @staticmethod
+    def _pass_by(
+        connections: Connections, connection: _Connection, response: http.client.HTTPResponse, scheme: str, netloc: str
+    ) -> None:
+        """Keep the connection of an answer that is a redirect, as the next range comes by here again."""
+        with response:
+            is_short = response.length is not None and response.length <= _SHORT and not response.will_close
+            if is_short:
+                response.read()
+        if is_short:
+            connections.release(scheme, netloc, connection)
+        else:
+            connection.http.close()
+
     def _request(
-        self, connections: Connections, scheme: str, netloc: str, path: str
+        self, connections: Connections, scheme: str, netloc: str, path: str, headers: Mapping[str, str]
     ) -> tuple[_Connection, http.client.HTTPResponse]:
-        headers = {
-            "Accept-Encoding": "identity",
-            "Range": f"bytes={self.start}-{self.stop - 1}",
-            **self.location.headers,
-        }
+        headers = {"Accept-Encoding": "identity", "Range": f"bytes={self.start}-{self.stop - 1}", **headers}
         target = connections.target(scheme, netloc, path)
         while True:
             connection = connections.acquire(scheme, netloc)
@@ -329,9 +360,13 @@ def _backlog(sock: socket.socket | None) -> Callable[[], bool]:
 
 
 def _retry_after(response: http.client.HTTPResponse) -> float | None:
-    """Seconds that the source asks us to stay away: `Retry-After`, else `RateLimit`'s t."""
+    """Seconds that the source asks us to stay away: `Retry-After`, or the t of a `RateLimit` that is used up.
+
+    The Hub sends `RateLimit` with every answer: with others than 429 it says nothing of this one.
+    """
     text = response.getheader("Retry-After", "")
     if _SECONDS.match(text):  # of anybody: not all that Unicode calls a digit is a number
         return float(text)
-    match = re.search(r"\bt=([0-9]{1,9})\b", response.getheader("RateLimit", ""))
+    limit = response.getheader("RateLimit", "") if response.status == 429 else ""
+    match = re.search(r"\bt=([0-9]{1,9})\b", limit)
     return float(match[1]) if match else None

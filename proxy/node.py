@@ -176,7 +176,9 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
         tasks,
         mesh.exchange,
         mesh.exchange,
-        origin_connections=Connections(connect=settings.origin_connect_timeout, stall=settings.origin_stall_timeout),
+        origin_connections=Connections(
+            connect=settings.origin_connect_timeout, stall=settings.origin_stall_timeout, redirects=True
+        ),
         origin_limiter=Limiter(settings.max_origin),
         peer_limiter=Limiter(settings.max_download),
         disproved=catalog.disprove,

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,6 +119,113 @@ def test_what_a_source_answers_is_what_the_tracker_hears(status: int, failure: s
         asked.connection.sendall(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status)
         asked.thread.join(10)
         assert [error.failure for error in asked.errors] == [failure]
+
+
+@pytest.mark.parametrize(("status", "seconds"), [(429, 20.0), (502, None), (503, None)])
+def test_the_limit_that_the_hub_states_in_every_answer_is_a_pause_only_where_it_is_used_up(
+    status: int, seconds: float | None
+) -> None:
+    with asking() as asked:
+        said = b'HTTP/1.1 %d No\r\nRateLimit: "resolvers";r=2990;t=20\r\nContent-Length: 0\r\n\r\n' % status
+        asked.connection.sendall(said)
+        asked.thread.join(10)
+        assert [error.retry_after for error in asked.errors] == [seconds]
+
+
+class Storage(ThreadingHTTPServer):
+    """Says that ten bytes are elsewhere, and sends them there; each request as its path and its token."""
+
+    def __init__(self, leads: dict[str, str]) -> None:
+        self.leads = leads  # from one path to the next address
+        self.asked: list[tuple[str, str | None]] = []
+        self.connections = 0
+        super().__init__(("127.0.0.1", 0), Answerer)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+    def __enter__(self) -> Storage:
+        threading.Thread(target=self.serve_forever, args=(0.01,)).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class Answerer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Storage
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections += 1
+
+    def do_GET(self) -> None:
+        self.server.asked.append((self.path, self.headers["Authorization"]))
+        if (there := self.server.leads.get(self.path)) is not None:
+            self.send_response(307)
+            self.send_header("Location", there)
+        else:
+            self.send_response(206)
+            self.send_header("Content-Range", "bytes 0-9/20")
+        self.send_header("Content-Length", "10")
+        self.end_headers()
+        self.wfile.write(b"x" * 10)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def bring(location: Location, connections: Connections) -> bytes:
+    got = bytearray()
+    Transfer("origin", location, 0, 10, 20).run(connections, got.extend)
+    return bytes(got)
+
+
+def test_an_origin_may_send_us_elsewhere_but_our_token_stays() -> None:
+    connections = Connections(proxies=False, redirects=True)
+    with Storage({}) as other, Storage({"/a": "/b?c=1", "/b?c=1": f"{other.url}/d"}) as first:
+        location = Location(f"{first.url}/a", {"Authorization": "Bearer t", "User-Agent": "u"})
+        assert [bring(location, connections) for _ in range(2)] == [b"x" * 10] * 2
+        assert first.asked == [("/a", "Bearer t"), ("/b?c=1", "Bearer t")] * 2
+        assert other.asked == [("/d", None)] * 2
+        connections.close()  # or the servers would wait for us
+        assert (first.connections, other.connections) == (1, 1)
+
+
+def test_not_without_end_and_not_to_what_is_no_web_address() -> None:
+    for there, reason in (("/a", "circles"), ("file:///etc/passwd", "file:"), ("", "circles")):
+        connections = Connections(proxies=False, redirects=True)
+        with Storage({"/a": there}) as origin:
+            with pytest.raises(SourceFailed, match=reason):
+                bring(Location(f"{origin.url}/a"), connections)
+            connections.close()
+
+
+def test_a_peer_may_send_us_nowhere() -> None:
+    connections = Connections(proxies=False)
+    with Storage({}) as other, Storage({"/a": f"{other.url}/d"}) as peer:
+        with pytest.raises(SourceFailed, match="307"):
+            bring(Location(f"{peer.url}/a"), connections)
+        assert other.asked == []
+        connections.close()
+
+
+def test_from_a_line_that_is_encrypted_nobody_leads_us_to_one_that_is_not(tls: Tls) -> None:
+    def serve() -> None:
+        raw, _ = listener.accept()
+        with raw, contextlib.suppress(OSError), tls.server.wrap_socket(raw, server_side=True) as connection:
+            connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.1 302 Go\r\nLocation: %s/d\r\nContent-Length: 0\r\n\r\n" % other.url.encode())
+
+    with Storage({}) as other, socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        connections = Connections(proxies=False, redirects=True, tls=tls.client)
+        with pytest.raises(SourceFailed, match="http:"):
+            bring(Location(f"https://127.0.0.1:{listener.getsockname()[1]}/a"), connections)
+        assert other.asked == []
+        connections.close()
+        thread.join(10)
 
 
 def test_a_source_without_our_certificate_is_not_listened_to(url: str, tmp_path: Path) -> None:
