@@ -81,19 +81,20 @@ def take(
         os.close(theirs)
 
 
-def take_again(file: Path, digest: Digest, size: int, is_over: Callable[[], bool]) -> Stamp | None:
-    """Prove a shared file of ours anew, as another program did something to it; None if it is not `digest` any more.
+def take_again(file: Path, digest: Digest, size: int, is_over: Callable[[], bool]) -> tuple[Stamp, list[bytes]] | None:
+    """Prove a file of ours anew, as another program did something to it; None if it is not `digest` any more.
 
-    Blocks as `take` does. Raises OSError; StoreUnusable when it is being changed all the time, or it is over.
+    Returns how it is now, and the BLAKE3 digest of each piece. Blocks as `take` does. Raises OSError; StoreUnusable
+    when it is being changed all the time, or it is over.
     """
     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for _ in range(_ATTEMPTS):
             stamp = Stamp.of(fd)
-            if stamp.size != size or prove(fd, digest, size, is_over) is None:
+            if stamp.size != size or (pieces := prove(fd, digest, size, is_over)) is None:
                 return None
             if Stamp.of(fd) == stamp:
-                return stamp
+                return stamp, pieces
     finally:
         os.close(fd)
     raise StoreUnusable("it is being changed")

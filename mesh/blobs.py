@@ -119,13 +119,22 @@ class Blobs:
 
     async def prove_again(self, digest: Digest) -> None:
         """Find out whether a blob in doubt is still what it was. Raises SourceFailed when that takes too long."""
+        await asyncio.wait([self.begin_proof(digest)], timeout=_PROOF_SECONDS)
+        if digest in self._house.store.doubts:
+            raise SourceFailed("disk", f"{digest} is read anew: something was done to its file", 2.0)
+
+    def begin_proof(self, digest: Digest) -> asyncio.Task[None]:
+        """Have a blob in doubt proven; the task that does."""
         if (proof := self._proofs.get(digest)) is None:
-            proof = self._house.tasks.start(self._house.store.prove_again(digest), name=f"proof {digest}")
+            proof = self._house.tasks.start(self._house.store.doubts.settle(digest), name=f"proof {digest}")
             self._proofs[digest] = proof
             proof.add_done_callback(lambda _: self._proofs.pop(digest))
-        await asyncio.wait([proof], timeout=_PROOF_SECONDS)
-        if self._house.store.is_doubtful(digest):
-            raise SourceFailed("disk", f"{digest} is read anew: another program did something to its file", 2.0)
+        return proof
+
+    async def settle_doubts(self) -> None:
+        """What something was done to is proven anew, one after the other, before somebody waits for it."""
+        for digest in self._house.store.doubts:
+            await asyncio.wait([self.begin_proof(digest)])
 
     async def close(self) -> None:
         """End all swarms; what has arrived is kept for the next start."""
@@ -141,7 +150,7 @@ class Blobs:
         if (adopted := self._adopting.get(digest)) is not None:
             await adopted.wait()
             return None
-        if self._house.store.is_doubtful(digest):
+        if digest in self._house.store.doubts:
             await self.prove_again(digest)
             return None
         swarm = self._swarms.get(digest)

@@ -36,6 +36,8 @@ class Entry:
     touched_at: float = 0.0  # when the file system was told, by the wall clock
     users: int = 0
     stamp: Stamp | None = None  # when the file has a name elsewhere too
+    modified: int = 0  # when its file was last written to, as it was proven; in nanoseconds since the epoch
+    is_doubted: bool = False  # somebody has written to it since
 
 
 @dataclass(slots=True)

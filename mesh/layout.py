@@ -19,6 +19,7 @@ from mesh.shared import Stamp
 log = logging.getLogger(__name__)
 
 STAMP = ".shared"
+_MANIFEST = ".pieces"
 _GONE = "gone-"  # what a file is called, in the folder of partial blobs, that only waits to be deleted
 
 
@@ -41,6 +42,22 @@ def set_aside(path: Path, folder: Path) -> Path:
         for beside in (Partial.journal_of(path), manifest_of(path), stamp_of(path)):
             beside.unlink(missing_ok=True)
     return gone
+
+
+def modified_as_proven(path: str) -> int:
+    """When the blob's file at `path` had last been written to as it was proven, in nanoseconds since the epoch, or -1.
+
+    It is kept as the time of the manifest. What is done to the file's bytes moves the file's own.
+    """
+    try:
+        return os.stat(path + _MANIFEST).st_mtime_ns  # noqa: PTH116  # of each blob, at each start
+    except OSError:
+        return -1
+
+
+def set_proven(manifest: Path, modified: int) -> None:
+    """Keep in a manifest, or what will be one, when its blob's file was last written to. Raises OSError."""
+    os.utime(manifest, ns=(modified, modified))
 
 
 def find_blobs(folder: Path) -> Iterator[tuple[Digest, os.DirEntry[str], Stamp | None]]:
@@ -127,6 +144,7 @@ def make_durable(partial: Partial, final: Path, mode: int) -> None:
         # (https://lwn.net/Articles/752063/). Whoever reads it goes on; what comes next is written to another file.
         partial.abandon()
         raise
+    set_proven(Partial.journal_of(partial.path), os.fstat(partial.fd).st_mtime_ns)
     os.fchmod(partial.fd, 0o600)  # public only under its final name, and until then it may be opened again
     partial.path.rename(final)
     try:
@@ -148,7 +166,7 @@ def free_bytes(folder: str) -> int:
 
 
 def manifest_of(path: Path) -> Path:
-    return path.with_suffix(".pieces")
+    return path.with_suffix(_MANIFEST)
 
 
 def stamp_of(path: Path) -> Path:
@@ -164,6 +182,7 @@ def take_over(
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     write_manifest(manifest_of(final), size, pieces)
+    set_proven(manifest_of(final), staged.stat().st_mtime_ns)
     if stamp is not None:
         stamp.write(stamp_of(final))
     else:

@@ -157,6 +157,8 @@ class MeshServer:
             self._house.uploads -= 1
             if blob is not None:
                 blob.close()
+        if digest in self._house.store.doubts:
+            self._blobs.begin_proof(digest)
         raise web.HTTPNotFound(text="not here\n")
 
     async def _send(self, request: web.Request, held: Held, start: int, stop: int, size: int) -> web.StreamResponse:

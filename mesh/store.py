@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mesh import layout
-from mesh.adopt import take_again
 from mesh.blob import Blob
 from mesh.content import Digest
+from mesh.doubts import Doubts
 from mesh.entries import Entry, PartialEntry, Uses, check_fits, eviction_order
 from mesh.errors import StoreFull, StoreUnusable
 from mesh.marks import Marks
@@ -49,6 +49,13 @@ class Store:
         self._is_pinned = is_pinned
         self._entries: dict[Digest, Entry] = {}
         self._marks = Marks(self._marked)
+        self.doubts = Doubts(
+            self._entries,
+            path=self._path,
+            mark=self._marks.write,
+            drop=self._drop_file,
+            is_over=lambda: self._lock_fd < 0,  # closed: nobody waits for a large file then
+        )
         self._partial_entries: dict[Digest, PartialEntry] = {}
         self._making_room = asyncio.Lock()
         self._flushes: set[asyncio.Future[None]] = set()  # of proven blobs: what is on its way to the disk cannot go
@@ -110,18 +117,22 @@ class Store:
             return None
         except OSError as error:  # too many open files, a bad disk: no reason to have it again from elsewhere
             raise StoreUnusable(f"cannot open {digest}: {error}") from error
-        actual = os.fstat(fd).st_size
+        about = os.fstat(fd)
+        actual = about.st_size
         if entry.stamp is not None and (now := Stamp.of(fd)) != entry.stamp:
             os.close(fd)
             if not now.looks_like(entry.stamp):
-                self._drop_changed(digest)
+                log.warning("blob %s was changed by the program that shares its file; dropped", digest)
+                self._drop_file(digest)
             return None  # otherwise it is in doubt
         if actual != entry.size:
             os.close(fd)
             log.error("blob %s has %d bytes on disk instead of %d; dropped", digest, actual, entry.size)
             self._drop_file(digest)
             return None
-        if size not in (None, actual):
+        if entry.stamp is None:
+            entry.is_doubted |= about.st_mtime_ns != entry.modified
+        if entry.is_doubted or size not in (None, actual):
             os.close(fd)
             return None
         self._touch(digest, entry)
@@ -131,36 +142,6 @@ class Store:
             entry.users -= 1
 
         return Blob(digest, actual, fd, entry.stamp, release)
-
-    def in_doubt(self) -> list[Digest]:
-        """The blobs whose file another program did something to that need not be a write."""
-        return [digest for digest in self._entries if self.is_doubtful(digest)]
-
-    def is_doubtful(self, digest: Digest) -> bool:
-        entry = self._entries.get(digest)
-        return entry is not None and entry.stamp is not None and entry.stamp.is_doubtful(self._path(digest))
-
-    async def prove_again(self, digest: Digest) -> None:
-        """Read a blob in doubt from beginning to end, and keep it only if it is still what it was."""
-        entry = self._entries[digest]
-        entry.users += 1
-        try:
-            is_over = lambda: self._lock_fd < 0  # noqa: E731  # closed: nobody waits for a large file then
-            stamp = await asyncio.to_thread(take_again, self._path(digest), digest, entry.size, is_over)
-        except (OSError, StoreUnusable) as error:
-            log.info("cannot prove %s anew yet: %s", digest, error)
-            return
-        finally:
-            entry.users -= 1
-        if self._entries.get(digest) is not entry:
-            return
-        if stamp is None:
-            self._drop_changed(digest)
-            return
-        entry.stamp = stamp
-        with contextlib.suppress(OSError):  # then it is in doubt again after the next start
-            stamp.write(layout.stamp_of(self._path(digest)))
-        self._marks.write(digest)
 
     def manifest(self, digest: Digest) -> dict[int, bytes]:
         """BLAKE3 digest of every piece of a complete blob, {} when they were not kept. Reads a small file."""
@@ -303,6 +284,11 @@ class Store:
         if entry is not None:
             self._account(entry, max(0, entry.held - count))
 
+    async def fit(self) -> bool:
+        """Make room until the budget is kept: it may be smaller than at the last start."""
+        async with self._making_room:
+            return await self._make_room(0, keep=None)
+
     async def evict(self, count: int) -> bool:
         """Free at least `count` bytes whatever the budget says: the disk itself is full."""
         async with self._making_room:
@@ -361,7 +347,8 @@ class Store:
         """Another file has this name now, whatever had it before."""
         before = self._entries.get(digest)
         self.size += size - (before.size if before is not None else 0)
-        self._entries[digest] = Entry(size, self._uses.now(), stamp=stamp)
+        modified = layout.modified_as_proven(self._name(digest))
+        self._entries[digest] = Entry(size, self._uses.now(), stamp=stamp, modified=modified)
 
     def _forget(self, digest: Digest) -> None:
         entry = self._entries.pop(digest, None)
@@ -381,20 +368,22 @@ class Store:
             raise StoreUnusable(f"cannot remove {path}: {error}") from error
         return size
 
-    def _drop_changed(self, digest: Digest) -> None:
-        log.warning("blob %s was changed by the program that shares its file; dropped", digest)
-        self._drop_file(digest)
-
     def _drop_file(self, digest: Digest) -> None:
         self._forget(digest)
         with contextlib.suppress(OSError):
             layout.unlink(self._path(digest))
 
     def _scan(self) -> None:
+        written: dict[Digest, int] = {}
         for digest, file, stamp in layout.find_blobs(self._blobs):
+            written[digest] = file.stat().st_mtime_ns
             used_at = layout.stamp_of(Path(file.path)).stat().st_atime if stamp is not None else file.stat().st_atime
             self._entries[digest] = Entry(file.stat().st_size, used_at, stamp=stamp)
             self._marks.read(digest)
         for digest, file in layout.find_partials(self._partials, {d: self._path(d) for d in self._entries}):
             path = Path(file.path)
             self._partial_entries[digest] = PartialEntry(path, Partial.journaled(path), file.stat().st_mtime)
+        for digest, entry in self._entries.items():
+            if entry.stamp is None:
+                entry.modified = layout.modified_as_proven(self._name(digest))
+                entry.is_doubted = written[digest] != entry.modified

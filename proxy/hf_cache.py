@@ -7,7 +7,6 @@ bytes are hashed before they count, and the Hub is asked, as anybody could, whet
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import shutil
@@ -69,7 +68,7 @@ class HfCache:
         # What is left there by a process that died is ours, or a second name of a file that has its own.
         await asyncio.to_thread(shutil.rmtree, self._staging, ignore_errors=True)
         while True:
-            await self._settle_doubts()
+            await self._blobs.settle_doubts()
             try:
                 found = await asyncio.to_thread(lambda: list(scan(self._root)))
             except OSError as error:  # somebody deletes from it just now
@@ -86,12 +85,6 @@ class HfCache:
                             self._refused.add(version)
                             log.warning("cannot take over %s yet: %s", cached.file, error)
             await asyncio.sleep(_LOOK_AGAIN)
-
-    async def _settle_doubts(self) -> None:
-        """What other programs did something to is proven anew before somebody waits for it."""
-        for digest in self._store.in_doubt():
-            with contextlib.suppress(MeshError):  # a long one goes on by itself
-                await self._blobs.prove_again(digest)
 
     async def _adopt(self, cached: Cached) -> bool:
         """Whether this file needs no further look."""

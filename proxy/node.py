@@ -277,6 +277,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     stack.push_async_callback(runner.cleanup)
     await web.SockSite(runner, listener, backlog=1024).start()
     _start_discovery(settings, mesh, mesh_listen, tasks, stack)
+    tasks.start(_tidy(store, blobs), name="tidy")
     if settings.hf_cache is not None:
         cache = HfCache(settings.hf_cache, data_dir, store=store, blobs=blobs, resolver=resolver)
         tasks.start(cache.run(), name="hf-cache")
@@ -284,6 +285,13 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     log.debug("%s in %d blobs are here", format_size(store.size), len(store))
     trust = [name for name, has in (("key", settings.mesh_key_file), ("certificates", settings.mesh_tls_files)) if has]
     return Node(listen, mesh_listen, f"with {' and '.join(trust)}" if trust else "without a key", store.max_size)
+
+
+async def _tidy(store: Store, blobs: Blobs) -> None:
+    """What the last start left: more than `--max-size` is now, and files that somebody has written to since."""
+    if not await store.fit():
+        log.warning("%s are pinned or in use, more than --max-size %s", format_size(store.size), store.max_size)
+    await blobs.settle_doubts()
 
 
 def _mesh_app(mesh: Mesh, server: MeshServer, preheater: Preheater, hearsay: Hearsay) -> web.Application:

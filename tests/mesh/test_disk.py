@@ -21,7 +21,7 @@ from mesh.errors import StoreFull, StoreUnusable
 from mesh.fill import Fill
 from mesh.intake import Run
 from mesh.limiter import Limiter
-from mesh.partial import Partial
+from mesh.partial import Partial, write_manifest
 from mesh.shared import Stamp
 from mesh.store import Store
 from tests.mesh.origin import Origin, node
@@ -177,6 +177,8 @@ def kept(root: Path, whole: bytes) -> tuple[Store, Digest]:
     path.parent.mkdir(parents=True)
     path.write_bytes(whole)
     path.chmod(0o444)
+    write_manifest(layout.manifest_of(path), len(whole), [])
+    layout.set_proven(layout.manifest_of(path), path.stat().st_mtime_ns)
     return Store(root, 1 << 40), digest
 
 
@@ -254,10 +256,55 @@ async def test_a_stop_does_not_wait_for_a_large_file_to_be_proven_anew(tmp_path:
     Stamp.of(path).write(layout.stamp_of(path))
     path.chmod(0o400)  # something was done to it since
     store = Store(tmp_path, 1 << 40)
-    assert store.in_doubt() == [digest]
+    assert list(store.doubts) == [digest]
     async with asyncio.timeout(LIMIT):
-        proving = asyncio.ensure_future(store.prove_again(digest))  # noqa: TID251
+        proving = asyncio.ensure_future(store.doubts.settle(digest))  # noqa: TID251
         await asyncio.sleep(0)
         store.close()
         await proving
-    assert store.in_doubt() == [digest]
+    assert list(store.doubts) == [digest]
+
+
+async def test_a_file_that_was_written_to_is_read_anew_before_anybody_gets_it(tmp_path: Path) -> None:
+    whole = content(MIB)
+    store, digest = kept(tmp_path, whole)
+    path = store._path(digest)
+    path.chmod(0o600)
+    os.utime(path)  # nothing but its time has changed
+    assert store.open(digest) is None
+    assert list(store.doubts) == [digest]
+    await store.doubts.settle(digest)
+    assert not list(store.doubts)
+    with store.open(digest) or pytest.fail("it is gone") as blob:
+        assert blob.size == MIB
+    store.close()
+    store = Store(tmp_path, 1 << 40)
+    assert not list(store.doubts), "it is proven for the next start, too"
+    store.close()
+    with path.open("r+b") as file:
+        file.write(b"!")
+    store = Store(tmp_path, 1 << 40)
+    assert store.open(digest) is None
+    assert list(store.doubts) == [digest]
+    await store.doubts.settle(digest)
+    assert digest not in store
+    assert store.size == 0
+    assert not path.exists()
+    store.close()
+
+
+@pytest.mark.parametrize(("error", "is_kept"), [(errno.EIO, False), (errno.EMFILE, True)])
+async def test_what_the_disk_cannot_read_any_more_is_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, is_kept: bool
+) -> None:
+    store, digest = kept(tmp_path, content(MIB))
+    os.utime(store._path(digest))
+    assert store.open(digest) is None
+
+    def refuse(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("mesh.doubts.take_again", refuse)
+    await store.doubts.settle(digest)
+    assert (digest in store) == is_kept
+    store.close()

@@ -1,0 +1,91 @@
+"""Complete blobs whose file is not as it was when its bytes were proven, and what becomes of them.
+
+Another program wrote to the file, or a repair of the disk did, or a copy of the data directory lost its times. Nobody
+is sent such bytes: the file is read from beginning to end first, and what is not what its name says is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from mesh import layout
+from mesh.adopt import take_again
+from mesh.content import Digest
+from mesh.entries import Entry
+from mesh.errors import StoreUnusable
+from mesh.partial import write_manifest
+
+log = logging.getLogger(__name__)
+
+
+class Doubts:
+    """The blobs of a store that are in doubt. Belongs to the event loop's thread.
+
+    `path` is where one lies, `mark` writes down anew who may have it, `drop` takes it away.
+    """
+
+    def __init__(
+        self,
+        entries: Mapping[Digest, Entry],
+        *,
+        path: Callable[[Digest], Path],
+        mark: Callable[[Digest], None],
+        drop: Callable[[Digest], None],
+        is_over: Callable[[], bool],
+    ) -> None:
+        self._entries = entries
+        self._path = path
+        self._mark = mark
+        self._drop = drop
+        self._is_over = is_over
+
+    def __contains__(self, digest: Digest) -> bool:
+        entry = self._entries.get(digest)
+        if entry is None:
+            return False
+        if entry.stamp is not None:
+            return entry.stamp.is_doubtful(self._path(digest))
+        return entry.is_doubted
+
+    def __iter__(self) -> Iterator[Digest]:
+        return iter([digest for digest in self._entries if digest in self])
+
+    async def settle(self, digest: Digest) -> None:
+        """Read a blob in doubt from beginning to end, and keep it only if it is still what it was."""
+        if (entry := self._entries.get(digest)) is None:
+            return  # it has gone meanwhile
+        log.info("something was done to the file of %s since it was proven: reading it anew", digest)
+        entry.users += 1
+        try:
+            again = await asyncio.to_thread(take_again, self._path(digest), digest, entry.size, self._is_over)
+        except (OSError, StoreUnusable) as error:
+            log.info("cannot prove %s anew yet: %s", digest, error)
+            if not isinstance(error, OSError) or error.errno != errno.EIO:
+                return
+            again = None  # a bad sector will not get better
+        finally:
+            entry.users -= 1
+        if self._entries.get(digest) is not entry:
+            return
+        if again is None:
+            log.warning("blob %s was changed by another program, or by the disk; dropped", digest)
+            self._drop(digest)
+            return
+        stamp, pieces = again
+        path = self._path(digest)
+        if entry.stamp is not None:
+            entry.stamp = stamp
+        else:
+            entry.modified, entry.is_doubted = stamp.modified, False
+        with contextlib.suppress(OSError):  # then it is in doubt again after the next start
+            if entry.stamp is not None:
+                stamp.write(layout.stamp_of(path))
+                self._mark(digest)
+            else:
+                write_manifest(layout.manifest_of(path), entry.size, pieces)
+                layout.set_proven(layout.manifest_of(path), stamp.modified)

@@ -1,0 +1,80 @@
+"""A disk that is not as it was left: files were written to while no node ran, or more is on it than may be now."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.http import ask
+from tests.hub.process import HubProcess
+from tests.node import NodeProcess
+
+MIB = 1 << 20
+REPO = "acme/tiny"
+
+
+def wait(is_so: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def damage(data: Path, wrong: bytes) -> None:
+    """Change bytes of each large blob."""
+    for blob in (data / "blobs" / "sha256").glob("*/*"):
+        if not blob.suffix:
+            blob.chmod(0o600)
+            with blob.open("r+b") as file:
+                file.seek(MIB)
+                file.write(wrong)
+
+
+def test_bytes_that_changed_on_disk_reach_nobody(hub: HubProcess, tmp_path: Path) -> None:
+    content = random.Random(1).randbytes(3 * MIB)
+    hub.folder.commit(REPO, {"w.safetensors": content, "config.json": b"{}"})
+    target = f"/{REPO}/resolve/main/w.safetensors"
+    data = tmp_path / "a"
+    with NodeProcess(data, hub.url) as node:
+        assert ask(node.url + target).body == content
+        assert ask(f"{node.url}/{REPO}/resolve/main/config.json").body == b"{}"
+    damage(data, b"wrong")
+    with NodeProcess(data, hub.url) as node:
+        assert ask(node.url + target).body == content
+        assert "was changed by another program, or by the disk; dropped" in node.log()
+        assert node.metric("hubmesh_origin_received_bytes_total") == len(content), "and nothing else was fetched again"
+        # The same while it runs, when it is another node that asks first.
+        damage(data, b"WRONG")
+        with NodeProcess(tmp_path / "b", hub.url, "--seed", node.mesh) as other:
+            wait(lambda: other.metric("hubmesh_peers") == 1)
+            assert ask(other.url + target).body == content
+            assert other.metric("hubmesh_pieces_rejected_total") == 0
+        assert ask(node.url + target).body == content
+
+
+def test_a_copy_of_the_data_is_believed_with_its_times_and_read_anew_without(hub: HubProcess, tmp_path: Path) -> None:
+    content = random.Random(1).randbytes(3 * MIB)
+    hub.folder.commit(REPO, {"w.safetensors": content})
+    with NodeProcess(tmp_path / "a", hub.url) as node:
+        assert ask(f"{node.url}/{REPO}/resolve/main/w.safetensors").body == content
+    for options, is_read_anew in (("-a", False), ("-r", True)):
+        copy = tmp_path / f"copy{options}"
+        assert os.spawnlp(os.P_WAIT, "cp", "cp", options, str(tmp_path / "a"), str(copy)) == 0
+        with NodeProcess(copy, hub.url, "--offline") as node:
+            assert ask(f"{node.url}/{REPO}/resolve/main/w.safetensors").body == content
+            assert ("reading it anew" in node.log()) == is_read_anew
+
+
+def test_a_smaller_budget_goes_for_what_is_there(hub: HubProcess, tmp_path: Path) -> None:
+    files = {f"{number}.bin": random.Random(number).randbytes(MIB) for number in range(5)}
+    hub.folder.commit(REPO, files)
+    with NodeProcess(tmp_path / "a", hub.url) as node:
+        for name, content in files.items():
+            assert ask(f"{node.url}/{REPO}/resolve/main/{name}").body == content
+    with NodeProcess(tmp_path / "a", hub.url, "--max-size", "3MiB") as node:
+        wait(lambda: len(node.status()["blobs"]) == 3)
+        left = {blob["path"] for blob in node.status()["blobs"]}
+        assert left == {"2.bin", "3.bin", "4.bin"}, "what was used longest ago goes first"
