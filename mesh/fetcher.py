@@ -134,8 +134,7 @@ class Fetcher:
         return {piece for run in self.runs for piece in run.pieces}
 
     def _next_lease(self) -> int | None:
-        coming = self._coming()
-        return next((piece for piece in self._leased if piece not in coming), None)
+        return next((piece for piece in self._leased if piece not in self._coming()), None)
 
     def hurry(self, urgent: Iterable[int], late: Iterable[int]) -> None:
         """Readers wait for the pieces in `urgent`: put them first. Free those in `late` from the ends of long runs."""
@@ -185,7 +184,8 @@ class Fetcher:
 
     def _start_origin_run(self, first: int) -> None:
         pieces, others = self._partial.pieces, self._coming() | set(self._begun)  # what is no part of this run
-        longest = max(1, min(-(-len(self._leased) // ORIGIN_STREAMS), _RUN_BYTES // pieces.piece_size))
+        turns = not self._is_sequential and self._fill.begin(first)  # a run of its own
+        longest = 1 if turns else max(1, min(-(-len(self._leased) // ORIGIN_STREAMS), _RUN_BYTES // pieces.piece_size))
         stop = first
         while stop in self._leased and stop - first < longest and (stop == first or stop not in others):
             del self._leased[stop]
@@ -264,7 +264,7 @@ class Fetcher:
             tasks.append(self._offered.pop(following.piece))
         digests = {t.piece: t.digest for t in tasks if t.digest} if self._house.peers.is_keyed else {}
         before = self._begun.get(first)
-        begun = Begun(before.position, before.hasher.copy()) if before else None
+        begun = Begun(before.position, before.hasher.copy()) if before and before.hasher else None
         run = self._run(task.sources[0], first, first + len(tasks), digests, begun)
         self._house.tasks.start(self._fetch(run, lambda run: self._from_peer(run, tasks)), name=f"peer {first}")
         return True

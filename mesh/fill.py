@@ -37,6 +37,7 @@ _WAKE_SECONDS = 0.005  # between two wakes for bytes of a piece that is arriving
 # Clients give up after ten seconds without a byte, though the next piece may well be on its way. So a reader that gets
 # on is kept a little behind what it may have, and while nothing comes it has a sip of that now and then.
 RESERVE = 64 << 10
+_FAR = 256 << 10  # bytes of a piece that would come before those that are waited for: seconds, on a slow line
 _RESERVE_SHARE = 16  # of what the reader has had: on a slow line the first bytes must not be kept back for long
 _SIPS = 64  # in the reserve: patience for minutes
 _SIP_SECONDS = 4.0
@@ -45,13 +46,15 @@ _SIP_SECONDS = 4.0
 class Fill:
     """What is visible of a partial blob, and who is waiting for what. Belongs to the event loop's thread.
 
-    Only `progress` is written by worker threads: piece → how many of its first bytes are visible.
+    Only `progress` is written by worker threads: piece → how many of its bytes are visible, in the order in which they
+    come: from where it begins (`begins`) to its end, then from its start.
     """
 
     def __init__(self, partial: Partial) -> None:
         self.partial = partial
         self.proof = Proof(partial.digest, partial.size, partial.fd)
         self.progress: dict[int, int] = {}
+        self.begins: dict[int, int] = {}  # piece → an offset in it; those that come from their start on are left out
         self.readers: set[Reader] = set()
         self.was_read = bool(partial.unchecked)  # by whom an earlier process had is not known
         self.is_proven = False
@@ -120,6 +123,32 @@ class Fill:
         self.error = error
         self.wake()
 
+    def begin(self, piece: int) -> bool:
+        """Decide where a piece begins that the origin is to send; whether that is elsewhere than at its start.
+
+        It is where somebody waits, as long as nobody waits for what comes before.
+        """
+        start, stop = self.partial.pieces.span(piece)
+        if not self.progress.get(piece):
+            waited = min((r.position for r in self.readers if start <= r.position < stop), default=start)
+            self.begins.pop(piece, None)
+            if waited - start >= _FAR:
+                self.begins[piece] = waited - start
+        return piece in self.begins
+
+    def reached(self, piece: int, offset: int) -> int:
+        """One past the last byte that has come of a piece, for who has all before `offset`. Offsets in the piece."""
+        start, stop = self.partial.pieces.span(piece)
+        begin, count = self.begins.get(piece, 0), self.progress.get(piece, 0)
+        return max(offset, min(stop - start, begin + count) if offset >= begin else begin + count - (stop - start))
+
+    def came(self, piece: int, offset: int, count: int) -> None:
+        """So many bytes of a piece have come from `offset` on, all before where it begins or all behind. Any thread."""
+        start, stop = self.partial.pieces.span(piece)
+        before = (offset - self.begins.get(piece, 0)) % (stop - start)  # what comes before them
+        if before <= self.progress.get(piece, 0) < before + count:
+            self.progress[piece] = before + count
+
     def prefix(self) -> int:
         """How many bytes from the start of the blob are on disk without a gap, from the proof's place on."""
         pieces, have = self.partial.pieces, self.partial.have
@@ -141,26 +170,36 @@ class Fill:
         end = start
         while end < limit:
             first, last = pieces.span(piece)
+            offset = max(start, first) - first
             if piece in usable:
-                shown = self._held_back(piece, last)
+                shown = self._held_back(piece, offset, last)
             elif piece in partial.have:
                 break
             else:
-                # All of it only once it counts: two pieces could fill up at once, and neither be the last to come.
-                shown = self._held_back(piece, min(last - 1, first + self.progress.get(piece, 0)))
+                shown = self._held_back(piece, offset, first + self._shown(piece, offset))
             end = max(end, shown)
             if shown < last:
                 break
             piece += 1
         return max(start, min(end, limit))
 
-    def _held_back(self, piece: int, end: int) -> int:
-        if piece != self._completed_by:
+    def _shown(self, piece: int, offset: int) -> int:
+        """`reached`, but for a piece's last byte: two could fill up at once, and neither be the last to come."""
+        start, stop = self.partial.pieces.span(piece)
+        begin = self.begins.get(piece, 0)
+        last = begin if offset < begin else stop - start + bool(begin)
+        return max(offset, min(last - 1, self.reached(piece, offset)))
+
+    def _held_back(self, piece: int, offset: int, end: int) -> int:
+        """`end`, but for what comes last of the piece that completes the blob, to who has all of it before `offset`."""
+        begin = self.begins.get(piece, 0)
+        if piece != self._completed_by or offset >= begin > 0:
             return end
         # Long unhashed stretches exist only where ranges alone were read; there the origin's word must do.
         if self.prefix() - self.proof.hashed > 2 * _AHEAD:
             return end
-        return min(end, self.partial.pieces.span(piece)[1] - TAIL)
+        start, stop = self.partial.pieces.span(piece)
+        return min(end, (start + begin if begin else stop) - TAIL)
 
     def _note_last_missing(self) -> None:
         have = self.partial.have

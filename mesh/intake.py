@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Begun:
-    """A piece whose first bytes are there: to be continued, never begun again, since readers may have them."""
+    """A piece some of whose bytes are there: to be continued, never begun again, since readers may have them."""
 
     position: int  # in the blob
-    hasher: blake3
+    hasher: blake3 | None  # of what is there; None for a piece that did not begin at its start
 
 
 class _Enough(Exception):
@@ -76,9 +76,11 @@ class Run:
         self._loop = asyncio.get_running_loop()
         self._transfer: Transfer | None = None
         self._is_cancelled = False
-        self._position = begun.position if begun else self._partial.pieces.span(first)[0]
-        self._piece_stop = self._partial.pieces.span(first)[1]
-        self._hasher = begun.hasher if begun else blake3()
+        start, self._stop = self._partial.pieces.span(first)  # where the arriving piece ends, or turns to its start
+        # From the origin the piece that is waited for comes from there on first: a run of its own, in two stretches.
+        self._turn = start + fill.begins[first] if self.is_origin and first in fill.begins else None
+        self._position = begun.position if begun else self._turn or start
+        self._hasher = begun.hasher if begun else blake3() if self._turn is None else None
         self._is_held = False  # the bytes that arrive are on disk already (only when a source knows no ranges)
         self.is_sequential = False
 
@@ -119,29 +121,43 @@ class Run:
 
         Raises what `Transfer.run` and `Partial.write` raise, and PieceCorrupt.
         """
-        pieces = self._partial.pieces
-        start, stop = self._position, pieces.span(self.stop - 1)[1]
-        if self.is_sequential:
-            # From the first byte, whatever we have: the only thing that this source can do.
-            start, self.piece, self.stop = 0, 0, pieces.count
-            stop = self._partial.size
+        if self.is_sequential:  # from the first byte, whatever we have: the only thing that this source can do
+            self._turn, self.stop = None, self._partial.pieces.count
             self._begin(0)
-        self._transfer = Transfer(self.source, location, start, stop, self._partial.size)
-        if self._is_cancelled:
-            raise SourceLate(self.source, "cancelled")
         try:
-            self._transfer.run(connections, self._sink)
+            for start, stop in self._stretches():
+                self._position, self._stop = start, min(stop, self._partial.pieces.span(self.piece)[1])
+                self._transfer = Transfer(self.source, location, start, stop, self._partial.size)
+                if self._is_cancelled:
+                    raise SourceLate(self.source, "cancelled")
+                self._transfer.run(connections, self._sink)
         except _Enough:
             pass
         finally:
-            # One that is there to its end and could not be recorded is fetched anew: it has no rest to ask for.
-            is_begun = self.piece < self.stop and pieces.span(self.piece)[0] < self._position < self._piece_stop
-            self.begun = Begun(self._position, self._hasher) if is_begun and not self._is_held else None
+            self.begun = Begun(self._position, self._hasher) if self._is_begun else None
+
+    def _stretches(self) -> Iterator[tuple[int, int]]:
+        """What is asked for, one after the other: positions in the blob."""
+        start, stop = self._partial.pieces.span(self.piece)
+        if self._turn is None:
+            yield self._position, self._partial.pieces.span(self.stop - 1)[1]
+            return
+        if self._turn <= self._position < stop:
+            yield self._position, stop
+        yield (self._position if self._position < self._turn else start), self._turn
+
+    @property
+    def _is_begun(self) -> bool:
+        """Whether some of a piece is there. When all is, and could not be recorded, there is no rest to ask for."""
+        if self.piece >= self.stop or self._is_held:
+            return False
+        if self._turn is not None:
+            return self._position != self._turn
+        return self._partial.pieces.span(self.piece)[0] < self._position < self._stop
 
     def _begin(self, piece: int) -> None:
         self.piece = piece
-        start, self._piece_stop = self._partial.pieces.span(piece)
-        self._position = start
+        self._position, self._stop = self._partial.pieces.span(piece)
         self._hasher = blake3()
         self._is_held = piece in self._partial.have
 
@@ -152,10 +168,12 @@ class Run:
         self._limiter.take(len(view), lambda: self._is_cancelled)
         self._received(len(view))
         while view:
-            part = view[: self._piece_stop - self._position]
+            part = view[: self._stop - self._position]
             view = view[len(part) :]
             self._keep(part)
-            if self._position == self._piece_stop and not self._finish_piece():
+            if self._position < self._stop or self._turn not in (None, self._stop):  # its start is still to come
+                continue
+            if not self._finish_piece():
                 assert self._transfer is not None
                 if self._position < self._transfer.stop:  # what follows belongs to another run now
                     raise _Enough
@@ -164,24 +182,29 @@ class Run:
             self._fill.poke(self._loop)
 
     def _keep(self, part: memoryview) -> None:
-        start = self._partial.pieces.span(self.piece)[0]
+        offset = self._position - self._partial.pieces.span(self.piece)[0]
+        before = self._fill.begins.get(self.piece, 0) - offset
+        if 0 < before < len(part):  # what has come of a piece from its midst on lies behind what has not
+            self._keep(part[:before])
+            part, offset = part[before:], offset + before
         if self.piece in self._partial.have:  # from somebody else: what counts already is never written over
             self._is_held = True
         if not self._is_held:
             # Bytes that readers have seen are never written again, even if the source sends them again.
-            seen = max(0, start + self._fill.progress.get(self.piece, 0) - self._position)
+            seen = self._fill.reached(self.piece, offset) - offset
             if seen < len(part):
                 self._partial.write(self._position + seen, part[seen:])
-            self._hasher.update(part)  # not before: what a full disk refuses comes again
+            if self._hasher is not None:
+                self._hasher.update(part)  # not before: what a full disk refuses comes again
         self._position += len(part)
         if self.is_origin and not self._is_held:
-            self._fill.progress[self.piece] = max(self._position - start, self._fill.progress.get(self.piece, 0))
+            self._fill.came(self.piece, offset, len(part))
 
     def _finish_piece(self) -> bool:
         """Record the piece that is complete and begin the next; False when there is none."""
         piece = self.piece
         if not self._is_held:
-            digest = self._hasher.digest()
+            digest = self._hasher.digest() if self._hasher is not None else self._partial.digest_of(piece)
             if not self.is_origin and self._digests.get(piece, digest) != digest:
                 raise PieceCorrupt(self.source, f"sent wrong bytes for piece {piece} of {self._partial.digest}")
             self._partial.record(piece, digest, trusted=self.is_trusted(piece))

@@ -109,19 +109,26 @@ class Partial:
 
     def recheck(self, piece: int) -> bool:
         """Read a piece back from disk: are its bytes those that the journal speaks of? No if it cannot read them."""
+        try:
+            return self.digest_of(piece) == self.piece_digests.get(piece)
+        except StoreUnusable:  # a bad sector: what is written there anew, the disk puts elsewhere
+            return False
+
+    def digest_of(self, piece: int) -> bytes:
+        """Read a piece back from disk: its BLAKE3. Raises StoreUnusable."""
         start, stop = self.pieces.span(piece)
         hasher = blake3()
         buffer = memoryview(bytearray(min(_READ, stop - start)))
         while start < stop:
             try:
                 count = os.preadv(self.fd, [buffer[: stop - start]], start)
-            except OSError:  # a bad sector: what is written there anew, the disk puts elsewhere
-                return False
+            except OSError as error:
+                raise StoreUnusable(f"cannot read {self.path}: {error}") from error
             if not count:
-                return False
+                raise StoreUnusable(f"cannot read {self.path}: it is shorter than it was")
             hasher.update(buffer[:count])
             start += count
-        return hasher.digest() == self.piece_digests.get(piece)
+        return hasher.digest()
 
     def accept(self, piece: int) -> None:
         """Count a rechecked piece as ours."""

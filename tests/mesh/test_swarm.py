@@ -56,6 +56,22 @@ async def read(
     return bytes(got)
 
 
+@pytest.mark.parametrize("is_whole", [False, True], ids=["range", "rest of a download"])
+async def test_who_begins_in_the_midst_of_a_piece_does_not_wait_for_what_is_before(
+    tmp_path: Path, is_whole: bool
+) -> None:
+    start = MIB + 600_000
+    whole = content(3 * MIB)
+    async with Origin(whole, pause=0.01).running() as origin, node(tmp_path) as (_, blobs):
+        source = await blobs.read(origin.digest, 3 * MIB, start, start + 100, origin, is_whole=is_whole)
+        await source.wait(start)
+        assert (start, 2 * MIB) in origin.requests
+        assert (MIB, start) not in origin.requests
+        source.close()
+        assert await read(blobs, origin) == whole
+        assert origin.sent == len(whole), "what is before comes once, and what is behind not again"
+
+
 async def test_many_readers_cost_the_origin_one_copy(tmp_path: Path) -> None:
     async with Origin(content(9 * MIB + 17)).running() as origin, node(tmp_path) as (house, blobs):
         bodies = await asyncio.gather(*(read(blobs, origin) for _ in range(8)), read(blobs, origin, 5 * MIB, 6 * MIB))
