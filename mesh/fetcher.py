@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from mesh.access import OriginAccess
@@ -136,16 +136,16 @@ class Fetcher:
     def _next_lease(self) -> int | None:
         return next((piece for piece in self._leased if piece not in self._coming()), None)
 
-    def hurry(self, urgent: Iterable[int], late: Iterable[int]) -> None:
+    def hurry(self, urgent: Sequence[int], late: Iterable[int]) -> None:
         """Readers wait for the pieces in `urgent`: put them first. Free those in `late` from the ends of long runs."""
+        waited = {reader.position // self._partial.pieces.piece_size for reader in self._fill.readers}
         for piece in late if self.can_fetch else ():
-            for run in list(self.runs):
-                if run.is_origin and not run.is_sequential and run.piece + 1 < piece < run.stop:
+            for run in list(self.runs):  # what somebody will come to is soon here when what is before it is
+                if run.is_origin and not run.is_sequential and run.piece + (piece not in waited) < piece < run.stop:
                     for taken in run.shorten(piece):
                         self._leased.setdefault(taken, Task(taken, (ORIGIN,), b"", _LEASE_SECONDS))
-        pieces = list(urgent)
-        self._leased, self._offered = ({p: t[p] for p in pieces if p in t} | t for t in (self._leased, self._offered))
-        self.launch(urgent=any(piece in self._leased for piece in pieces))
+        self._leased, self._offered = ({p: t[p] for p in urgent if p in t} | t for t in (self._leased, self._offered))
+        self.launch(urgent=any(piece in self._leased for piece in urgent))
 
     def launch(self, *, urgent: bool = False) -> None:
         """Begin as many transfers as there is room for."""

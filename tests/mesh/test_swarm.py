@@ -72,6 +72,18 @@ async def test_who_begins_in_the_midst_of_a_piece_does_not_wait_for_what_is_befo
         assert origin.sent == len(whole), "what is before comes once, and what is behind not again"
 
 
+async def test_nor_does_it_wait_for_the_piece_before_that_is_just_coming(tmp_path: Path) -> None:
+    start = MIB + 600_000
+    async with Origin(content(12 * MIB), pause=0.2).running() as origin, node(tmp_path) as (_, blobs):
+        first = await blobs.read(origin.digest, 12 * MIB, 0, 12 * MIB, origin, is_whole=True)
+        await first.wait(0)
+        source = await blobs.read(origin.digest, 12 * MIB, start, start + 100, origin, is_whole=False)
+        await source.wait(start)
+        assert (start, 2 * MIB) in origin.requests
+        source.close()
+        first.close()
+
+
 async def test_many_readers_cost_the_origin_one_copy(tmp_path: Path) -> None:
     async with Origin(content(9 * MIB + 17)).running() as origin, node(tmp_path) as (house, blobs):
         bodies = await asyncio.gather(*(read(blobs, origin) for _ in range(8)), read(blobs, origin, 5 * MIB, 6 * MIB))
