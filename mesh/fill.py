@@ -71,8 +71,11 @@ class Fill:
         return self.is_stored or self.error is not None
 
     def reader(self, start: int, stop: int, *, is_whole: bool) -> Reader:
-        """Follow the bytes from `start` up to `stop`. `is_whole`: the client means to have the whole blob."""
-        reader = Reader(self, start, stop, is_whole)
+        """Follow the bytes from `start` up to `stop`. `is_whole`: the client means to have the whole blob.
+
+        One that goes on far beyond the proof, as it had what is before from elsewhere, reads it as a range.
+        """
+        reader = Reader(self, start, stop, is_whole and start < self.proof.hashed + _AHEAD)
         self.readers.add(reader)
         self.was_read = True
         return reader

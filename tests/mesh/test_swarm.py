@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mesh import entries, layout
+from mesh import entries, fill, layout
 from mesh.blobs import Blobs
 from mesh.content import Digest
 from mesh.errors import BlobCorrupt, MeshError, SourceFailed, StoreFull, StoreUnusable
@@ -82,6 +82,24 @@ async def test_nor_does_it_wait_for_the_piece_before_that_is_just_coming(tmp_pat
         assert (start, 2 * MIB) in origin.requests
         source.close()
         first.close()
+
+
+async def test_who_goes_on_with_a_download_from_elsewhere_does_not_wait_for_the_proof_of_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fill, "_AHEAD", 2 * MIB)
+    whole, start = content(8 * MIB), 5 * MIB
+    async with Origin(whole, pause=0.03).running() as origin, node(tmp_path) as (house, blobs):
+        source = await blobs.read(origin.digest, 8 * MIB, start, 8 * MIB, origin, is_whole=True)
+        await source.wait(start)
+        assert blobs.swarms[origin.digest].fill.proof.hashed < start - 2 * MIB
+        while (ready := source.ready(start)) < 8 * MIB:
+            await source.wait(start := ready)
+        assert os.pread(source.fd, 3 * MIB, 5 * MIB) == whole[5 * MIB :]
+        source.close()
+        await blobs.want(origin.digest, 8 * MIB, origin)
+        assert origin.digest in house.store
+        assert origin.sent == len(whole)
 
 
 async def test_many_readers_cost_the_origin_one_copy(tmp_path: Path) -> None:
