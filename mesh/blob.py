@@ -20,6 +20,8 @@ class Blob:
     stamp: Stamp | None
     _release: Callable[[], None] = field(repr=False)
 
+    is_here = True  # not so a reader's, until the blob is proven
+
     def ready(self, position: int) -> int:
         """All of it is."""
         return self.size

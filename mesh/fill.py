@@ -232,6 +232,11 @@ class Reader:
         self.is_whole = is_whole
         self._sipped = start  # one past the last byte that it may have of its reserve
 
+    @property
+    def is_here(self) -> bool:
+        """Whether nothing has to come any more: what is left to do is to flush it to disk."""
+        return self._fill.is_proven
+
     def ready(self, position: int) -> int:
         """One past the last byte to be sent now to somebody who has all bytes before `position`.
 

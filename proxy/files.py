@@ -158,7 +158,7 @@ class Files:
         is_whole = selection.status == 200 or selection.is_rest
         source = await self.open(file, client, selection.start, selection.stop, until, is_whole=is_whole)
         try:
-            outcome = "hit" if isinstance(source, Blob) else "miss"
+            outcome = "hit" if source.is_here else "miss"
             request["outcome"] = "stale" if file.outcome == "stale" else outcome
             headers["Cache-Status"] = _cache_status(file, outcome)
             return await self._outflow.respond(

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from mesh.blob import Blob
 from mesh.blobs import Blobs
 from mesh.errors import LocationRefused, SourceFailed
 from mesh.outflow import Outflow
@@ -149,7 +148,7 @@ class Lfs:
                 await self.find(route, client)  # where it is the Hub that says no, in the Hub's words
             raise
         try:
-            request["outcome"] = outcome = "hit" if isinstance(source, Blob) else "miss"
+            request["outcome"] = outcome = "hit" if source.is_here else "miss"
             headers["Cache-Status"] = "hubmesh; hit" if outcome == "hit" else "hubmesh; fwd=uri-miss; stored"
             return await self._outflow.respond(
                 request, selection.status, headers, source, selection.start, selection.stop

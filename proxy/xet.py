@@ -142,7 +142,7 @@ class Xet:
         try:
             if self._is_void(granted, file):  # what was wrong has ended before a new source could be opened
                 raise HubError(403, message=f"some bytes of {file.path} were wrong: begin again")
-            request["outcome"] = "hit" if isinstance(source, Blob) else "miss"
+            request["outcome"] = "hit" if source.is_here else "miss"
             response = web.StreamResponse(status=selection.status, headers=headers)
             response.content_length = selection.stop - selection.start
             await response.prepare(request)

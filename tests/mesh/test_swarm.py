@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -100,6 +101,26 @@ async def test_who_goes_on_with_a_download_from_elsewhere_does_not_wait_for_the_
         await blobs.want(origin.digest, 8 * MIB, origin)
         assert origin.digest in house.store
         assert origin.sent == len(whole)
+
+
+async def test_what_only_waits_for_the_disk_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_durable, may_flush = layout.make_durable, threading.Event()
+
+    def slow(*arguments: Any) -> None:
+        assert may_flush.wait(20)
+        make_durable(*arguments)
+
+    monkeypatch.setattr(layout, "make_durable", slow)
+    async with Origin(content(2 * MIB)).running() as origin, node(tmp_path) as (_, blobs):
+        source = await blobs.read(origin.digest, 2 * MIB, 0, 2 * MIB, origin, is_whole=True)
+        assert not source.is_here
+        source.close()
+        assert await read(blobs, origin) == origin.content
+        again = await blobs.read(origin.digest, 2 * MIB, 0, 2 * MIB, origin, is_whole=True)
+        assert not isinstance(again, Blob)
+        assert again.is_here
+        again.close()
+        may_flush.set()
 
 
 async def test_many_readers_cost_the_origin_one_copy(tmp_path: Path) -> None:
