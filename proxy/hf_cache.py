@@ -37,7 +37,8 @@ _PREFIXES = {"models": "models", "datasets": "datasets", "spaces": "spaces"}
 class Cached:
     """A file of the cache as its name and place have it; `changed` tells versions of it apart."""
 
-    file: Path
+    name: Path
+    file: Path  # where its bytes are: elsewhere in the cache if its name is a link
     digest: Digest
     size: int
     changed: int
@@ -54,8 +55,8 @@ class HfCache:
         self._store = store
         self._blobs = blobs
         self._resolver = resolver
-        self._seen: set[tuple[Path, int]] = set()
-        self._refused: set[tuple[Path, int]] = set()
+        self._seen: set[tuple[Path, Path, int]] = set()
+        self._refused: set[tuple[Path, Path, int]] = set()
         self._is_over = threading.Event()
 
     async def run(self) -> None:
@@ -75,7 +76,7 @@ class HfCache:
                 log.info("cannot look through %s, again in %.0f s: %s", self._root, _LOOK_AGAIN, error)
                 found = []
             for cached in found:
-                version = (cached.file, cached.changed)
+                version = (cached.name, cached.file, cached.changed)
                 if version not in self._seen:
                     try:
                         if await self._adopt(cached):
@@ -83,7 +84,7 @@ class HfCache:
                     except (OSError, MeshError) as error:
                         if version not in self._refused:
                             self._refused.add(version)
-                            log.warning("cannot take over %s yet: %s", cached.file, error)
+                            log.warning("cannot take over %s yet: %s", cached.name, error)
             await asyncio.sleep(_LOOK_AGAIN)
 
     async def _adopt(self, cached: Cached) -> bool:
@@ -93,7 +94,7 @@ class HfCache:
         if not is_here or not (self._store.is_of(cached.digest, about) or about.st_dev != self._device):
             # What is wanted by nobody yet drives nothing out.
             if not is_here and self._store.size + cached.size > self._store.max_size:
-                log.warning("%s does not fit into --max-size: %s", format_size(cached.size), cached.file)
+                log.warning("%s does not fit into --max-size: %s", format_size(cached.size), cached.name)
                 return True
             if time.time() - about.st_mtime < _SETTLED:
                 return False
@@ -110,14 +111,14 @@ class HfCache:
                     is_over=self._is_over.is_set,
                 )
                 if taken is None:
-                    log.warning("%s is not what its name says; left alone", cached.file)
+                    log.warning("%s is not what its name says; left alone", cached.name)
                     return True
                 if not await self._blobs.adopt(cached.digest, cached.size, taken):
                     return False
             finally:
                 staged.unlink(missing_ok=True)
             how = "shares" if is_here else "took over"
-            log.info("%s %s with %s", how, format_size(cached.size), cached.file)
+            log.info("%s %s with %s", how, format_size(cached.size), cached.name)
         route = cached.route  # of what nobody else may have, only those with the key hear
         if route is not None and await self._resolver.if_public(route, cached.digest, cached.size) is not None:
             self._blobs.mark_public(cached.digest)
@@ -125,7 +126,8 @@ class HfCache:
 
 
 def scan(root: Path) -> Iterator[Cached]:
-    """The complete files of a cache: regular files that are named by a hash. Nothing is read but directories."""
+    """The complete files of a cache: regular files that are named by a hash. Only directories and links are read."""
+    home = Path(os.path.realpath(root))
     for folder in _entries(root):
         kind, _, name = folder.name.partition("--")
         if kind not in _PREFIXES or not name:
@@ -139,11 +141,25 @@ def scan(root: Path) -> Iterator[Cached]:
         for entry in _entries(blobs):
             try:
                 digest = Digest("sha256" if len(entry.name) == 64 else "git-sha1", entry.name)
-                about = entry.stat(follow_symlinks=False)
+                file = _file(entry, home)
+                about = file.stat(follow_symlinks=False)
             except (ValueError, OSError):
-                continue  # partial (….incomplete), or gone since
+                continue  # partial (….incomplete), a link that leads nowhere or out of the cache, or gone since
             if stat.S_ISREG(about.st_mode) and about.st_size:
-                yield Cached(Path(entry.path), digest, about.st_size, about.st_mtime_ns, routes.get(entry.name))
+                route = routes.get(entry.name)
+                yield Cached(Path(entry.path), file, digest, about.st_size, about.st_mtime_ns, route)
+
+
+def _file(entry: os.DirEntry[str], home: Path) -> Path:
+    """Where a blob's bytes are. Raises OSError if nowhere, ValueError if not in the cache.
+
+    What newer clients fetched over Xet is there once for all repositories, and each of these has a link to it.
+    """
+    if not entry.is_symlink():
+        return Path(entry.path)
+    file = Path(os.path.realpath(entry.path, strict=True))
+    file.relative_to(home)
+    return file
 
 
 def _routes(repo: Repo, snapshots: Path) -> Iterator[tuple[str, FileRoute]]:

@@ -116,6 +116,42 @@ def test_only_what_is_proven_counts(hub: HubProcess, cache: Path, tmp_path: Path
     assert file.stat().st_size == len(BIG), "the cache is only read"
 
 
+def test_what_came_over_xet_is_a_link_to_a_file_for_all_repositories(hub: HubProcess, tmp_path: Path) -> None:
+    cache, twin = tmp_path / "home" / "hub", "acme/twin"
+    for repo in (REPO, twin):
+        hub.folder.commit(repo, {"model.safetensors": BIG})
+    with NodeProcess(tmp_path / "xet", hub.url, "--xet", "always") as node:
+        for repo in (REPO, twin):
+            download(node.url, tmp_path / "home", repo)
+    links = sorted(cache.glob("*/blobs/*"))
+    [file] = {link.resolve() for link in links if link.is_symlink()}
+    assert file.parts[-3] == "blobs", "this client keeps them otherwise"
+    digest, outside = hashlib.sha256(BIG).hexdigest(), tmp_path / "outside"
+    outside.write_bytes(BIG)
+    links[0].with_name("0" * 64).symlink_to("../../blobs/nowhere")
+    links[0].with_name("1" * 64).symlink_to("1" * 64)
+    links[0].with_name("2" * 64).symlink_to(cache)
+    links[0].with_name("3" * 64).symlink_to(outside)
+    link = tmp_path / "link"
+    link.symlink_to(cache)
+    for root in (cache, link):
+        found = list(scan(root))
+        assert {(each.file, each.digest.hex, each.size) for each in found} == {(file, digest, len(BIG))}
+        assert {str(each.route.repo) for each in found if each.route} == {f"models/{REPO}", f"models/{twin}"}
+
+    # The wrong name, which is looked at first, does not put the right one in question.
+    wrong = links[0].with_name("00" + digest[2:])
+    wrong.symlink_to(file)
+    os.utime(file, (1, 1))
+    hub.reset()
+    with NodeProcess(tmp_path / "a", hub.url, "--hf-cache", str(cache)) as node:
+        wait(lambda: len(node.status()["blobs"]) == 1, "it is not taken over")
+        assert ask(f"{node.url}/{twin}/resolve/main/model.safetensors").body == BIG
+        assert f"{wrong} is not what its name says" in node.log()
+        assert hub.stats()["total_bytes"] == 0, "it came from the Hub"
+    assert file.read_bytes() == BIG
+
+
 def test_what_a_cache_says_of_its_files(cache: Path) -> None:
     found = {cached.route.path: cached for cached in scan(cache) if cached.route is not None}
     assert found.keys() == {"config.json", "sub/model.safetensors", "w.bin"}
