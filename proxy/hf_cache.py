@@ -96,7 +96,8 @@ class HfCache:
             if not is_here and self._store.size + cached.size > self._store.max_size:
                 log.warning("%s does not fit into --max-size: %s", format_size(cached.size), cached.name)
                 return True
-            if time.time() - about.st_mtime < _SETTLED:
+            # What is arriving will not be replaced: to read all of this file for it, look after look, would be in vain.
+            if cached.digest in self._blobs.swarms or time.time() - about.st_mtime < _SETTLED:
                 return False
             self._staging.mkdir(exist_ok=True)
             staged = self._staging / cached.digest.hex

@@ -23,6 +23,7 @@ from mesh.adopt import take
 from mesh.content import Digest, Pieces
 from mesh.errors import StoreUnusable
 from mesh.outflow import Held, send_some
+from mesh.store import Store
 from proxy.hf_cache import HfCache, scan
 from tests.http import ask
 from tests.hub.process import HubProcess
@@ -320,3 +321,31 @@ async def test_a_cache_that_changes_under_a_look_is_looked_at_again(
         await again.wait()
     life.cancel()
     await asyncio.gather(life, return_exceptions=True)
+
+
+async def test_a_file_of_which_the_blob_is_arriving_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = Digest("sha256", hashlib.sha256(BIG).hexdigest())
+    file = tmp_path / "cache" / "models--acme--tiny" / "blobs" / digest.hex
+    file.parent.mkdir(parents=True)
+    file.write_bytes(BIG)
+    os.utime(file, (1, 1))
+    read: list[Path] = []
+    monkeypatch.setattr("proxy.hf_cache.take", lambda source, *_, **__: read.append(source))
+    monkeypatch.setattr("proxy.hf_cache._LOOK_AGAIN", 0.01)
+    looks: asyncio.Queue[None] = asyncio.Queue()
+    blobs = SimpleNamespace(settle_doubts=AsyncMock(side_effect=lambda: looks.put_nowait(None)), swarms={digest: None})
+    store = Store(tmp_path / "data", 1 << 30)
+    cache = HfCache(tmp_path / "cache", tmp_path / "data", store=store, blobs=blobs, resolver=None)  # type: ignore[arg-type]
+    life = asyncio.get_running_loop().create_task(cache.run())
+    async with asyncio.timeout(10):
+        for _ in range(3):
+            await looks.get()
+        assert read == []
+        blobs.swarms.clear()
+        while not read:
+            await looks.get()
+    life.cancel()
+    await asyncio.gather(life, return_exceptions=True)
+    store.close()
