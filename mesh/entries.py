@@ -51,15 +51,15 @@ class PartialEntry:
 
 
 def eviction_order(
-    entries: Mapping[Digest, Entry], partials: Mapping[Digest, PartialEntry], is_pinned: Callable[[Digest], bool]
+    entries: Mapping[Digest, Entry], partials: Mapping[Digest, PartialEntry], is_kept: Callable[[Digest], bool]
 ) -> list[Digest]:
-    """What nobody is using and nobody has pinned, beginning with what was used longest ago."""
+    """What nobody is using and what is not to be kept, beginning with what was used longest ago."""
 
     def idle() -> Iterator[tuple[float, Digest]]:
         yield from ((entry.used_at, digest) for digest, entry in entries.items() if not entry.users)
         yield from ((entry.used_at, digest) for digest, entry in partials.items() if entry.partial is None)
 
-    return [digest for _, digest in sorted(idle()) if not is_pinned(digest)]
+    return [digest for _, digest in sorted(idle()) if not is_kept(digest)]
 
 
 def check_fits(
@@ -68,6 +68,7 @@ def check_fits(
     entries: Mapping[Digest, Entry],
     partials: Mapping[Digest, PartialEntry],
     is_pinned: Callable[[Digest], bool],
+    is_elsewhere: Callable[[Digest], bool],
     *,
     max_size: int,
     used: int,
@@ -75,7 +76,7 @@ def check_fits(
 ) -> None:
     """Raise StoreFull if a blob of `size` bytes cannot be kept whole, whatever makes room for it.
 
-    `used` of `max_size` bytes are, and `free` are on the disk.
+    `used` of `max_size` bytes are, and `free` are on the disk. What `is_elsewhere` goes from the budget, not the disk.
     """
     if size > max_size:
         raise StoreFull(f"{size} bytes can never fit in --max-size {max_size}")
@@ -88,6 +89,6 @@ def check_fits(
     pinned = sum(count for other, count in others if is_pinned(other))
     if size + pinned > max_size:
         raise StoreFull(f"{size} bytes do not fit in --max-size {max_size} beside the {pinned} that are pinned")
-    evictable = sum(count for _, count in others) - pinned
+    evictable = sum(count for other, count in others if not is_pinned(other) and not is_elsewhere(other))
     if lacking > free + evictable:
         raise StoreFull(f"the disk lacks room for {lacking} bytes: {free} are free, and {evictable} can make room")

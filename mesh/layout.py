@@ -165,6 +165,13 @@ def free_bytes(folder: str) -> int:
     return disk.f_bavail * disk.f_frsize
 
 
+def has_another_name(file: Path) -> bool:
+    try:
+        return file.stat().st_nlink > 1
+    except OSError:
+        return False
+
+
 def manifest_of(path: Path) -> Path:
     return path.with_suffix(_MANIFEST)
 

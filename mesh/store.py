@@ -262,7 +262,8 @@ class Store:
         """Raise StoreFull for what cannot be kept whole, whatever is evicted: then nothing should be."""
         if digest not in self._entries:  # in doubt, or being taken over
             free, known = layout.free_bytes(self._folder), (self._entries, self._partial_entries)
-            check_fits(digest, size, *known, self._is_pinned, max_size=self.max_size, used=self.size, free=free)
+            kept = (self._is_pinned, self._is_elsewhere)
+            check_fits(digest, size, *known, *kept, max_size=self.max_size, used=self.size, free=free)
 
     async def reserve(self, partial: Partial, count: int) -> None:
         """Make sure that `count` more bytes fit before they are written, evicting what was used longest ago.
@@ -292,14 +293,14 @@ class Store:
     async def evict(self, count: int) -> bool:
         """Free at least `count` bytes whatever the budget says: the disk itself is full."""
         async with self._making_room:
-            return await self._make_room(self.max_size - self.size + count, keep=None)
+            return await self._make_room(self.max_size - self.size + count, keep=None, is_for_disk=True)
 
     # --- inside
 
-    async def _make_room(self, count: int, keep: Digest | None) -> bool:
+    async def _make_room(self, count: int, keep: Digest | None, *, is_for_disk: bool = False) -> bool:
         while self.size + count > self.max_size:
             for digest in eviction_order(self._entries, self._partial_entries, self._is_pinned):
-                if digest == keep:
+                if digest == keep or (is_for_disk and self._is_elsewhere(digest)):
                     continue
                 try:
                     freed = await self.remove(digest)
@@ -317,6 +318,11 @@ class Store:
                 return False
             await asyncio.wait(self._flushes, return_when=asyncio.FIRST_COMPLETED)
         return True
+
+    def _is_elsewhere(self, digest: Digest) -> bool:
+        """Whether another program has the very file: the disk gets nothing back when we let go of it."""
+        entry = self._entries.get(digest)
+        return entry is not None and entry.stamp is not None and layout.has_another_name(self._path(digest))
 
     def _account(self, entry: PartialEntry, held: int) -> None:
         self.size += held - entry.held

@@ -247,6 +247,48 @@ async def test_a_blob_that_is_being_taken_over_is_neither_read_nor_removed(
     store.close()
 
 
+async def test_what_another_program_has_too_makes_no_room_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, wholes, digests = tmp_path / "theirs", [content(MIB), content(MIB)[::-1]], []
+    store = Store(tmp_path / "data", 4 * MIB)
+    for whole, name in zip(wholes, (theirs, None), strict=True):  # the shared one was used longest ago
+        digest, staged = Digest("sha256", hashlib.sha256(whole).hexdigest()), tmp_path / "staged"
+        staged.write_bytes(whole)
+        if name is not None:
+            os.link(staged, name)
+        await store.adopt(digest, MIB, staged, [blake3(whole).digest()], Stamp.of(staged) if name else None)
+        digests.append(digest)
+    shared, own = digests
+    new = Digest("sha256", "a" * 64)
+    monkeypatch.setattr(layout, "free_bytes", lambda _: 0)
+    store.check_fits(new, MIB)
+    with pytest.raises(StoreFull, match=f"0 are free, and {MIB} can make room"):
+        store.check_fits(new, MIB + 1)
+    assert await store.evict(1)
+    assert [digest for digest, _, _ in store.blobs()] == [shared]
+    assert not await store.evict(1)
+    assert shared in store, "it went, and nothing was gained"
+    theirs.unlink()
+    assert await store.evict(1)
+    assert own not in store
+    assert store.size == 0
+    store.close()
+
+
+async def test_what_another_program_has_too_makes_room_in_the_budget(tmp_path: Path) -> None:
+    whole, staged = content(MIB), tmp_path / "staged"
+    digest = Digest("sha256", hashlib.sha256(whole).hexdigest())
+    store = Store(tmp_path / "data", MIB)
+    staged.write_bytes(whole)
+    os.link(staged, tmp_path / "theirs")
+    await store.adopt(digest, MIB, staged, [blake3(whole).digest()], Stamp.of(staged))
+    partial = store.open_partial(Digest("sha256", "a" * 64), MIB)
+    await store.reserve(partial, MIB)
+    assert digest not in store
+    store.close()
+
+
 async def test_a_stop_does_not_wait_for_a_large_file_to_be_proven_anew(tmp_path: Path) -> None:
     digest = Digest("sha256", "a" * 64)
     path = tmp_path / "blobs" / "sha256" / "aa" / digest.hex

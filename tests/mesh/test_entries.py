@@ -10,7 +10,7 @@ from mesh.content import Digest
 from mesh.entries import Entry, PartialEntry, check_fits
 from mesh.errors import StoreFull
 
-NEW, PINNED, OTHER, HALF = (Digest("sha256", letter * 64) for letter in "abcd")
+NEW, PINNED, OTHER, HALF, SHARED = (Digest("sha256", letter * 64) for letter in "abcde")
 ENTRIES = {PINNED: Entry(40, 0.0), OTHER: Entry(20, 0.0)}
 
 
@@ -37,8 +37,32 @@ def test_what_cannot_be_kept_is_refused_before_anything_makes_room(
     def check() -> None:
         used = 60 + sum(partial.held for partial in partials.values())
         check_fits(
-            NEW, size, ENTRIES, partials, lambda digest: digest == PINNED, max_size=max_size, used=used, free=free
+            NEW,
+            size,
+            ENTRIES,
+            partials,
+            lambda digest: digest == PINNED,
+            lambda digest: False,
+            max_size=max_size,
+            used=used,
+            free=free,
         )
+
+    if not trouble:
+        check()
+        return
+    with pytest.raises(StoreFull, match=trouble):
+        check()
+
+
+@pytest.mark.parametrize(("max_size", "free", "trouble"), [(100, 1000, ""), (1000, 49, "49 are free, and 0 can make")])
+def test_what_another_program_has_too_makes_room_in_the_budget_but_none_on_the_disk(
+    max_size: int, free: int, trouble: str
+) -> None:
+    entries = {SHARED: Entry(60, 0.0), PINNED: Entry(40, 0.0)}
+
+    def check() -> None:
+        check_fits(NEW, 50, entries, {}, PINNED.__eq__, SHARED.__eq__, max_size=max_size, used=100, free=free)
 
     if not trouble:
         check()
