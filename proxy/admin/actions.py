@@ -59,7 +59,7 @@ async def act(request: web.Request, node: NodeView, action: str) -> web.Response
     except LookupError as error:
         return _answer(404, error=str(error))
     except HubError as error:
-        return _answer(error.status, error=error.message or f"the Hub says {error.status}")
+        return _answer(error.status, error=_explain(error, repo))
     except OriginUnavailable as error:
         return _answer(502, error=error.reason)
     except MeshError as error:
@@ -92,6 +92,13 @@ async def _preheat(request: web.Request, node: NodeView, repo: str, order: Order
         )
     )
     return {"files": files}
+
+
+def _explain(error: HubError, repo: str) -> str:
+    # Of what does not exist the Hub says "Invalid username or password.", also to those who gave neither.
+    if error.code == "RepoNotFound":
+        return f"there is no {repo}, or it is private and the token may not read it"
+    return error.message or f"the Hub says {error.status}"
 
 
 ACTIONS: dict[str, Callable[[web.Request, NodeView, str, Order], Awaitable[dict[str, int]]]] = {

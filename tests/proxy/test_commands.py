@@ -7,6 +7,7 @@ import pytest
 
 from proxy.admin.view import BlobView, Preheat
 from proxy.commands.uri import HfUri
+from proxy.hub.errors import HubError
 
 
 @pytest.fixture
@@ -107,6 +108,13 @@ async def test_ls_promises_nothing_of_what_has_no_known_size(run_at, node):
 async def test_what_the_node_says_is_passed_on(run_at, node):
     node.error = LookupError("nothing of models/acme/tiny is here")
     assert await run_at("pin", "acme/tiny") == (1, "", "hubmesh: nothing of models/acme/tiny is here\n")
+
+
+async def test_what_is_not_there_is_called_that_and_not_by_the_words_of_the_hub(run_at, node):
+    node.error = HubError(401, code="RepoNotFound", message="Invalid username or password.")
+    code, _, err = await run_at("preheat", "acme/none")
+    said = "there is no models/acme/none, or it is private and the token may not read it"
+    assert (code, err) == (1, f"hubmesh: acme/none: {said}\n")
 
 
 @pytest.mark.parametrize(
