@@ -24,7 +24,7 @@ from proxy.units import format_size
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
+    from huggingface_hub.hf_api import RepoFile, RepoFolder
 
 _WORKERS = 8  # files at a time, as huggingface_hub does it
 _READ = 1 << 20  # bytes
@@ -147,20 +147,30 @@ class Place:
 
 def _list(api: HfApi, what: HfUri, *, is_folder: bool) -> tuple[str, list[RepoFile]]:
     """The commit, and the files that are asked for."""
+    from huggingface_hub.errors import EntryNotFoundError
     from huggingface_hub.hf_api import RepoFile
 
     commit = api.repo_info(what.id, repo_type=what.repo_type, revision=what.revision, timeout=30).sha
     if not commit:
         raise click.ClickException(f"the Hub does not say which commit {what.repo} is at")
     if what.path and not is_folder:
-        found = api.get_paths_info(what.id, [what.path], revision=commit, repo_type=what.repo_type)
-        if not found:
+        if (entry := _entry(api, what, commit)) is None:
             raise NotFound(f"there is no {what.path} in {what.repo}")
-        if not isinstance(found[0], RepoFile):
+        if not isinstance(entry, RepoFile):
             raise click.UsageError(f"{what.path} is a folder: add -r to take all below it")
-        return commit, [found[0]]
+        return commit, [entry]
     tree = api.list_repo_tree(what.id, what.path or None, recursive=True, revision=commit, repo_type=what.repo_type)
-    return commit, [entry for entry in tree if isinstance(entry, RepoFile)]
+    try:
+        return commit, [entry for entry in tree if isinstance(entry, RepoFile)]
+    except EntryNotFoundError:  # there is no such folder
+        if what.path and isinstance(_entry(api, what, commit), RepoFile):
+            raise click.UsageError(f"{what.path} is a file: leave out -r to take it") from None
+        raise
+
+
+def _entry(api: HfApi, what: HfUri, commit: str) -> RepoFile | RepoFolder | None:
+    found = api.get_paths_info(what.id, [what.path], revision=commit, repo_type=what.repo_type)
+    return found[0] if found else None
 
 
 def _chosen(files: list[RepoFile], include: tuple[str, ...], exclude: tuple[str, ...]) -> Iterator[RepoFile]:

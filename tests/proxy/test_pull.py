@@ -51,6 +51,8 @@ class Repository:
 
     async def tree(self, request: web.Request) -> web.Response:
         below = request.match_info.get("below", "")
+        if below in FILES or not any(path.startswith(below) for path in FILES):
+            return web.Response(status=404, headers={"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
         return web.json_response([self.entry(path) for path in FILES if path.startswith(below)])
 
     async def paths(self, request: web.Request) -> web.Response:
@@ -175,6 +177,8 @@ async def test_wrong_bytes_are_fetched_again(pull, repository, tmp_path):
         (["hf://acme/tiny/none.bin"], 3, "there is no none.bin in models/acme/tiny"),
         (["hf://acme/tiny", "--include", "*.gguf"], 3, "nothing in hf://acme/tiny matches"),
         (["hf://acme/tiny/sub"], 2, "sub is a folder: add -r"),
+        (["hf://acme/tiny/config.json", "-r"], 2, "config.json is a file: leave out -r"),
+        (["hf://acme/tiny/none", "-r"], 3, "there is no none in models/acme/tiny"),
         (["https://example.org"], 2, "is not a repository"),
     ],
 )
