@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from mesh.tls import load_tls
 from proxy import logs
 from proxy.commands.options import SettingsError, load, node_settings
 from proxy.settings import Settings
+
+_NO_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
 @click.command()
@@ -65,6 +69,14 @@ def _check_paths(settings: Settings) -> None:
             if not is_directory or not os.access(path, os.W_OK | os.X_OK):
                 raise SettingsError(f"data-dir {data}: cannot write in {path}")
             break
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=data):
+            pass
+    except OSError as error:
+        # /proc and the like take files from nobody, whatever rights they claim. A full or broken disk is no setting.
+        if error.errno in _NO_PLACE:
+            raise SettingsError(f"data-dir {data}: cannot write there: {error.strerror}") from error
 
 
 def _is_directory(path: Path, setting: str) -> bool | None:

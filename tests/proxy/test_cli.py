@@ -34,6 +34,8 @@ def tls(file: str) -> tuple[str, ...]:
         (["serve", *tls("/dev/null")], "mesh-tls: /dev/null and /dev/null do not hold a certificate and its key"),
         (["serve", "--data-dir", "/dev/null/data"], "data-dir /dev/null/data: cannot write in /dev/null"),
         (["serve", "--data-dir", "/" + "a" * 300], "File name too long"),
+        (["serve", "--data-dir", "/proc/x"], "data-dir /proc/x: cannot write "),
+        (["serve", "--data-dir", "/proc"], "data-dir /proc: cannot write "),
         (["serve", "--hf-cache", "/" + "a" * 300], "File name too long"),
         (["serve", "--config", "/nowhere/node.toml"], "/nowhere/node.toml: No such file"),
     ],
