@@ -16,7 +16,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from proxy.hub.xet import XetUse
-from proxy.units import HostPort, parse_duration, parse_rate, parse_size
+from proxy.units import HostPort, parse_duration, parse_host_pattern, parse_rate, parse_size
 
 Role = Literal["peer", "seed"]
 LogFormat = Literal["text", "json"]
@@ -132,7 +132,7 @@ class Settings:
         None,
         "A further host name clients may use for this node; '*.example.org' covers all below, '*' any. "
         "Requests for unknown names are refused, so that no web page can reach the node by DNS rebinding.",
-        str,
+        parse_host_pattern,
         "NAME",
         repeated_as="allow_host",
     )

@@ -19,6 +19,15 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0,
 _NUMBER = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([a-z]*)", re.IGNORECASE | re.ASCII)
 # What a resolver could be asked; deliberately wider than RFC 1123 (container names may hold "_").
 _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
+_HOST_PATTERN = re.compile(r"[A-Za-z0-9_*](?:[A-Za-z0-9_.*-]{0,251}[A-Za-z0-9_*])?")
+
+
+def parse_host_pattern(text: str) -> str:
+    """A host name without a port, or a pattern of some: ``*.example.org``. Raises ValueError for anything else."""
+    name = str(text).strip().rstrip(".")
+    if _HOST_PATTERN.fullmatch(name) is None and not _is_ip(name.strip("[]"), version=6):
+        raise ValueError(f"{text!r} is not a host name such as hub.example.org or *.example.org (without a port)")
+    return name
 
 
 def parse_size(text: str | float) -> int:

@@ -26,6 +26,7 @@ def tls(file: str) -> tuple[str, ...]:
         (["serve", "--fly"], "No such option"),
         (["serve", "--listen", "here"], "--listen: 'here' is not HOST:PORT"),
         (["serve", "--max-size", "big"], "--max-size: 'big' is not a size"),
+        (["serve", "--allow-host", "bad host!"], "--allow-host: 'bad host!' is not a host name"),
         (["serve", "--listen", "[::1]:1", "--mesh-listen", "[::1]:1"], "clients and peers need a port each"),
         (["serve", "--mesh-key-file", "/nowhere/key"], "mesh-key-file /nowhere/key: No such file"),
         (["serve", "--mesh-key-file", "/dev/null"], "mesh-key-file /dev/null does not hold a mesh key"),

@@ -11,7 +11,7 @@ import pytest
 from proxy.commands import options
 from proxy.commands.options import SettingsError, key_of, load
 from proxy.settings import Settings
-from proxy.units import HostPort, format_size, parse_duration, parse_rate, parse_size
+from proxy.units import HostPort, format_size, parse_duration, parse_host_pattern, parse_rate, parse_size
 from tests.proxy.rights import refusing
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "node.toml"
@@ -70,6 +70,21 @@ def test_addresses(text, host, port):
 def test_what_is_no_address(text):
     with pytest.raises(ValueError, match="is not HOST:PORT"):
         HostPort.parse(text)
+
+
+@pytest.mark.parametrize("text", ["host.docker.internal", "*.example.org", "*", "a_b", "10.0.0.1", "::1", "[::1]"])
+def test_names_of_hosts(text):
+    assert parse_host_pattern(text) == text
+    assert parse_host_pattern(f" {text}.") == text  # as a resolver has it
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ".", "bad host!", "host:8090", "http://h", "host/", ".example.org", "b\u00fccher.example", "-", "a" * 254],
+)
+def test_what_is_no_name_of_a_host(text):
+    with pytest.raises(ValueError, match="is not a host name"):
+        parse_host_pattern(text)
 
 
 def test_flag_beats_environment_beats_file_beats_default(tmp_path):
