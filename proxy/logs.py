@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -13,9 +12,6 @@ from typing import TextIO
 
 import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
-
-# The request a line is about; set where requests come in. "" outside of requests.
-REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 
 _HIDDEN = "[hidden]"
 
@@ -100,7 +96,7 @@ class TextFormatter(logging.Formatter):
         message = record.getMessage()
         if not message.isprintable():
             message = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], message)
-        request_id = _request_id(record)
+        request_id = getattr(record, "request_id", "")
         line = f"{_time(record)} {record.levelname:<7} {record.name}: {message}"
         if request_id:
             line += f"  [{_CONTROL.sub('?', request_id)}]"
@@ -117,7 +113,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": redact(record.getMessage()),
         }
-        if request_id := _request_id(record):
+        if request_id := getattr(record, "request_id", ""):
             fields["request_id"] = redact(request_id)
         for name, value in vars(record).items():
             if name not in _OWN_FIELDS and value is not None:
@@ -136,10 +132,6 @@ def _time(record: logging.LogRecord) -> str:
 @lru_cache(2)
 def _second(second: int) -> str:
     return f"{datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%S}"
-
-
-def _request_id(record: logging.LogRecord) -> str:
-    return str(getattr(record, "request_id", "") or REQUEST_ID.get())
 
 
 def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:

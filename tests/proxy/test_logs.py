@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.logs import _SECRETS, REQUEST_ID, redact, set_up
+from proxy.logs import _SECRETS, redact, set_up
 
 TOKEN = "hf_aBcDeFgHiJkLmNoPqRsTuVwXyZ01234567"
 SIGNED = "https://cdn-lfs.hf.co/a/b?X-Amz-Signature=5ec4e7&Expires=1&Policy=p0l1cy&Key-Pair-Id=KEY"
@@ -87,9 +87,8 @@ def test_text_lines(stream):
 def test_json_lines(stream):
     set_up("json", "debug", stream)
     log = logging.getLogger("proxy.some")
-    reset = REQUEST_ID.set("r-2")
-    log.info('said "%s"', "a\nb", extra={"client": "127.0.0.1", "token": "odd-one", "peers": 3})
-    REQUEST_ID.reset(reset)
+    extra = {"request_id": "r-2", "client": "127.0.0.1", "token": "odd-one", "peers": 3}
+    log.info('said "%s"', "a\nb", extra=extra)
     try:
         boom()
     except ValueError:
