@@ -74,7 +74,7 @@ class Mesh:
         self.gossip = Gossip(self.members, self._ask_gossip, tasks, mesh_id=auth.mesh_id)
         self.links.gossip = self.gossip
         self.directory = Directory()
-        self.tracker = Tracker(self._holders, self.directory.discard)
+        self.tracker = Tracker(self._holders, self.directory.discard, store.manifest)
         self.exchange = MeshExchange(
             node_id,
             self.tracker,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from mesh.content import Digest, Pieces
@@ -35,15 +35,19 @@ class Tracker:
     """Leads swarms. Belongs to the event loop's thread; `tick` is to be called every second or so.
 
     `holders` names nodes that hold all of a blob, for when its swarm begins; `lost` is told when one turns out not to.
+    `digests` are those of a blob's pieces, when this node has it: of a holder whose disk or memory is bad each would
+    otherwise hear only when all was there, and begin anew.
     """
 
     def __init__(
         self,
         holders: Callable[[Digest], list[str]] = lambda _: [],
         lost: Callable[[str, Digest], None] = lambda _node, _digest: None,
+        digests: Callable[[Digest, int], Mapping[int, bytes]] = lambda _digest, _size: {},
     ) -> None:
         self._holders = holders
         self._lost = lost
+        self._digests = digests
         self._tracked: dict[Digest, _Tracked] = {}
         self._pacing = Pacing()
         self._is_probing = False
@@ -165,6 +169,7 @@ class Tracker:
                     waiting.set_result(Plan())
         now = time.monotonic()
         tracked = self._tracked[digest] = _Tracked(Ledger(size), size, now)
+        tracked.ledger.digests.update(self._digests(digest, size))
         self._add_holders(digest, tracked, now)
         return tracked
 

@@ -23,14 +23,18 @@ def wait(is_so: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def damage(data: Path, wrong: bytes) -> None:
-    """Change bytes of each large blob."""
+def damage(data: Path, wrong: bytes, *, step: int = 1 << 40, is_hidden: bool = False) -> None:
+    """Change bytes of each large blob, every `step`; `is_hidden`: as a disk does it, without a trace in the times."""
     for blob in (data / "blobs" / "sha256").glob("*/*"):
         if not blob.suffix:
+            about = blob.stat()
             blob.chmod(0o600)
             with blob.open("r+b") as file:
-                file.seek(MIB)
-                file.write(wrong)
+                for place in range(MIB // 2, about.st_size, step):
+                    file.seek(place)
+                    file.write(wrong)
+            if is_hidden:
+                os.utime(blob, ns=(about.st_atime_ns, about.st_mtime_ns))
 
 
 def test_bytes_that_changed_on_disk_reach_nobody(hub: HubProcess, tmp_path: Path) -> None:
@@ -78,3 +82,32 @@ def test_a_smaller_budget_goes_for_what_is_there(hub: HubProcess, tmp_path: Path
         wait(lambda: len(node.status()["blobs"]) == 3)
         left = {blob["path"] for blob in node.status()["blobs"]}
         assert left == {"2.bin", "3.bin", "4.bin"}, "what was used longest ago goes first"
+
+
+def test_a_disk_that_hides_what_it_did_is_found_out_piece_by_piece_in_a_keyed_mesh(
+    hub: HubProcess, tmp_path: Path
+) -> None:
+    content = random.Random(1).randbytes(8 * MIB)
+    hub.folder.commit(REPO, {"w.safetensors": content})
+    target = f"/{REPO}/resolve/main/w.safetensors"
+    key = tmp_path / "key"
+    key.write_text("k" * 40)
+    flags = ("--mesh-key-file", str(key))
+    with NodeProcess(tmp_path / "seed", hub.url, *flags, "--role", "seed", "--max-upload", "8MB/s") as seed:
+        flags = (*flags, "--seed", seed.mesh)
+        with NodeProcess(tmp_path / "bad", hub.url, *flags) as bad:
+            assert ask(seed.url + target).body == content
+            assert ask(bad.url + target).body == content
+        damage(tmp_path / "bad", b"wrong", step=MIB, is_hidden=True)
+    # What the seed had heard while the pieces came is gone: it knows what their digests are from its disk.
+    with (
+        NodeProcess(tmp_path / "seed", hub.url, *flags[:2], "--role", "seed", "--max-upload", "8MB/s") as seed,
+        NodeProcess(tmp_path / "bad", hub.url, *flags[:2], "--seed", seed.mesh) as bad,
+        NodeProcess(tmp_path / "new", hub.url, *flags[:2], "--seed", seed.mesh) as new,
+    ):
+        wait(lambda: all(node.metric("hubmesh_peers") == 2 for node in (seed, bad, new)))
+        answer = ask(new.url + target)
+        assert answer.body == content, "the first download is right, and does not break off"
+        assert new.metric("hubmesh_pieces_rejected_total") > 0
+        assert f"peer {bad.status()['node_id']} sent wrong bytes for piece" in new.log()
+        assert new.metric("hubmesh_origin_received_bytes_total") == 0
