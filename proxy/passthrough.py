@@ -23,6 +23,7 @@ from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.urls import Repo, Route
 from proxy.onward import ADDRESSES, Onward
 from proxy.origin import Origin
+from proxy.presence import while_waiting
 from proxy.reuse import Reuse, mind_gate
 
 _READS = ("GET", "HEAD", "OPTIONS")
@@ -52,8 +53,14 @@ class Passthrough:
     ) -> web.StreamResponse:
         """Send a request on, with `body` in place of its own, and its answer back, as `change` makes it if it succeeds.
 
-        Raises OriginUnavailable when the Hub cannot be reached.
+        Raises OriginUnavailable when the Hub cannot be reached, ConnectionResetError when the client has gone.
         """
+        async with while_waiting(request):  # a Hub that says nothing is not asked to the end for nobody
+            return await self._handle(request, route, body, change)
+
+    async def _handle(
+        self, request: web.BaseRequest, route: Route, body: Any, change: Change | None
+    ) -> web.StreamResponse:
         repos = [route.repo] if route.repo is not None else []
         if request.method == "GET" and ADDRESSES.match(route.target):
             change = partial(self._visible_addresses, request, route)

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import secrets
+import socket
 import socketserver
 import subprocess
 import sys
@@ -137,6 +138,26 @@ def test_a_fault_that_another_node_met_is_no_refusal_either(hub: HubProcess, sta
             answer = question()
             assert answer.status == (429 if how == "429" else 502), name
             assert answer["X-Error-Code"] is None
+
+
+def test_a_silent_hub_is_not_asked_to_the_end_for_clients_that_have_gone(hub: HubProcess, start: Start) -> None:
+    node = start("--drain-timeout", "60")
+    hub.turn(dark="hang")
+    host, port = node.url.removeprefix("http://").split(":")
+    asked = [f"{method} /api/models{tail}" for method, tail in (("GET", "?search=a"), ("POST", f"/{REPO}/commit/main"))]
+    with ExitStack() as stack:
+        for question in asked:
+            client = stack.enter_context(socket.create_connection((host, int(port))))
+            client.sendall(f"{question} HTTP/1.1\r\nHost: {node.url[7:]}\r\nContent-Length: 2\r\n\r\n{{}}".encode())
+        wait(lambda: hub.stats()["by_kind"].get("api") == len(asked))
+
+    def broken() -> float:
+        metrics = node.status()["metrics"]
+        name = 'hubmesh_client_requests_total{route="other",status="400",outcome="broken"}'
+        return float(metrics.get(name, 0))
+
+    wait(lambda: broken() == len(asked))
+    assert node.stop() == 0, "it had nobody to wait for"
 
 
 NO_HUB = {

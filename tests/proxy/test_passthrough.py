@@ -44,7 +44,11 @@ class Echo:
                 self.received += part
                 self.heard.set()
             return web.Response(text=str(len(self.received)))
+        if path == "/silent":
+            self.heard.set()
+            await self.gate.wait()
         if path.endswith(("/events", "/broken")):
+            self.heard.set()
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await response.prepare(request)
             await response.write(b"data: 1\n\n")
@@ -79,6 +83,7 @@ async def node(echo, tmp_path, aiohttp_raw_server):
 
     async with parts(echo.url, tmp_path) as known:
         server = await aiohttp_raw_server(handle)
+        server.runner.server.handler_cancellation = False  # as at a node
         known.url = f"http://127.0.0.1:{server.port}"
         yield known
 
@@ -191,6 +196,22 @@ async def test_a_client_that_leaves_harms_nothing(node, echo, client, caplog):
     async with client.get(f"{node.url}/docs") as answer:
         assert await answer.text() == ""
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("path", ["/silent", "/api/spaces/acme/app/events"])
+async def test_the_hub_is_asked_for_no_longer_than_its_client_is_there(node, echo, client, path):
+    asking = asyncio.get_running_loop().create_task(client.get(node.url + path))
+    await asyncio.wait_for(echo.heard.wait(), 10)
+    if path == "/silent":
+        asking.cancel()
+    else:
+        answer = await asking
+        await answer.content.readany()
+        answer.close()
+    async with asyncio.timeout(20):
+        while echo.last.transport is not None:
+            await asyncio.sleep(0.05)
+    echo.gate.set()
 
 
 async def test_a_hub_that_cannot_be_reached_is_a_502(tmp_path, aiohttp_raw_server, client, unused_tcp_port):
