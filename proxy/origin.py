@@ -8,7 +8,7 @@ import logging
 import re
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,12 +22,15 @@ from yarl import URL
 from proxy.flights import Flights
 from proxy.hub.access import token_key
 from proxy.hub.errors import OriginUnavailable
+from proxy.patience import Patience
 
 log = logging.getLogger(__name__)
 
 _MAX_ANSWER = 64 << 20  # a tree page of a thousand entries is 300 kB; whole listings are streamed, not kept
 _MAX_FIELD = 32 << 10  # signed addresses are long
 _MAX_QUESTIONS = 64  # at once; more of them wait
+# What the Hub may think about: a commit of thousands of files, a search. Browsers wait as long, and gateways less.
+_PATIENCE_SECONDS = 300.0
 _LONGEST_PAUSE = 300.0
 _MAX_PAUSES = 1000
 # After a failure, for as long: whoever has an older answer need not wait for the next one.
@@ -77,6 +80,8 @@ class _TooLong(OriginUnavailable):
 class Origin:
     """The Hub at `url`. Times are in seconds. With `offline` every request fails at once.
 
+    `answer_timeout`: for a question and its whole answer; `patience`: of what passes through, until an answer begins.
+
     Raises OriginUnavailable for whatever is not an answer: no connection, no time left, 5xx, a pause that it asked for.
     """
 
@@ -88,6 +93,7 @@ class Origin:
         offline: bool = False,
         connect_timeout: float = 4.0,
         answer_timeout: float = 8.0,
+        patience: float = _PATIENCE_SECONDS,
     ) -> None:
         self.url = url.rstrip("/")
         self.host = urlsplit(self.url).netloc
@@ -98,6 +104,7 @@ class Origin:
         self._metrics = metrics
         self._connect_timeout = connect_timeout
         self._answer_timeout = answer_timeout
+        self._patience = patience
         self._paused: dict[tuple[str, str], float] = {}
         self._failed_at = -_FAILING_SECONDS
         self._questions: aiohttp.ClientSession | None = None
@@ -200,14 +207,20 @@ class Origin:
     async def open(
         self, method: str, target: str, *, kind: str, headers: Mapping[str, str], body: Any = None, viewer: bool = False
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A client's request as it is, and its answer as a stream, without any limit of time.
+        """A client's request as it is, and its answer as a stream.
+
+        Raises OriginUnavailable if the Hub takes or says nothing for too long before it answers. The client may send as
+        slowly as it likes, and an answer that has begun may be silent: events are.
 
         `viewer`: to the datasets viewer, which clients look for at a subdomain of the Hub.
         """
         if self._streams is None:
             self._streams = self._session(0, decompress=False)
         url = self.url.replace("://", "://datasets-server.", 1) if viewer else self.url
-        async with self._request(self._streams, method, target, kind, headers, body, url) as response:
+        patience = Patience(self._patience)
+        if isinstance(body, AsyncIterable):
+            body = patience.sending(body)
+        async with self._request(self._streams, method, target, kind, headers, body, url, patience) as response:
             yield response
 
     @asynccontextmanager
@@ -220,16 +233,20 @@ class Origin:
         headers: Mapping[str, str],
         body: Any,
         url: str | None = None,
+        patience: Patience | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         if self.is_offline:
             raise OriginUnavailable("this node is offline (--offline)")
         began = time.perf_counter()
         status = 0
         try:
-            response = await self._send(session, method, URL((url or self.url) + target, encoded=True), headers, body)
+            sent = self._send(session, method, URL((url or self.url) + target, encoded=True), headers, body)
+            response = await (patience.wait(sent) if patience is not None else sent)
             status = response.status
-        except TimeoutError as error:
+        except aiohttp.ConnectionTimeoutError as error:
             raise OriginUnavailable(f"no connection to {self.host} in time", is_timeout=True) from error
+        except TimeoutError as error:
+            raise OriginUnavailable(f"no answer from {self.host} in time", is_timeout=True) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise OriginUnavailable(f"cannot reach {self.host}: {error}") from error
         finally:

@@ -142,8 +142,8 @@ def _effect(status: int, unknown: Effect) -> Effect:
 
 def _never_left(error: OriginUnavailable) -> bool:
     """Whether a request did not even begin to be sent: offline, or no connection."""
-    cause = error.__cause__
-    return cause is None or isinstance(cause, aiohttp.ClientConnectorError | aiohttp.InvalidURL | TimeoutError)
+    no_connection = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
+    return error.__cause__ is None or isinstance(error.__cause__, no_connection)
 
 
 def _named_repos(body: bytes) -> list[Repo]:

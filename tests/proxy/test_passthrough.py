@@ -26,6 +26,7 @@ class Echo:
     def __init__(self) -> None:
         self.gate = asyncio.Event()
         self.heard = asyncio.Event()
+        self.is_silent = False
         self.answer: Callable[[], web.Response] = web.Response
         self.last: web.BaseRequest | None = None
         self.received = b""
@@ -44,8 +45,10 @@ class Echo:
                 self.received += part
                 self.heard.set()
             return web.Response(text=str(len(self.received)))
-        if path == "/silent":
+        if path.startswith("/silent") or self.is_silent:
             self.heard.set()
+            if path != "/silent/nothing":
+                await request.read()
             await self.gate.wait()
         if path.endswith(("/events", "/broken")):
             self.heard.set()
@@ -196,6 +199,41 @@ async def test_a_client_that_leaves_harms_nothing(node, echo, client, caplog):
     async with client.get(f"{node.url}/docs") as answer:
         assert await answer.text() == ""
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("takes", ["all", "nothing"])
+async def test_a_hub_that_never_begins_to_answer_is_a_504(node, echo, client, takes):
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(1000 if takes == "nothing" else 1):  # more than there is room for on the way
+            yield b"x" * (64 << 10)
+
+    node.origin._patience = 0.5
+    node.catalog.set_ref(str(TINY), "main", Ref("c" * 40, time.time()))
+    headers = {"Authorization": "Bearer hf_bob"}
+    target = f"/silent/{takes}" if takes == "nothing" else COMMIT
+    echo.is_silent = True
+    async with asyncio.timeout(20), client.put(node.url + target, data=body(), headers=headers) as answer:
+        assert answer.status == 504
+        assert "no answer" in answer.headers["X-Error-Message"]
+    if takes == "all":
+        assert node.catalog.ref(str(TINY), "main") == Ref("c" * 40, 0.0), "who knows what it does yet"
+    echo.gate.set()
+
+
+async def test_who_sends_slowly_and_who_is_silent_after_the_answer_began_have_all_the_time(node, echo, client):
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(2):
+            await asyncio.sleep(1.5)  # nothing to wait for: that nothing comes is the point
+            yield b"part"
+
+    node.origin._patience = 1.0
+    async with client.put(f"{node.url}/acme/tiny/upload", data=body()) as answer:
+        assert await answer.text() == "8"
+    async with client.get(f"{node.url}/api/spaces/acme/app/events") as answer:
+        assert await answer.content.readany() == b"data: 1\n\n"
+        await asyncio.sleep(1.5)
+        echo.gate.set()
+        assert await answer.content.read() == b"data: 2\n\n"
 
 
 @pytest.mark.parametrize("path", ["/silent", "/api/spaces/acme/app/events"])
