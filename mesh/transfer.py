@@ -70,22 +70,25 @@ class _Connection:
 class Connections:
     """Kept-alive HTTP connections for worker threads, TLS verified, the environment's proxies honoured.
 
-    Times are in seconds: `connect` for the connection, `stall` without a byte once connected. `redirects`: whether
-    an answer may send us elsewhere, as is not for everybody to say.
+    Times are in seconds: `connect` for the connection, `first_byte` until an answer begins (None: as long as `stall`),
+    `stall` without a byte after that. `redirects`: whether an answer may send us elsewhere, as is not for everybody to
+    say.
     """
 
     def __init__(
         self,
         *,
         connect: float = 5.0,
+        first_byte: float | None = None,
         stall: float = 8.0,
         tls: ssl.SSLContext | None = None,
         proxies: bool = True,
         redirects: bool = False,
     ) -> None:
         self.redirects = redirects
+        self.first_byte = stall if first_byte is None else first_byte
+        self.stall = stall
         self._connect = connect
-        self._stall = stall
         self._tls = tls
         self._proxies = proxies
         self._idle: dict[tuple[str, str], list[_Connection]] = {}  # each list from the longest idle on
@@ -155,7 +158,6 @@ class Connections:
             connection = http.client.HTTPConnection(*(proxy or (host, port)), timeout=self._connect)
         connection.response_class = _Response
         connection.connect()
-        connection.sock.settimeout(self._stall)
         connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return _Connection(connection)
 
@@ -271,8 +273,11 @@ class Transfer:
                 raise SourceLate(self.source, "cancelled")
             self._socket = connection.http.sock
             try:
+                self._socket.settimeout(connections.first_byte)
                 connection.http.request("GET", target, headers=headers)
-                return connection, connection.http.getresponse()
+                response = connection.http.getresponse()
+                self._socket.settimeout(connections.stall)
+                return connection, response
             except (OSError, http.client.HTTPException):
                 connection.http.close()
                 # A kept connection may have been closed by the other side just now: that is no failure.

@@ -177,7 +177,10 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
         mesh.exchange,
         mesh.exchange,
         origin_connections=Connections(
-            connect=settings.origin_connect_timeout, stall=settings.origin_stall_timeout, redirects=True
+            connect=settings.origin_connect_timeout,
+            first_byte=settings.origin_first_byte_timeout,
+            stall=settings.origin_stall_timeout,
+            redirects=True,
         ),
         origin_limiter=Limiter(settings.max_origin),
         peer_limiter=Limiter(settings.max_download),

@@ -120,7 +120,7 @@ MUTATIONS = [
     edit(19, FILES, 'if_range=request.headers.get("If-Range"),', "if_range=None,"),
     edit(19, FILES, 'headers["Content-Range"] = content_range', "pass"),
     edit(20, "mesh/fetcher.py", "_MAX_FAILURES = 6", "_MAX_FAILURES = 0"),
-    edit(20, "mesh/transfer.py", "connection.sock.settimeout(self._stall)", "connection.sock.settimeout(None)"),
+    edit(20, "mesh/transfer.py", "settimeout(connections.stall)", "settimeout(None)"),
     edit(21, "proxy/hub/client.py", "return (self.hub_version or (1, 0)) >= (1, 0)", "return True"),
     edit(21, FILES, "_FIRST_BYTE_SECONDS = 8.5", "_FIRST_BYTE_SECONDS = 60.0"),
     edit(22, ORIGIN, 'sent = {"Accept-Encoding": "identity",', 'sent = {"Accept-Encoding": "gzip",'),

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,12 @@ def settings(args: list[str], environment: dict[str, str], tmp_path: Path) -> Se
     assert command is not None
     with command.make_context("serve", args[1:]) as context:
         return load(context.params, {"HOME": str(tmp_path), **environment})
+
+
+def test_no_setting_is_promised_that_nobody_reads() -> None:
+    # Some are read together, by a property of the settings themselves.
+    read = "".join(path.read_text() for path in (ROOT / "proxy").rglob("*.py"))
+    assert [f.name for f in fields(Settings) if not re.search(rf"\b(settings|self)\.{f.name}\b", read)] == []
 
 
 # --- systemd

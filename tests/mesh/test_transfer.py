@@ -83,14 +83,14 @@ class Asking:
 
 
 @contextlib.contextmanager
-def asking() -> Iterator[Asking]:
+def asking(**seconds: float) -> Iterator[Asking]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         transfer = Transfer("peer", Location(f"http://127.0.0.1:{listener.getsockname()[1]}/"), 0, 10, 10)
         begun, errors = threading.Event(), list[SourceFailed]()
 
         def run() -> None:
             try:
-                transfer.run(Connections(proxies=False), lambda view: begun.set())
+                transfer.run(Connections(proxies=False, **seconds), lambda view: begun.set())
             except SourceFailed as error:
                 errors.append(error)  # its traceback knows the answer
 
@@ -109,6 +109,22 @@ def test_who_is_broken_off_in_the_midst_of_silence_was_late_and_has_refused_noth
         assert asked.has_begun.wait(10)
         asked.thread.join(0.1)  # it is in the midst of waiting for more
         asked.transfer.cancel()
+        asked.thread.join(10)
+        assert [type(error) for error in asked.errors] == [SourceLate]
+
+
+def test_an_answer_may_take_longer_to_begin_than_to_go_on() -> None:
+    with asking(first_byte=20, stall=0.2) as asked:
+        asked.thread.join(0.5)  # nothing to wait for: that nothing comes is the point
+        assert asked.thread.is_alive()
+        asked.connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\nConnection: close\r\n\r\nx")
+        assert asked.has_begun.wait(10)
+        asked.thread.join(10)
+        assert [type(error) for error in asked.errors] == [SourceLate]
+
+
+def test_who_does_not_begin_to_answer_in_time_is_late() -> None:
+    with asking(first_byte=0.2, stall=60) as asked:
         asked.thread.join(10)
         assert [type(error) for error in asked.errors] == [SourceLate]
 
