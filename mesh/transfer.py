@@ -72,7 +72,8 @@ class Connections:
 
     Times are in seconds: `connect` for the connection, `first_byte` until an answer begins (None: as long as `stall`),
     `stall` without a byte after that. `redirects`: whether an answer may send us elsewhere, as is not for everybody to
-    say.
+    say. `asked` is told of each request, in the thread that waited for it: the HTTP status (0: no answer came) and how
+    long it took to come; not of those that we broke off before there was one.
     """
 
     def __init__(
@@ -84,8 +85,10 @@ class Connections:
         tls: ssl.SSLContext | None = None,
         proxies: bool = True,
         redirects: bool = False,
+        asked: Callable[[int, float], None] = lambda status, seconds: None,
     ) -> None:
         self.redirects = redirects
+        self.asked = asked
         self.first_byte = stall if first_byte is None else first_byte
         self.stall = stall
         self._connect = connect
@@ -235,7 +238,7 @@ class Transfer:
         for _ in range(_MAX_HOPS):
             parts = urlsplit(url)
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection, response = self._request(connections, parts.scheme, parts.netloc, path, headers)
+            connection, response = self._ask(connections, parts.scheme, parts.netloc, path, headers)
             if response.status not in _REDIRECTS or not connections.redirects:
                 return connection, response, (parts.scheme, parts.netloc)
             self._pass_by(connections, connection, response, parts.scheme, parts.netloc)
@@ -260,6 +263,18 @@ class Transfer:
             connections.release(scheme, netloc, connection)
         else:
             connection.http.close()
+
+    def _ask(
+        self, connections: Connections, scheme: str, netloc: str, path: str, headers: Mapping[str, str]
+    ) -> tuple[_Connection, http.client.HTTPResponse]:
+        began, status = time.monotonic(), 0
+        try:
+            connection, response = self._request(connections, scheme, netloc, path, headers)
+            status = response.status
+            return connection, response
+        finally:
+            if status or not self._is_cancelled:
+                connections.asked(status, time.monotonic() - began)
 
     def _request(
         self, connections: Connections, scheme: str, netloc: str, path: str, headers: Mapping[str, str]

@@ -181,6 +181,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
             first_byte=settings.origin_first_byte_timeout,
             stall=settings.origin_stall_timeout,
             redirects=True,
+            asked=lambda status, seconds: metrics.origin_request("body", status, seconds),
         ),
         origin_limiter=Limiter(settings.max_origin),
         peer_limiter=Limiter(settings.max_download),

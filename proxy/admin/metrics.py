@@ -25,8 +25,8 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 class Metrics:
     """Every figure of one node since its start, in a registry of its own.
 
-    Kinds of origin requests: metadata, api, body, other. Routes of clients: resolve, api, other, admin. Outcomes: hit,
-    miss, stale, peer, origin, pass, error.
+    Kinds of origin requests: metadata, api, body (of a file, from the Hub or its CDN), other. Routes of clients:
+    resolve, api, lfs, xet, other, admin. Outcomes: hit, miss, stale, pass, error, broken.
     """
 
     def __init__(self, stats: Stats) -> None:
@@ -68,7 +68,7 @@ class Metrics:
         self._totals.node = node
 
     def origin_request(self, kind: str, status: int, seconds: float) -> None:
-        """Count one request to the origin; status 0 when none came back."""
+        """Count one request to the origin; status 0 when none came back. From any thread."""
         series = self._origin_series.get((kind, status))
         if series is None:
             series = self._origin_requests.labels(kind, str(status)), self._origin_seconds.labels(kind)

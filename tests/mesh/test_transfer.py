@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -83,14 +84,14 @@ class Asking:
 
 
 @contextlib.contextmanager
-def asking(**seconds: float) -> Iterator[Asking]:
+def asking(**how: Any) -> Iterator[Asking]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         transfer = Transfer("peer", Location(f"http://127.0.0.1:{listener.getsockname()[1]}/"), 0, 10, 10)
         begun, errors = threading.Event(), list[SourceFailed]()
 
         def run() -> None:
             try:
-                transfer.run(Connections(proxies=False, **seconds), lambda view: begun.set())
+                transfer.run(Connections(proxies=False, **how), lambda view: begun.set())
             except SourceFailed as error:
                 errors.append(error)  # its traceback knows the answer
 
@@ -206,6 +207,30 @@ def test_an_origin_may_send_us_elsewhere_but_our_token_stays() -> None:
         assert other.asked == [("/d", None)] * 2
         connections.close()  # or the servers would wait for us
         assert (first.connections, other.connections) == (1, 1)
+
+
+def test_each_request_is_counted_by_what_came_of_it(unused_tcp_port: int) -> None:
+    heard: list[int] = []
+    connections = Connections(proxies=False, redirects=True, asked=lambda status, seconds: heard.append(status))
+    with Storage({"/a": "/b"}) as origin:
+        for _ in range(2):
+            bring(Location(f"{origin.url}/a"), connections)
+        connections.close()
+    with pytest.raises(SourceFailed):
+        bring(Location(f"http://127.0.0.1:{unused_tcp_port}/"), connections)
+    assert heard == [307, 206, 307, 206, 0]
+
+
+@pytest.mark.parametrize("is_ours", [False, True])
+def test_what_we_break_off_is_no_failure_of_the_source(is_ours: bool) -> None:
+    heard: list[int] = []
+    with asking(asked=lambda status, seconds: heard.append(status)) as asked:
+        asked.connection.recv(1 << 16)
+        if is_ours:
+            asked.transfer.cancel()
+        asked.connection.shutdown(socket.SHUT_RDWR)
+        asked.thread.join(10)
+    assert heard == ([] if is_ours else [0])
 
 
 def test_not_without_end_and_not_to_what_is_no_web_address() -> None:

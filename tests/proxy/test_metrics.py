@@ -1,9 +1,14 @@
 """The metrics page says what the data plane counted, under the promised names."""
 
+from pathlib import Path
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from mesh.stats import Stats
 from proxy.admin.metrics import Metrics
+from tests.http import ask
+from tests.hub.process import HubProcess
+from tests.node import NodeProcess
 
 
 def figures(metrics: Metrics) -> dict[tuple[str, ...], float]:
@@ -53,3 +58,13 @@ def test_two_nodes_in_one_process_do_not_share_figures():
     one, other = Metrics(Stats()), Metrics(Stats())
     one.origin_request("api", 200, 0.1)
     assert ("hubmesh_origin_requests_total", "api", "200") not in figures(other)
+
+
+def test_a_cdn_that_fails_is_seen(hub: HubProcess, tmp_path: Path) -> None:
+    hub.folder.commit("acme/tiny", {"w.safetensors": b"x" * 3_000_000})
+    hub.turn(fail={"cdn": [500]})
+    with NodeProcess(tmp_path / "node", hub.url) as node:
+        assert ask(f"{node.url}/acme/tiny/resolve/main/w.safetensors").status == 200
+        now = node.status()["metrics"]
+        assert now['hubmesh_origin_requests_total{kind="body",status="500"}'] == 1
+        assert now['hubmesh_origin_requests_total{kind="body",status="206"}'] == hub.stats()["by_kind"]["cdn"] - 1
