@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from fnmatch import fnmatch
 from functools import lru_cache
+from posixpath import normpath
 from typing import cast
 
 from aiohttp import web
@@ -99,6 +100,8 @@ class App:
                 raise web.HTTPNotFound  # CONNECT, and OPTIONS *: nothing is there that they could mean
             if path.startswith(_OURS) and not path.startswith(_XET):
                 response = await self._about_us(request)
+            elif _leads_to_us(request.rel_url.path) and not _target(request).startswith(_XET):
+                raise web.HTTPNotFound
             else:
                 response = await self._of_hub(request)
             status = response.status
@@ -156,7 +159,8 @@ class App:
             return web.Response(status=502)
 
     def _route(self, request: web.BaseRequest, client: Client) -> tuple[str, Awaitable[web.StreamResponse]]:
-        route = parse(_target(request))
+        target = _target(request)
+        route = OtherRoute(target) if target.startswith(_XET) else parse(target)  # no owner at the Hub is called `-`
         if isinstance(route, FileRoute) and request.method in _READS:
             return "resolve", self._files.handle(request, route, client)
         is_plain = "Content-Encoding" not in request.headers
@@ -211,6 +215,11 @@ def _target(request: web.BaseRequest) -> str:
     """The path and query that are asked for, still encoded, whichever way the target is written."""
     absolute = _absolute(request)
     return request.raw_path if absolute is None else "/" + request.raw_path[absolute.end() :].removeprefix("/")
+
+
+def _leads_to_us(path: str) -> bool:
+    """Whether a decoded path names something of ours for those who read it less strictly, as an origin might."""
+    return "/-" in path and f"{normpath('/' + path.lstrip('/'))}/".startswith(_OURS)
 
 
 async def _say_go_on(request: web.BaseRequest) -> None:

@@ -66,7 +66,7 @@ MUTATIONS = [
     edit(7, API, 'request.headers.get("X-Forwarded-Host", request.host)', "request.host"),
     edit(8, REWRITE, "return value if relative is None else prefix + relative", "return value"),
     edit(8, RESOLVE, "target = self._origin.follow(target, where)", "raise OriginUnavailable(where)"),
-    edit(9, "proxy/app.py", "parse(_target(request))", "parse(request.path_qs.replace('%2F', '/'))"),
+    edit(9, "proxy/app.py", "else parse(target)", "else parse(request.path_qs.replace('%2F', '/'))"),
     edit(9, URLS, "quote(self.revision, safe='')", "quote(self.revision)"),
     edit(10, URLS, "quote(self.revision, safe='')", "'main'"),
     edit(11, API, "return not commit or not answer.commit or commit == answer.commit", "return True"),

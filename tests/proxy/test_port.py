@@ -175,13 +175,29 @@ def test_what_is_ours_is_never_asked_of_the_hub(hub: HubProcess, node: NodeProce
             ("PUT", "/-/acme/tiny", 404),
             ("GET", "/-/xet/nothing", 404),
             ("GET", "/-/xet%2Fnothing", 404),
+            ("GET", "/-/xet/resolve/main/config.json", 404),
+            ("GET", "/-/%78et/nothing", 404),
+            ("GET", "/%2D/xet/nothing", 404),
+            ("GET", "//-/xet/nothing", 404),
+            ("GET", "//-/health", 404),
+            ("POST", "///-/pin", 404),
+            ("GET", "/./-/health", 404),
+            ("GET", "/%2e/-/health", 404),
+            ("GET", "/acme/..//-/metrics", 404),
+            ("GET", "/acme/%2E%2E/-/", 404),
+            ("GET", "/%2F-%2fhealth", 404),
+            ("GET", f"{node.url}//-/health", 404),
+            ("GET", f"{node.url}/./%2D/health?x", 404),
             ("OPTIONS", "*", 404),
             ("HEAD", "/-/events", 404),
             ("CONNECT", "internal.example:22", 404),
         ):
             line.send(f"{method} {target}")
             assert line.receive(method)[0].status == status, target
-    assert not hub.stats()["requests"]
+        assert not hub.stats()["requests"]
+        for target in ("/acme/-/resolve/main/a", "/acme/tiny/resolve/main/-/a"):
+            line.send(f"GET {target}")
+            assert line.receive("GET")[0].getheader("X-Error-Code"), target  # the Hub knows
 
 
 def test_who_is_being_served_has_the_time_to_drain_and_no_more(hub: HubProcess, tmp_path: Path) -> None:
