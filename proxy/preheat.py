@@ -8,10 +8,9 @@ digests and take the bytes from us. Clients there still need the Hub's word befo
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
+import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from fnmatch import fnmatch
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -23,12 +22,14 @@ from mesh.content import Digest
 from mesh.errors import MeshError
 from mesh.mesh import Mesh
 from mesh.placement import ranked
+from mesh.quota import Quota
 from mesh.server import read_message
 from mesh.tasks import Tasks
 from mesh.wire import Decoder
 from proxy.admin.view import Preheat
 from proxy.api import Api
 from proxy.files import HubAccess
+from proxy.globs import chosen
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.urls import ApiRoute, FileRoute, Repo, parse
 from proxy.resolve import Client, Resolver
@@ -37,14 +38,20 @@ from proxy.version import VERSION
 log = logging.getLogger(__name__)
 
 _TARGET = "/mesh/preheat"
-_MAX_MESSAGE = 256 << 10  # bytes
+_MAX_MESSAGE = 96 << 10  # bytes; as many globs as there may be, of the longest characters, are less
 _MAX_ORDERS = 8  # of other nodes that anybody may be, under way at a time
+_ORDERS_AT_ONCE = 16  # of one host that may be anybody's, and then
+_ORDER_SECONDS = 4.0  # for each further one: each is also a question to the Hub
 _MAX_KEYED_ORDERS = 10_000  # of those with our key; they tell us of blobs one by one
 _FILES_AT_A_TIME = 4
 _ASKED_AT_A_TIME = 32
 
+_MAX_GLOBS = 32  # of each kind, for other nodes; who sits at this one may have more
+_MAX_GLOB = 200  # characters
+
 _Text = Annotated[str, msgspec.Meta(max_length=1000)]
-_Globs = Annotated[tuple[_Text, ...], msgspec.Meta(max_length=100)]
+_Glob = Annotated[str, msgspec.Meta(max_length=_MAX_GLOB)]
+_Globs = Annotated[tuple[_Glob, ...], msgspec.Meta(max_length=_MAX_GLOBS)]
 
 
 class Repository(msgspec.Struct, frozen=True, tag="repository"):
@@ -63,6 +70,19 @@ class Held(msgspec.Struct, frozen=True, tag="held"):
     size: Annotated[int, msgspec.Meta(ge=1, le=1 << 50)]
 
 
+class _Sibling(msgspec.Struct):
+    rfilename: str
+
+
+class _Info(msgspec.Struct):
+    """What the Hub says of a revision, as far as it matters here."""
+
+    sha: str
+    siblings: tuple[_Sibling, ...] = ()
+    private: bool | None = None
+    gated: bool | str | None = None
+
+
 _orders: Decoder[Repository | Held] = Decoder(Repository | Held)
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -77,6 +97,8 @@ class Preheater:
         self._mesh = mesh
         self._tasks = tasks
         self._taken = 0
+        self._quota = Quota(_ORDERS_AT_ONCE, _ORDER_SECONDS)
+        self._choosing = asyncio.Lock()
         self._joining = asyncio.Semaphore(_FILES_AT_A_TIME)
 
     def add_routes(self, mesh_app: web.Application) -> None:
@@ -86,8 +108,12 @@ class Preheater:
         """Begin; how many files it is about. Raises HubError and OriginUnavailable."""
         client = Client(order.token, f"hubmesh/{VERSION}")
         request = Repository(order.repo, order.revision, order.include, order.exclude)
-        files, is_open = await self._files(request, client)
         others = self._others(order)
+        if others and not _can_travel(request):
+            most = f"other nodes take {_MAX_GLOBS} globs of each kind, of {_MAX_GLOB} characters at most"
+            raise HubError(400, message=f"{most}: give fewer or shorter ones, or leave --nodes out")
+        info = await self._info(request, client)
+        files, is_open = await _files(request, info), not info.private and not info.gated
         landed: Callable[[Held], Coroutine[Any, Any, None]] | None = None
         if is_open and others:
             self._tasks.start(self._tell(others, request), name=f"preheat {order.repo} elsewhere")
@@ -100,17 +126,17 @@ class Preheater:
 
     # --- inside
 
-    async def _files(self, order: Repository, client: Client) -> tuple[list[FileRoute], bool]:
-        """What an order is about, by commit, and whether anybody may have it."""
-        repo = Repo.parse(order.repo)
-        route = parse(f"{repo.api_prefix}/revision/{quote(order.revision, safe='')}")
+    async def _info(self, order: Repository, client: Client) -> _Info:
+        """What is in the repository that an order is about."""
+        prefix = Repo.parse(order.repo).api_prefix
+        route = parse(f"{prefix}/revision/{quote(order.revision, safe='')}")
         if not isinstance(route, ApiRoute):
             raise ValueError(f"{order.revision!r} is not a revision")  # noqa: TRY004 -- its text is wrong, not its type
         answer, _ = await self._api.ask(route, client)
-        info = json.loads(answer.body)
-        paths = [sibling["rfilename"] for sibling in info.get("siblings", ())]
-        chosen = [FileRoute(repo, info["sha"], path) for path in paths if _is_chosen(path, order)]
-        return chosen, not info.get("private") and not info.get("gated")
+        try:
+            return msgspec.json.decode(answer.body, type=_Info)
+        except msgspec.DecodeError as error:
+            raise OriginUnavailable(f"the Hub does not say what is in {order.repo}: {error}") from error
 
     def _others(self, order: Preheat) -> list[str]:
         """The same ones each time, as long as they are there."""
@@ -149,6 +175,8 @@ class Preheater:
 
     async def _take(self, request: web.Request) -> web.Response:
         """An order of another node. Bounded: whoever reaches the port of an open mesh may give one."""
+        if not self._mesh.auth.is_keyed and not self._quota.take(request.remote or "", time.monotonic()):
+            raise web.HTTPTooManyRequests(text="too many orders\n", headers={"Retry-After": f"{_ORDER_SECONDS:.0f}"})
         try:
             order = _orders.decode(await read_message(request, _MAX_MESSAGE))
             if isinstance(order, Held):
@@ -173,7 +201,9 @@ class Preheater:
     async def _obey(self, order: Repository) -> None:
         anybody = Client(None, f"hubmesh/{VERSION}")
         try:
-            files, _ = await self._files(order, anybody)
+            info = await self._info(order, anybody)
+            async with self._choosing:  # or each of several would have its turns of the loop
+                files = await _files(order, info)
         except (HubError, OriginUnavailable, LookupError, ValueError) as error:
             log.warning("a peer's order to preheat %s: %s", order.repo, error)
             return
@@ -197,6 +227,14 @@ async def _some_at_a_time(work: Iterator[Coroutine[Any, Any, None]], count: int)
             group.create_task(some())
 
 
-def _is_chosen(path: str, order: Repository) -> bool:
-    included = not order.include or any(fnmatch(path, glob) for glob in order.include)
-    return included and not any(fnmatch(path, glob) for glob in order.exclude)
+async def _files(order: Repository, info: _Info) -> list[FileRoute]:
+    """What an order is about, by commit."""
+    repo = Repo.parse(order.repo)
+    paths = await chosen((sibling.rfilename for sibling in info.siblings), order.include, order.exclude)
+    return [FileRoute(repo, info.sha, path) for path in paths]
+
+
+def _can_travel(order: Repository) -> bool:
+    """Whether other nodes take it."""
+    globs = order.include + order.exclude
+    return max(len(order.include), len(order.exclude)) <= _MAX_GLOBS and all(len(glob) <= _MAX_GLOB for glob in globs)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.http import ask
@@ -119,3 +120,30 @@ def test_what_comes_over_the_wire_is_no_order(hub: HubProcess, mesh: Start) -> N
         assert ask(target, "POST", body=body).status == status, body
     assert ask(target, "POST", body=b"x" * 300_000).status == 413
     assert node.get("/-/health") == b"alive\n"
+
+
+def wire(repo: str, *include: str) -> bytes:
+    order = {"type": "repository", "repo": repo, "revision": "main", "include": include}
+    return msgspec.msgpack.encode(order)
+
+
+def test_a_stranger_s_orders_are_few_and_their_globs_as_many_as_people_write(hub: HubProcess, mesh: Start) -> None:
+    node = mesh(keyed=False)[0]
+    target = f"http://{node.mesh}/mesh/preheat"
+    assert ask(target, "POST", body=wire("acme/tiny", *["*a*b?[cd]" * 20] * 100)).status == 400
+    assert ask(target, "POST", body=wire("acme/tiny", "*a" * 500)).status == 400
+    assert ask(target, "POST", body=wire("acme/tiny", "a.*", *["*.none"] * 31)).status == 200
+    wait(lambda: held(node) == len(FILES["a.safetensors"]), "it does not arrive")
+    answers = [ask(target, "POST", body=wire(f"acme/none{n}", f"*.{n}")) for n in range(20)]
+    assert [answer["Retry-After"] for answer in answers if answer.status == 429][-1:] == ["4"]
+
+
+def test_an_order_that_other_nodes_would_not_take_is_refused_at_once(hub: HubProcess, mesh: Start) -> None:
+    node = mesh(keyed=False)[0]
+    few, many = ["*.json"] * 32, ["*.json"] * 33
+    assert preheat(node, repo="acme/tiny", nodes=1, include=many) == {"files": 1}
+    assert preheat(node, repo="acme/tiny", nodes=None, include=few) == {"files": 1}
+    order = json.dumps({"repo": "acme/tiny", "nodes": None, "include": many}).encode()
+    answer = ask(f"{node.url}/-/preheat", "POST", body=order, Content_Type="application/json")
+    assert answer.status == 400
+    assert "fewer" in json.loads(answer.body)["error"]
