@@ -88,6 +88,15 @@ class Blobs:
                     raise swarm.fill.error
                 return
 
+    def check_fit(self, sizes: Mapping[Digest, int]) -> None:
+        """Raise StoreFull for blobs that cannot be here at the same time, whatever is evicted for them."""
+        store = self._house.store
+        if (total := sum(sizes.values())) > store.max_size:
+            raise StoreFull(f"{total} bytes in all can never fit in --max-size {store.max_size}")
+        if lacking := [digest for digest in sizes if digest not in store]:
+            largest = max(lacking, key=sizes.__getitem__)  # to look at each would take long where there are many
+            store.check_fits(largest, sizes[largest])
+
     def mark_public(self, digest: Digest) -> None:
         """Anybody could get this blob from the Hub: an open mesh may have it too."""
         if not self._house.store.is_public(digest):

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -19,7 +20,7 @@ from aiohttp import web
 
 from mesh.blobs import Blobs
 from mesh.content import Digest
-from mesh.errors import MeshError
+from mesh.errors import MeshError, StoreFull
 from mesh.mesh import Mesh
 from mesh.placement import ranked
 from mesh.quota import Quota
@@ -30,9 +31,11 @@ from proxy.admin.view import Preheat
 from proxy.api import Api
 from proxy.files import HubAccess
 from proxy.globs import chosen
+from proxy.hub.access import is_card
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.urls import ApiRoute, FileRoute, Repo, parse
 from proxy.resolve import Client, Resolver
+from proxy.units import format_size
 from proxy.version import VERSION
 
 log = logging.getLogger(__name__)
@@ -72,12 +75,23 @@ class Held(msgspec.Struct, frozen=True, tag="held"):
 
 class _Sibling(msgspec.Struct):
     rfilename: str
+    size: int | None = None
+    blobId: str | None = None
+    lfs: dict[str, Any] | None = None
+
+    @property
+    def digest(self) -> Digest | None:
+        sha256 = (self.lfs or {}).get("sha256")
+        try:
+            return Digest.parse(f"sha256:{sha256}" if sha256 else f"git-sha1:{self.blobId}")
+        except ValueError:
+            return None
 
 
 class _Info(msgspec.Struct):
     """What the Hub says of a revision, as far as it matters here."""
 
-    sha: str
+    sha: str | None = None  # of a repository without files
     siblings: tuple[_Sibling, ...] = ()
     private: bool | None = None
     gated: bool | str | None = None
@@ -105,15 +119,25 @@ class Preheater:
         mesh_app.router.add_post(_TARGET, self._take)
 
     async def order(self, order: Preheat) -> int:
-        """Begin; how many files it is about. Raises HubError and OriginUnavailable."""
+        """Begin; how many files it is about.
+
+        Raises HubError, OriginUnavailable and StoreFull where it cannot come: now there is somebody to hear of it.
+        """
         client = Client(order.token, f"hubmesh/{VERSION}")
         request = Repository(order.repo, order.revision, order.include, order.exclude)
         others = self._others(order)
         if others and not _can_travel(request):
             most = f"other nodes take {_MAX_GLOBS} globs of each kind, of {_MAX_GLOB} characters at most"
             raise HubError(400, message=f"{most}: give fewer or shorter ones, or leave --nodes out")
-        info = await self._info(request, client)
-        files, is_open = await _files(request, info), not info.private and not info.gated
+        try:
+            info = await self._sized_info(request, client)
+            if files := await _files(request, info):
+                # Cards are given to those, too, who may have nothing else.
+                await self._resolver.file(next((file for file in files if not is_card(file.path)), files[0]), client)
+        except HubError as error:
+            raise _with_advice(error, order) from error
+        self._check_room({file.path for file in files}, info)
+        is_open = not info.private and not info.gated
         landed: Callable[[Held], Coroutine[Any, Any, None]] | None = None
         if is_open and others:
             self._tasks.start(self._tell(others, request), name=f"preheat {order.repo} elsewhere")
@@ -126,10 +150,33 @@ class Preheater:
 
     # --- inside
 
-    async def _info(self, order: Repository, client: Client) -> _Info:
+    async def _sized_info(self, order: Repository, client: Client) -> _Info:
+        """The same with the files' sizes, if they are to be had."""
+        try:
+            return await self._info(order, client, "?blobs=true")
+        except OriginUnavailable:  # what is kept here may still do
+            return await self._info(order, client)
+
+    def _check_room(self, paths: Container[str], info: _Info) -> None:
+        """Raise StoreFull if not all of these can be here at once."""
+        sizes: dict[Digest, int] = {}
+        largest = ("", 0)
+        for sibling in info.siblings:
+            if sibling.rfilename in paths and sibling.size and (digest := sibling.digest) is not None:
+                sizes[digest] = sibling.size
+                largest = max(largest, (sibling.rfilename, sibling.size), key=itemgetter(1))
+        try:
+            self._blobs.check_fit(sizes)
+        except StoreFull as error:
+            raise StoreFull(
+                f"{error}. The largest file is {largest[0]}, {format_size(largest[1])}: leave files out (--exclude), "
+                "make room (`hubmesh unpin`), or start the node with a larger --max-size"
+            ) from error
+
+    async def _info(self, order: Repository, client: Client, query: str = "") -> _Info:
         """What is in the repository that an order is about."""
         prefix = Repo.parse(order.repo).api_prefix
-        route = parse(f"{prefix}/revision/{quote(order.revision, safe='')}")
+        route = parse(f"{prefix}/revision/{quote(order.revision, safe='')}{query}")
         if not isinstance(route, ApiRoute):
             raise ValueError(f"{order.revision!r} is not a revision")  # noqa: TRY004 -- its text is wrong, not its type
         answer, _ = await self._api.ask(route, client)
@@ -231,7 +278,19 @@ async def _files(order: Repository, info: _Info) -> list[FileRoute]:
     """What an order is about, by commit."""
     repo = Repo.parse(order.repo)
     paths = await chosen((sibling.rfilename for sibling in info.siblings), order.include, order.exclude)
-    return [FileRoute(repo, info.sha, path) for path in paths]
+    return [FileRoute(repo, info.sha, path) for path in paths] if info.sha else []
+
+
+def _with_advice(error: HubError, order: Preheat) -> HubError:
+    """What the Hub said to who gave the order, and what to do about it."""
+    if not error.is_refusal:
+        return error
+    who = "this token" if order.token else "anybody without a token"
+    advice = (
+        "give a token that may (--token, HF_TOKEN or `hf auth login`), ask for access on its page, or mend its name"
+    )
+    said = error.message.rstrip(".") or "no such repository, or none that may be seen"
+    return HubError(error.status, message=f"the Hub does not let {who} read it ({error.status}: {said}): {advice}")
 
 
 def _can_travel(order: Repository) -> bool:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import secrets
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -104,6 +107,50 @@ def test_in_an_open_mesh_what_is_gated_stays_where_its_token_is(hub: HubProcess,
     wait(lambda: held(nodes[0]) == SIZE, "it does not arrive")
     assert [held(node) for node in nodes[1:]] == [0, 0, 0]
     assert "no key" in nodes[0].log()
+
+
+def say(node: NodeProcess, *arguments: str, token: str = "") -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of `hubmesh preheat`."""
+    command = [sys.executable, "-m", "proxy.cli", "preheat", *arguments, "--data-dir", str(node.data_dir)]
+    environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"} | {
+        "HF_HOME": "/nonexistent"
+    }
+    if token:
+        environment["HF_TOKEN"] = token
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_what_cannot_come_is_said_by_the_command(hub: HubProcess, mesh: Start) -> None:
+    node = mesh(keyed=False)[0]
+    hub.folder.commit("acme/gated", {"README.md": b"anybody may read this"})
+    hub.folder.add_token("hf_bob", "bob")
+    for token, who in (("", "without a token"), ("hf_bob", "this token")):
+        code, out, err = say(node, "acme/gated", token=token)
+        assert (code, out) == (1, "")
+        assert err.startswith("hubmesh: acme/gated: the Hub does not let ")
+        assert who in err
+        assert "--token" in err
+    assert say(node, "acme/nothing")[0] == 1
+    code, out, _ = say(node, "acme/gated", "acme/tiny", "--nodes", "all", "--include", "*.json", token="hf_alice")
+    assert (code, out.count("1 files are on their way")) == (0, 2)
+
+
+def test_what_there_is_no_room_for_is_said_by_the_command(hub: HubProcess, tmp_path: Path) -> None:
+    hub.folder.commit("acme/tiny", FILES)
+    hub.folder.commit("acme/small", {f"{n}.bin": bytes([n]) * 600_000 for n in range(4)})
+    with NodeProcess(tmp_path / "node", hub.url, "--max-size", "2MiB") as node:
+        code, out, err = say(node, "acme/tiny")
+        assert (code, out) == (1, "")
+        assert "a.safetensors, 3 MB" in err
+        assert "--max-size" in err
+        assert say(node, "acme/tiny", "--exclude", "*.safetensors")[0] == 0
+        wait(lambda: held(node) == len(FILES["b.bin"]) + len(FILES["config.json"]), "it does not arrive")
+        code, _, err = say(node, "acme/small")  # each of them fits
+        assert (code, "2400000 bytes in all" in err) == (1, True)
+        assert say(node, "acme/small", "--exclude", "3.bin")[0] == 0
+        wait(lambda: held(node) >= 1_800_000, "it does not arrive")
+        assert say(node, "acme/small", "--exclude", "3.bin")[0] == 0  # nothing is lacking
 
 
 def test_what_comes_over_the_wire_is_no_order(hub: HubProcess, mesh: Start) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 from aiohttp import web
 
-from mesh.errors import MeshError
+from mesh.errors import MeshError, StoreFull
 from proxy.admin.view import NodeView, Preheat
 from proxy.hub.errors import HubError, OriginUnavailable
 
@@ -62,6 +62,8 @@ async def act(request: web.Request, node: NodeView, action: str) -> web.Response
         return _answer(error.status, error=_explain(error, repo))
     except OriginUnavailable as error:
         return _answer(502, error=error.reason)
+    except StoreFull as error:
+        return _answer(507, error=str(error))
     except MeshError as error:
         return _answer(500, error=str(error))
 

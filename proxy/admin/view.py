@@ -119,5 +119,5 @@ class NodeView(Protocol):
     async def preheat(self, order: Preheat) -> int:
         """Begin to bring a repository in; how many files it concerns. The rest happens in the background.
 
-        Raises the same errors as a client's request for its file list would.
+        Raises the same errors as a client's requests for its file list and for a file of it would, and StoreFull.
         """

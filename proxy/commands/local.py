@@ -19,6 +19,7 @@ from proxy.settings import Settings
 
 _STATUS = "/-/status"
 _TIMEOUT = 10.0  # seconds; a node answers these from memory
+_PATIENCE = 60.0  # for what it may have to ask the Hub about
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -106,16 +107,16 @@ class LocalNode:
         if token:
             headers["Authorization"] = f"Bearer {token}"
         body = json.dumps(order).encode()
-        answer = self._open(urllib.request.Request(f"{self.url}/-/{action}", body, headers))
+        answer = self._open(urllib.request.Request(f"{self.url}/-/{action}", body, headers), _PATIENCE)
         try:
             done: dict[str, int] = json.loads(answer)
         except ValueError as error:
             raise click.ClickException(f"what answers at {self.url} is not a hubmesh node of this version") from error
         return done
 
-    def _open(self, request: urllib.request.Request) -> bytes:
+    def _open(self, request: urllib.request.Request, timeout: float = _TIMEOUT) -> bytes:
         try:
-            with self._opener.open(request, timeout=_TIMEOUT) as answer:
+            with self._opener.open(request, timeout=timeout) as answer:
                 body: bytes = answer.read()
                 return body
         except urllib.error.HTTPError as error:
