@@ -3,8 +3,8 @@
 Any number of readers follow one fill, and the fill outlives them. Three rules keep wrong bytes from clients:
 
 1. Bytes that a reader may have seen are never written again. What comes straight from the origin is visible
-   as it arrives, and a broken transfer goes on at the byte it had reached; what comes from a peer is visible
-   only as whole pieces, and once.
+   as it arrives, each piece from where it is waited for on, and a broken transfer goes on at the byte it had
+   reached; what comes from a peer is visible only as whole pieces, and once.
 2. A reader of the whole blob gets all of it but a short tail; the tail follows when the digest of the whole
    has been proven. So does the tail of whichever piece completes the blob, for readers of ranges: clients that
    fetch a file as parallel ranges cannot finish a wrong one either.
