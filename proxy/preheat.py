@@ -150,6 +150,18 @@ class Preheater:
 
     # --- inside
 
+    async def _info(self, order: Repository, client: Client, query: str = "") -> _Info:
+        """What is in the repository that an order is about."""
+        prefix = Repo.parse(order.repo).api_prefix
+        route = parse(f"{prefix}/revision/{quote(order.revision, safe='')}{query}")
+        if not isinstance(route, ApiRoute):
+            raise ValueError(f"{order.revision!r} is not a revision")  # noqa: TRY004 -- its text is wrong, not its type
+        answer, _ = await self._api.ask(route, client)
+        try:
+            return msgspec.json.decode(answer.body, type=_Info)
+        except msgspec.DecodeError as error:
+            raise OriginUnavailable(f"the Hub does not say what is in {order.repo}: {error}") from error
+
     async def _sized_info(self, order: Repository, client: Client) -> _Info:
         """The same with the files' sizes, if they are to be had."""
         try:
@@ -172,18 +184,6 @@ class Preheater:
                 f"{error}. The largest file is {largest[0]}, {format_size(largest[1])}: leave files out (--exclude), "
                 "make room (`hubmesh unpin`), or start the node with a larger --max-size"
             ) from error
-
-    async def _info(self, order: Repository, client: Client, query: str = "") -> _Info:
-        """What is in the repository that an order is about."""
-        prefix = Repo.parse(order.repo).api_prefix
-        route = parse(f"{prefix}/revision/{quote(order.revision, safe='')}{query}")
-        if not isinstance(route, ApiRoute):
-            raise ValueError(f"{order.revision!r} is not a revision")  # noqa: TRY004 -- its text is wrong, not its type
-        answer, _ = await self._api.ask(route, client)
-        try:
-            return msgspec.json.decode(answer.body, type=_Info)
-        except msgspec.DecodeError as error:
-            raise OriginUnavailable(f"the Hub does not say what is in {order.repo}: {error}") from error
 
     def _others(self, order: Preheat) -> list[str]:
         """The same ones each time, as long as they are there."""
@@ -282,8 +282,8 @@ async def _files(order: Repository, info: _Info) -> list[FileRoute]:
 
 
 def _with_advice(error: HubError, order: Preheat) -> HubError:
-    """What the Hub said to who gave the order, and what to do about it."""
-    if not error.is_refusal:
+    """What the Hub said to who gave the order, and what to do about it. What is not there has words in proxy.admin."""
+    if not error.is_refusal or error.code == "RepoNotFound":
         return error
     who = "this token" if order.token else "anybody without a token"
     advice = (

@@ -131,7 +131,11 @@ def test_what_cannot_come_is_said_by_the_command(hub: HubProcess, mesh: Start) -
         assert err.startswith("hubmesh: acme/gated: the Hub does not let ")
         assert who in err
         assert "--token" in err
-    assert say(node, "acme/nothing")[0] == 1
+    code, _, err = say(node, "acme/nothing")
+    assert (code, err.startswith("hubmesh: acme/nothing: there is no models/acme/nothing, or it is private")) == (
+        1,
+        True,
+    )
     code, out, _ = say(node, "acme/gated", "acme/tiny", "--nodes", "all", "--include", "*.json", token="hf_alice")
     assert (code, out.count("1 files are on their way")) == (0, 2)
 
