@@ -134,7 +134,7 @@ class Fetcher:
         return {piece for run in self.runs for piece in run.pieces}
 
     def _next_lease(self) -> int | None:
-        return next((piece for piece in self._leased if piece not in self._coming()), None)
+        return next((piece for coming in [self._coming()] for piece in self._leased if piece not in coming), None)
 
     def hurry(self, urgent: Sequence[int], late: Iterable[int]) -> None:
         """Readers wait for the pieces in `urgent`: put them first. Free those in `late` from the ends of long runs."""
