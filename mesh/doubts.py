@@ -78,14 +78,12 @@ class Doubts:
             return
         stamp, pieces = again
         path = self._path(digest)
-        if entry.stamp is not None:
-            entry.stamp = stamp
-        else:
-            entry.modified, entry.is_doubted = stamp.modified, False
         with contextlib.suppress(OSError):  # then it is in doubt again after the next start
             if entry.stamp is not None:
+                entry.stamp = stamp
                 stamp.write(layout.stamp_of(path))
                 self._mark(digest)
             else:
+                entry.modified, entry.is_doubted = stamp.modified, False
                 write_manifest(layout.manifest_of(path), entry.size, pieces)
                 layout.set_proven(layout.manifest_of(path), stamp.modified)

@@ -382,16 +382,14 @@ class Store:
             layout.unlink(self._path(digest))
 
     def _scan(self) -> None:
-        written: dict[Digest, int] = {}
         for digest, file, stamp in layout.find_blobs(self._blobs):
-            written[digest] = file.stat().st_mtime_ns
             used_at = layout.stamp_of(Path(file.path)).stat().st_atime if stamp is not None else file.stat().st_atime
-            self._entries[digest] = Entry(file.stat().st_size, used_at, stamp=stamp)
+            about = file.stat()
+            self._entries[digest] = Entry(about.st_size, used_at, stamp=stamp, modified=about.st_mtime_ns)
             self._marks.read(digest)
         for digest, file in layout.find_partials(self._partials, {d: self._path(d) for d in self._entries}):
             path = Path(file.path)
             self._partial_entries[digest] = PartialEntry(path, Partial.journaled(path), file.stat().st_mtime)
-        for digest, entry in self._entries.items():
+        for digest, entry in self._entries.items():  # now that all have what belongs to them
             if entry.stamp is None:
-                entry.modified = layout.modified_as_proven(self._name(digest))
-                entry.is_doubted = written[digest] != entry.modified
+                entry.is_doubted = layout.modified_as_proven(self._name(digest)) != entry.modified
