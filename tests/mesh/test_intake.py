@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from blake3 import blake3
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mesh import intake
@@ -136,6 +136,10 @@ offsets = st.integers(0, MIB - 1)
     others=st.lists(offsets, max_size=3),
     lines=st.lists(st.tuples(st.integers(1, 2 * MIB), st.booleans()), max_size=4),
     is_completing=st.booleans(),
+)
+@example(waited=600_000, others=[], lines=[], is_completing=True)
+@example(
+    waited=600_000, others=[900_000], lines=[(300_000, False), (500_000, True), (200_000, False)], is_completing=False
 )
 def test_a_piece_comes_from_where_it_is_waited_for(
     waited: int, others: list[int], lines: list[tuple[int, bool]], is_completing: bool
