@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--seeds", type=int, default=0, help="more nodes, which alone go to the origin")
     out.add_argument("--seed-up", type=parse_rate, default=None, help="of each seed, if not as others")
     out.add_argument("--slow", type=float, default=0.0, help="this share of the nodes is ten times slower")
+    out.add_argument("--without-slow", action="store_true", help="end when all but the slow nodes are done")
     out.add_argument("--churn", action="store_true", help="ten times, 1 %% of the nodes die and as many come")
     out.add_argument("--step", type=float, default=None, help="seconds")
     out.add_argument("--random", type=int, default=1, help="start of the random numbers")

@@ -329,7 +329,7 @@ class Simulation:
         churn_at = iter([self.bound * n / 10 for n in range(1, 11)] if self.options.churn else [])
         next_churn = next(churn_at, float("inf"))
         expire_at = 1.0
-        while any(node.is_alive and node.done_at is None and not node.is_seed for node in self.nodes):
+        while any(self._is_awaited(node) for node in self.nodes):
             self.now += self.step
             self._move()
             while self.events and self.events[0][0] <= self.now:
@@ -344,6 +344,11 @@ class Simulation:
                 next_churn = next(churn_at, float("inf"))
             if self.now > 50 * self.bound + 100:
                 raise SystemExit(f"not done after {self.now:.0f} s")
+
+    def _is_awaited(self, node: Node) -> bool:
+        if node.is_seed or not node.is_alive or node.done_at is not None:
+            return False
+        return not (node.is_slow and self.options.without_slow)
 
     def _move(self) -> None:
         flows, count, through = self.flows.advance(self.now, self.step)

@@ -337,6 +337,8 @@ def main() -> int:
     parser.add_argument("--scratch", help="where the nodes keep their data")
     parser.add_argument("--log-level", default="warning")
     options = parser.parse_args()
+    if options.scratch:
+        Path(options.scratch).mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no node outlives us
     result = run(options)
     print(report(result))
