@@ -28,6 +28,7 @@ from mesh.server import read_message
 from mesh.store import Store
 from mesh.tasks import Tasks
 from mesh.tracker import Tracker
+from mesh.turns import Turns
 from mesh.wire import Decoder
 
 log = logging.getLogger(__name__)
@@ -185,9 +186,9 @@ class Mesh:
         if not any(self.links.alive()):
             return  # who comes later is told when it does
         by_tracker: dict[str, list[Digest]] = {}
-        for number, (digest, _, _) in enumerate(list(self._store.blobs())):
-            if number % 200 == 199:
-                await asyncio.sleep(0)  # ten thousand blobs take a while
+        turns = Turns()  # ten thousand blobs take a while
+        for digest, _, _ in list(self._store.blobs()):
+            await turns.give()
             if not self._may_share(digest):
                 continue
             tracker = self.exchange.tracker_of(digest)

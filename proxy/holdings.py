@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from mesh.blobs import Blobs
 from mesh.content import Digest
@@ -13,6 +13,7 @@ from mesh.messages import ORIGIN
 from mesh.stats import Stats
 from mesh.store import Store
 from mesh.swarm import Swarm
+from mesh.turns import Turns
 from proxy.admin.view import BlobView, DownloadView, PeerView, Preheat, Removed, UsageView
 from proxy.catalog import BlobName, Catalog
 from proxy.preheat import Preheater
@@ -29,7 +30,7 @@ class Holdings:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._pinned = {digest for digests in catalog.pins().values() for digest in digests}
+        self._pinned = _by_digest(catalog.pins())
         self._sizes: dict[Digest, int] = {}  # of blobs that are or were partial; 0: not known
 
     def connect(
@@ -72,14 +73,16 @@ class Holdings:
             for m in some
         ]
 
-    def blobs(self) -> Sequence[BlobView]:
-        views = []
-        for digest, size, used_at in self._store.blobs():
+    async def blobs(self) -> Sequence[BlobView]:
+        views, turns = [], Turns()
+        for digest, size, used_at in list(self._store.blobs()):
+            await turns.give()
             name = self._name(digest)
             views.append(
                 BlobView(str(digest), size, size, name.repo or None, name.path or None, self.is_pinned(digest), used_at)
             )
-        for digest, have in self._store.partials():
+        for digest, have in list(self._store.partials()):
+            await turns.give()
             name = self._name(digest)
             size = self._size(digest, name)
             views.append(
@@ -96,7 +99,7 @@ class Holdings:
         return str(digest) in self._pinned
 
     async def pin(self, repo: str, revision: str | None) -> int:
-        here = set(map(str, self._of(repo, revision) & self._here()))
+        here = set(map(str, await self._of(repo, revision) & self._here()))
         if not here:
             raise LookupError(f"nothing of {repo} is here")
         pins = self._catalog.pins()
@@ -112,11 +115,11 @@ class Holdings:
         return len(freed)
 
     async def remove(self, repo: str) -> Removed:
-        if not (here := self._of(repo) & self._here()):
+        if not (here := await self._of(repo) & self._here()):
             raise LookupError(f"nothing of {repo} is here")
         freed, elsewhere, refused = 0, set(), None
         for digest in here:
-            if any(str(digest) in others for name, others in self._catalog.pins().items() if name != repo):
+            if self._pinned.get(str(digest), set()) - {repo}:
                 elsewhere.add(digest)
                 continue
             try:
@@ -142,24 +145,31 @@ class Holdings:
 
         What another repository has as well is shared again as soon as the Hub gives it to nobody in particular.
         """
-        for digest in self._known(repo):
+        for digest in self._known(repo):  # all at once: none is to be given away meanwhile
             self._store.mark_public(digest, is_public=False)
 
     def _here(self) -> set[Digest]:
         """All that is here, whole or in part."""
         return {digest for digest, _, _ in self._store.blobs()} | {digest for digest, _ in self._store.partials()}
 
-    def _known(self, repo: str, revision: str | None = None) -> set[Digest]:
-        """What the catalog says that a repository has, in all revisions if None."""
+    def _known(self, repo: str, revision: str | None = None) -> Iterator[Digest]:
+        """What the catalog says that a repository has, in all revisions if None; some of it more than once."""
         commit = None if revision is None else self._commit(repo, revision)
-        files = self._catalog.files_of(repo)
-        return {file.digest for at, _, file in files if file.digest is not None and commit in (None, at)}
+        for at, _, file in self._catalog.files_of(repo):
+            if file.digest is not None and commit in (None, at):
+                yield file.digest
 
-    def _of(self, repo: str, revision: str | None = None) -> set[Digest]:
+    async def _of(self, repo: str, revision: str | None = None) -> set[Digest]:
         """What a repository consists of; of all revisions if None: what is listed as its too, which takes longer."""
-        digests = self._known(repo, revision)
+        digests, turns = set(), Turns()
+        for digest in self._known(repo, revision):
+            await turns.give()
+            digests.add(digest)
         if revision is None:
-            digests |= {digest for digest in self._here() if self._name(digest).repo == repo}
+            for digest in self._here():
+                await turns.give()
+                if self._name(digest).repo == repo:
+                    digests.add(digest)
         return digests
 
     def _size(self, digest: Digest, name: BlobName) -> int:
@@ -177,7 +187,7 @@ class Holdings:
 
     def _set_pins(self, pins: dict[str, list[str]]) -> None:
         self._catalog.set_pins(pins)
-        self._pinned = {digest for digests in pins.values() for digest in digests}
+        self._pinned = _by_digest(pins)
 
     def _name(self, digest: Digest) -> BlobName:
         return self._catalog.blob_name(digest) or BlobName("", "")
@@ -196,6 +206,15 @@ class Holdings:
             "".join(_letters(swarm)),
             dict(swarm.fetcher.received),
         )
+
+
+def _by_digest(pins: Mapping[str, Iterable[str]]) -> dict[str, set[str]]:
+    """The repositories that each blob is pinned for."""
+    repos: dict[str, set[str]] = {}
+    for repo, digests in pins.items():
+        for digest in digests:
+            repos.setdefault(digest, set()).add(repo)
+    return repos
 
 
 def _letters(swarm: Swarm) -> Iterator[str]:

@@ -116,7 +116,7 @@ async def test_two_hundred_peers_and_five_hundred_blobs_do_not_slow_it(aiohttp_s
         def peers(self):
             return [PeerView(f"{n:032x}", f"10.0.{n}.1:8091", "peer", n % 9 > 0, 1.0) for n in range(200)]
 
-        def blobs(self):
+        async def blobs(self):
             return [BlobView(f"sha256:{n:064x}", 10**9, 10**9, f"models/acme/m{n}", "w") for n in range(500)]
 
         def downloads(self):

@@ -99,13 +99,13 @@ class Dashboard:
     async def _watch(self) -> None:
         looks = 0
         while True:
-            self._sections = self._look(is_thorough=looks % _RARELY == 0)
+            self._sections = await self._look(is_thorough=looks % _RARELY == 0)
             looks += 1
             self._looked.set()
             self._looked = asyncio.Event()
             await asyncio.sleep(self._seconds)
 
-    def _look(self, *, is_thorough: bool) -> dict[str, bytes]:
+    async def _look(self, *, is_thorough: bool) -> dict[str, bytes]:
         node, now = self._node, time.monotonic()
         failed = self._failures.recent(self._metrics.figures(), now)
         fresh: dict[str, object] = {
@@ -116,7 +116,7 @@ class Dashboard:
             "findings": list(overview.findings(node, failed)),
         }
         if is_thorough:
-            fresh["repositories"] = overview.repositories(node.blobs())
+            fresh["repositories"] = overview.repositories(await node.blobs())
         encoded = {name: msgspec.json.encode(section) for name, section in fresh.items()}
         return self._sections | encoded
 

@@ -24,7 +24,7 @@ def add_routes(app: web.Application, node: NodeView, metrics: Metrics) -> None:
         return web.Response(body=metrics.render(), headers={"Content-Type": _METRICS_TYPE} | _NO_STORE)
 
     async def show_status(_: web.Request) -> web.Response:
-        document = status.encode(status.status_of(node, metrics))
+        document = status.encode(await status.status_of(node, metrics))
         return web.Response(body=document, content_type="application/json", headers=_NO_STORE)
 
     async def act(request: web.Request) -> web.Response:

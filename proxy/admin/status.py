@@ -25,7 +25,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     downloads: Sequence[DownloadView]
 
 
-def status_of(node: NodeView, metrics: Metrics) -> Status:
+async def status_of(node: NodeView, metrics: Metrics) -> Status:
     """Everything about a node at this moment."""
     is_ready, reason = node.ready()
     return Status(
@@ -37,7 +37,7 @@ def status_of(node: NodeView, metrics: Metrics) -> Status:
         usage=node.usage(),
         metrics=metrics.figures(),
         peers=node.peers(),
-        blobs=node.blobs(),
+        blobs=await node.blobs(),
         downloads=node.downloads(),
     )
 

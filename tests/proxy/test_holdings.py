@@ -1,5 +1,6 @@
 """What a node says it holds is what it holds, and removing says what it did."""
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
@@ -38,7 +39,7 @@ async def here(tmp_path):
 
 
 async def test_a_part_of_a_file_is_not_said_to_be_the_whole(here):
-    shown = {blob.digest: (blob.have, blob.size) for blob in here.holdings.blobs()}
+    shown = {blob.digest: (blob.have, blob.size) for blob in await here.holdings.blobs()}
     assert shown[str(PART)] == (1 << 20, SIZE)
     assert shown[str(NAMELESS)] == (1 << 20, 0)
     assert shown[str(READ)] == (4, 4)
@@ -53,16 +54,40 @@ async def test_removing_says_what_stays_and_lets_it_keep_its_pin(here):
     assert here.catalog.pins() == {OTHER: [str(SHARED)], TINY: [str(READ)]}
     assert await here.holdings.remove(TINY) == Removed(4, in_use=0, pinned=1)
     assert here.catalog.pins() == {OTHER: [str(SHARED)]}
-    assert {blob.digest for blob in here.holdings.blobs()} == {str(SHARED), str(NAMELESS)}
+    assert {blob.digest for blob in await here.holdings.blobs()} == {str(SHARED), str(NAMELESS)}
 
 
 @pytest.mark.parametrize("act", ["pin", "remove"])
 async def test_what_is_listed_is_there_to_act_on(here, act):
     for _, path, _ in list(here.catalog.files_of(TINY)):
         here.catalog.set_file(TINY, COMMIT, path, File(None))  # the catalog forgets; the names of blobs stay
-    listed = {blob.digest for blob in here.holdings.blobs() if blob.repo == TINY}
+    listed = {blob.digest for blob in await here.holdings.blobs() if blob.repo == TINY}
     assert listed == {str(READ), str(SHARED), str(PART)}
     if act == "pin":
         assert await here.holdings.pin(TINY, None) == 3
     else:
         assert await here.holdings.remove(TINY) == Removed((1 << 20) + 8)
+
+
+@pytest.mark.parametrize("act", ["blobs", "pin", "remove"])
+async def test_ten_thousand_blobs_hold_nobody_up(tmp_path, act):
+    catalog, digests = Catalog(tmp_path), [Digest("sha256", f"{number:064x}") for number in range(10_000)]
+    for digest in digests:
+        catalog.set_file(TINY, COMMIT, digest.hex, File(FileMetadata(digest.hex, 4, "text/plain")))
+    holdings = Holdings(catalog)
+
+    async def remove(digest):
+        return 4
+
+    store = SimpleNamespace(blobs=lambda: [(digest, 4, 0.0) for digest in digests], partials=lambda: (), remove=remove)
+    about = dict.fromkeys(("node_id", "role", "stats", "mesh", "preheater"))
+    holdings.connect(**about, store=store, blobs=SimpleNamespace(swarms={}))
+    asked = {"blobs": (), "pin": (TINY, None), "remove": (TINY,)}[act]
+    turns = 0
+    async with asyncio.TaskGroup() as group:
+        doing = group.create_task(getattr(holdings, act)(*asked))
+        while not doing.done():
+            turns += 1
+            await asyncio.sleep(0)
+    assert turns > 5
+    await catalog.close()
