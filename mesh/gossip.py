@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Annotated
 
 import msgspec
 
+from mesh.discovery.dns import resolve
 from mesh.errors import MeshError
-from mesh.membership import MAX_CLAIMS, Address, Change, Claim, Member, Members, State, as_heard
+from mesh.hosts import as_written, is_fit
+from mesh.membership import LOOPBACK, MAX_CLAIMS, Address, Change, Claim, Member, Members, State, as_heard
+from mesh.rumours import Rumours
 from mesh.tasks import Tasks
 from mesh.wire import Decoder
 
@@ -71,7 +73,10 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Gossip:
-    """Runs the exchange for one node. `mesh_id` is that of its key: nodes of another mesh are not listened to."""
+    """Runs the exchange for one node. `mesh_id` is that of its key: nodes of another mesh are not listened to.
+
+    `is_open`: anybody may be a member, and what one says of another is a rumour until that one has answered.
+    """
 
     def __init__(
         self,
@@ -80,6 +85,7 @@ class Gossip:
         tasks: Tasks,
         *,
         mesh_id: str = "",
+        is_open: bool = False,
         interval: float = _INTERVAL,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
@@ -90,6 +96,7 @@ class Gossip:
         self._ask = ask
         self._tasks = tasks
         self._mesh_id = mesh_id
+        self._rumours = Rumours(members) if is_open else None
         self._interval = interval
         self._clock = clock
         self._wall = wall
@@ -134,7 +141,7 @@ class Gossip:
         if sender.node_id == self.members.me.node_id:
             self._meet_own(sender, remote)
         else:
-            self._take(message, _host(remote))
+            self._take(message, as_written(remote))
             self.members.heard(sender.node_id, self._clock())
         return self._message(with_claims=message.digest != self.members.digest() and self._may_tell())
 
@@ -189,6 +196,8 @@ class Gossip:
                 self._late_at = now
                 self._strain = min(_MAX_STRAIN, self._strain + 1)
             self._tell(self.members.tick(now, 1.0 + self._strain))
+            for claim, teller in () if self._rumours is None else self._rumours.due(now):
+                self._tasks.start(self._look_into(claim, teller), name=f"rumour of {claim.node_id}")
             if now - asked_at >= self._pause(now):
                 asked_at = now
                 for member in self._chosen():
@@ -221,7 +230,24 @@ class Gossip:
                 chosen[node_id] = alive[node_id]
         if (node_id := _next(self._gone_turn, gone)) is not None:
             chosen[node_id] = gone[node_id]
+        if self._rumours is not None and self._rumours.is_fresh and (named := self._named(alive.values())):
+            member = random.choice(named)
+            chosen[member.node_id] = member
         return list(chosen.values())
+
+    def _named(self, among: Iterable[Member]) -> list[Member]:
+        return [member for member in among if member.named_seed]
+
+    async def _look_into(self, claim: Claim, teller: str) -> None:
+        """Ask at an address whether the node is there that others speak of."""
+        address = Address(claim.host or LOOPBACK, claim.port)
+        try:
+            for found in await resolve(address):
+                if is_fit(found.host, teller):
+                    await self._exchange(found, claim.node_id, _PATIENCE)
+                    return
+        except (OSError, MeshError, ValueError) as error:
+            log.debug("nobody is at %s, where %s was said to be: %s", address, claim.node_id, error)
 
     async def _probe(self, member: Member) -> None:
         asked_at = self._clock()
@@ -262,7 +288,7 @@ class Gossip:
             if message.sender != me:  # or we have said more of ourselves meanwhile
                 self._meet_own(message.sender, address.host)
             return node_id
-        self._take(message, _host(address.host))
+        self._take(message, as_written(address.host), address)
         self.members.heard(node_id, self._clock(), address)
         if address in self._seeds:  # now: it may have ceased to be one while we asked
             self._tell(self.members.name_seed(node_id, address))
@@ -271,7 +297,7 @@ class Gossip:
                 answer = await self._ask(address, self._message(with_claims=True), node_id)
             message = self._decode(answer)
             if message.sender.node_id == node_id:
-                self._take(message, _host(address.host))
+                self._take(message, as_written(address.host), address)
         self._is_met = True
         if message.digest == self.members.digest():
             self.ready.set()
@@ -290,15 +316,28 @@ class Gossip:
         is_refused = isinstance(error, ConnectionRefusedError)
         self._tell(self.members.failed(node_id, self._clock(), is_refused=is_refused))
 
-    def _take(self, message: _Message, teller: str) -> None:
+    def _take(self, message: _Message, teller: str, called: Address | None = None) -> None:
         before = self.members.me.incarnation
         # Most of what is told is known: looking at that again would be most of the work.
         told = [claim for claim in (message.sender, *message.claims) if not self.members.knows(claim)]
         for claim in told:
             claim.check()
         # Passed over, not refused with all else: whoever tells it may just have a clock that is ahead of ours.
-        heard = (as_heard(claim, teller) for claim in told if _is_credible(claim, self._wall()))
-        self._tell(self.members.merge([claim for claim in heard if claim is not None], self._clock()))
+        read = (as_heard(claim, teller) for claim in told if _is_credible(claim, self._wall()))
+        heard = [claim for claim in read if claim is not None]
+        if self._rumours is not None:
+            heard = self._rumours.sift(
+                heard,
+                self._clock(),
+                sender=message.sender.node_id,
+                teller=teller,
+                has_answered=called is not None,
+                is_believed=called in self._seeds,
+                may_wait=bool(self._named(self.members.alive())),
+            )
+            if self._rumours.is_fresh:
+                self._news_at = self._clock()
+        self._tell(self.members.merge(heard, self._clock()))
         if self.members.me.incarnation > before:  # somebody thought that we were gone
             self._strain = min(_MAX_STRAIN, self._strain + 1)
 
@@ -358,12 +397,3 @@ def _next(turn: list[str], among: dict[str, Member]) -> str | None:
     turn += among
     random.shuffle(turn)
     return turn.pop()
-
-
-def _host(remote: str | None) -> str:
-    """A remote host as others would write it: IPv4 even if it came through an IPv6 socket."""
-    try:
-        mapped = ipaddress.IPv6Address(remote or "").ipv4_mapped
-    except ValueError:
-        return remote or ""
-    return remote or "" if mapped is None else str(mapped)

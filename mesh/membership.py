@@ -9,7 +9,6 @@ however often the claims travel.
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import random
 import re
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from mesh.hosts import is_local
 from mesh.messages import ORIGIN
 
 MAX_CLAIMS = 1000  # in one message
@@ -31,7 +31,7 @@ MAX_VERSION = 32
 KEPT_SECONDS = 3600.0
 TOLD_SECONDS = 600.0
 _NODE_ID = re.compile(r"[0-9A-Za-z_-]{1,128}")
-_LOOPBACK = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 _MAX_CALM = 60.0
 
 Role = Literal["peer", "seed"]
@@ -96,17 +96,6 @@ def as_heard(claim: Claim, teller: str) -> Claim | None:
         return claim
     # A link-local IPv6 address has a scope, which means nothing to others.
     return None if "%" in teller else msgspec.structs.replace(claim, host=teller)
-
-
-def is_local(host: str) -> bool:
-    """Whether the host means something on this machine only. An unknown one (no remote address) does."""
-    if host in ("", "localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    return address.is_loopback
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +196,11 @@ class Members:
     def get(self, node_id: str) -> Member | None:
         record = self._records.get(node_id)
         return None if record is None else self._member(record)
+
+    def claim(self, node_id: str) -> Claim | None:
+        """What is believed of another node."""
+        record = self._records.get(node_id)
+        return None if record is None else record.claim
 
     def snapshot(self, now: float) -> tuple[Claim, ...]:
         """What to tell others: all of it if that fits into a message, else a random part."""
@@ -320,7 +314,7 @@ class Members:
             claim = record.claim
             record.member = Member(
                 claim.node_id,
-                record.named or record.reached or Address(claim.host or _LOOPBACK, claim.port),
+                record.named or record.reached or Address(claim.host or LOOPBACK, claim.port),
                 claim.role,
                 claim.version,
                 claim.incarnation,

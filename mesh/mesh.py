@@ -72,7 +72,7 @@ class Mesh:
         self.auth = auth
         self.members = Members(me)
         self.links = Links(self.members, auth, session)
-        self.gossip = Gossip(self.members, self._ask_gossip, tasks, mesh_id=auth.mesh_id)
+        self.gossip = Gossip(self.members, self._ask_gossip, tasks, mesh_id=auth.mesh_id, is_open=not auth.is_keyed)
         self.links.gossip = self.gossip
         self.directory = Directory()
         self.tracker = Tracker(self._holders, self.directory.discard, store.manifest)

@@ -19,7 +19,8 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 
 from mesh.errors import MeshError
 from mesh.gossip import Gossip
-from mesh.membership import Address, State, is_local
+from mesh.hosts import is_local
+from mesh.membership import Address, State
 from mesh.tasks import Tasks
 
 log = logging.getLogger(__name__)

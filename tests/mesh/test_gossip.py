@@ -335,8 +335,8 @@ async def test_a_member_that_answers_nonsense_is_soon_gone(harm):
     try:
         async with mesh("a", "b") as nodes:
             await until(lambda: all_know(nodes))
-            nodes[0].members.merge([Claim("bad", 1, State.ALIVE, "", port, "peer", "1")], 0.0)
-            await until(lambda: nodes[1].members.get("bad") is not None)
+            for node in nodes:  # it was one once: what is only said of it nobody takes for one
+                node.members.merge([Claim("bad", 1, State.ALIVE, "", port, "peer", "1")], 0.0)
             await until(lambda: all("bad" not in node.known for node in nodes), 30)
             assert {"a", "b"} <= nodes[0].known | nodes[1].known
     finally:

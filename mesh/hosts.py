@@ -1,0 +1,44 @@
+"""What a host, as others name it, can mean. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+
+
+def is_local(host: str) -> bool:
+    """Whether the host means something on this machine only. An unknown one (no remote address) does."""
+    if host in ("", "localhost"):
+        return True
+    address = _address(host)
+    return address is not None and address.is_loopback
+
+
+def is_fit(host: str, teller: str) -> bool:
+    """Whether another node may be there, when one at `teller` says so. A name may: see what it stands for."""
+    address, near = _address(host), _address(teller)
+    if is_local(host):
+        return is_local(teller)
+    if address is None:
+        return True
+    if address.is_link_local:
+        return near is not None and near.is_link_local
+    is_broadcast = address.version == 4 and address.is_reserved
+    return not address.is_multicast and not address.is_unspecified and not is_broadcast
+
+
+def as_written(remote: str | None) -> str:
+    """A remote host as others would write it: IPv4 even if it came through an IPv6 socket."""
+    try:
+        mapped = ipaddress.IPv6Address(remote or "").ipv4_mapped
+    except ValueError:
+        return remote or ""
+    return remote or "" if mapped is None else str(mapped)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address

@@ -1,0 +1,110 @@
+"""What others say of nodes that have not answered us. In a mesh without a key anybody may say that there is one at any
+host and port: so it is no peer, and nobody is told of it, until it has said so itself. Pure.
+
+What a named seed says is believed: it passes on nothing but what it has found out. So most nodes are never tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import msgspec
+
+from mesh.hosts import is_fit, is_local
+from mesh.membership import Claim, Members, State
+from mesh.quota import Quota
+
+_MAX = 1000
+_PATIENCE = 3.0  # seconds in which a named seed is asked before we find out ourselves
+_AGAIN = (5.0, 15.0, 60.0, 300.0)  # seconds until an address that does not answer is tried again
+_AT_ONCE = 4
+_TRIES_OF_HOST, _SECONDS_OF_HOST = 16, 4.0  # at once, and then for each further one
+
+
+@dataclass(slots=True)
+class _Rumour:
+    claim: Claim
+    teller: str
+    due_at: float
+    tries: int = 0
+
+
+class Rumours:
+    """Those heard so far, and when to look into them. Times are seconds of a clock that does not run backwards."""
+
+    def __init__(self, members: Members) -> None:
+        self._members = members
+        self._of: dict[str, _Rumour] = {}
+        self._quota = Quota(_TRIES_OF_HOST, _SECONDS_OF_HOST)
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether some were not looked into yet."""
+        return any(not rumour.tries for rumour in self._of.values())
+
+    def sift(
+        self,
+        claims: Iterable[Claim],
+        now: float,
+        *,
+        sender: str,
+        teller: str,
+        has_answered: bool = False,
+        is_believed: bool = False,
+        may_wait: bool = False,
+    ) -> list[Claim]:
+        """Those claims of a message that hold; what others mean is kept to be looked into.
+
+        `has_answered`: the message is an answer to our call. `is_believed`: of a named seed, which `may_wait` says
+        there is one to ask.
+        """
+        held = []
+        for claim in claims:
+            known = self._members.claim(claim.node_id)
+            if claim.node_id == sender:
+                holds = has_answered or claim.host in ("", teller) or (is_local(claim.host) and is_local(teller))
+            else:
+                holds = is_believed and is_fit(claim.host, teller)
+            if holds or claim.node_id == self._members.me.node_id:
+                self._of.pop(claim.node_id, None)
+                held.append(claim)
+            elif known is not None and _place(claim) == _place(known):
+                held.append(claim)
+            elif known is not None and claim.state != State.ALIVE:  # it may be so, but not where it never was
+                held.append(msgspec.structs.replace(claim, **_place(known)))
+            elif claim.state <= State.SUSPECT and (known is None or claim > known) and is_fit(claim.host, teller):
+                self._keep(claim, teller, now + _PATIENCE if may_wait else now)
+        return held
+
+    def due(self, now: float) -> list[tuple[Claim, str]]:
+        """Some to be looked into now, each with the host that told it; then not again for a while."""
+        due = []
+        for rumour in [rumour for rumour in self._of.values() if rumour.due_at <= now][:_AT_ONCE]:
+            if self._quota.take(rumour.claim.host, now):
+                due.append((rumour.claim, rumour.teller))
+                rumour.due_at = now + _AGAIN[min(rumour.tries, len(_AGAIN) - 1)]
+                rumour.tries += 1
+            else:
+                rumour.due_at = now + _SECONDS_OF_HOST
+        return due
+
+    def _keep(self, claim: Claim, teller: str, due_at: float) -> None:
+        if (rumour := self._of.get(claim.node_id)) is not None:  # who moves it about does not have it tried more often
+            rumour.claim, rumour.teller = max((rumour.claim, rumour.teller), (claim, teller))
+        elif len(self._of) < _MAX or self._make_room():
+            self._of[claim.node_id] = _Rumour(claim, teller, due_at)
+
+    def _make_room(self) -> bool:
+        """Whether one could be given up that was tried in vain."""
+        tried = [node_id for node_id, rumour in self._of.items() if rumour.tries >= len(_AGAIN)]
+        if tried:
+            del self._of[tried[0]]
+        return bool(tried)
+
+
+def _place(claim: Claim) -> dict[str, object]:
+    return {"host": claim.host, "port": claim.port, "role": claim.role, "version": claim.version}
