@@ -38,14 +38,14 @@ _BATCH = 500  # digests in one announcement
 _REFRESH_SECONDS = 60.0
 
 
-class Holdings(msgspec.Struct, frozen=True):
+class Announcement(msgspec.Struct, frozen=True):
     """What a node holds completely, of the blobs that the receiver leads."""
 
     node: str
     digests: tuple[str, ...]
 
 
-_HOLDINGS_DECODER: Decoder[Holdings] = Decoder(Holdings)
+_decoder: Decoder[Announcement] = Decoder(Announcement)
 
 
 class Mesh:
@@ -131,15 +131,15 @@ class Mesh:
 
     async def _take_holdings(self, request: web.Request) -> web.Response:
         try:
-            holdings = _HOLDINGS_DECODER.decode(await read_message(request))
-            digests = [Digest.parse(text) for text in holdings.digests[:_BATCH]]
+            announcement = _decoder.decode(await read_message(request))
+            digests = [Digest.parse(text) for text in announcement.digests[:_BATCH]]
         except (msgspec.DecodeError, ValueError) as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from error
-        if request.get(SENDER, holdings.node) != holdings.node or self.links.get(holdings.node) is None:
+        if request.get(SENDER, announcement.node) != announcement.node or self.links.get(announcement.node) is None:
             raise web.HTTPForbidden(text="speak for yourself\n")
-        self.directory.add(holdings.node, digests)
+        self.directory.add(announcement.node, digests)
         for digest in digests:
-            self.tracker.add_holder(digest, holdings.node)
+            self.tracker.add_holder(digest, announcement.node)
         return web.Response()
 
     def _holders(self, digest: Digest) -> list[str]:
@@ -200,7 +200,7 @@ class Mesh:
                 continue
             for start in range(0, len(digests), _BATCH):
                 batch = digests[start : start + _BATCH]
-                body = msgspec.msgpack.encode(Holdings(self.node_id, tuple(map(str, batch))))
+                body = msgspec.msgpack.encode(Announcement(self.node_id, tuple(map(str, batch))))
                 try:
                     await self.links.ask(tracker, _HOLDINGS, body)
                 except Unavailable as error:

@@ -7,12 +7,9 @@ import gc
 import json
 import logging
 import os
-import re
 import signal
-import socket
 import sys
-import time
-import uuid
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +19,6 @@ import uvloop
 from aiohttp import web
 
 from mesh.access import OriginAccess
-from mesh.auth import Auth
 from mesh.blobs import Blobs
 from mesh.content import Digest
 from mesh.dial import peer_socket
@@ -35,21 +31,16 @@ from mesh.membership import Address
 from mesh.mesh import Mesh
 from mesh.outflow import Outflow
 from mesh.server import MeshServer
-from mesh.stats import Stats
 from mesh.store import Store
-from mesh.tasks import Tasks
 from mesh.transfer import Connections
-from proxy.admin.metrics import Metrics
 from proxy.admin.routes import add_routes
 from proxy.api import Api
 from proxy.app import App, guard_host
-from proxy.budget import default_budget
-from proxy.catalog import Catalog
 from proxy.descriptors import allow_many
 from proxy.files import Files, HubAccess
+from proxy.ground import Ground, lay
 from proxy.hearsay import Hearsay
 from proxy.hf_cache import HfCache
-from proxy.holdings import Holdings
 from proxy.hub.access import Grants
 from proxy.hub.freshness import Freshness
 from proxy.lfs import Lfs
@@ -63,7 +54,6 @@ from proxy.preheat import Preheater
 from proxy.relay import Relay
 from proxy.resolve import Resolver
 from proxy.settings import Settings
-from proxy.trust import auth_of
 from proxy.units import HostPort, format_size
 from proxy.version import VERSION
 from proxy.xet import Xet
@@ -75,7 +65,6 @@ _UPLOAD_THREADS = 8
 # That a thread waits for the interpreter until it asks for it: who holds it on a machine with more to do than it has
 # cores may not be running, and each of the others would wake every 5 ms only to wait on.
 _SWITCH_SECONDS = 0.02
-_NODE_ID = re.compile(r"[0-9A-Za-z_-]{1,128}")  # what peers take for one
 
 
 def run(settings: Settings) -> int:
@@ -124,28 +113,59 @@ class Node:
 
 async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     """Make the parts from the ground up; the stack takes them down in the reverse order."""
-    data_dir = settings.data_dir
-    data_dir.mkdir(parents=True, exist_ok=True)
-    auth = _auth(settings)
+    ground = lay(settings, stack)
+    sharing = await _share(ground)
+    asking = _ask(ground, sharing)
+    preheater = Preheater(
+        api=asking.api, resolver=asking.resolver, blobs=sharing.blobs, mesh=sharing.mesh, tasks=ground.tasks
+    )
+    app, admin = _answer(ground, sharing, asking)
+    ground.inventory.connect(
+        node_id=ground.auth.node_id,
+        role=settings.role,
+        stats=ground.stats,
+        store=ground.store,
+        blobs=sharing.blobs,
+        mesh=sharing.mesh,
+        preheater=preheater,
+    )
+    await _open_to_peers(ground, sharing, asking, preheater)
+    # Once the clients have what they came for: until then others help, and are helped.
+    stack.push_async_callback(sharing.mesh.leave)
+    runner = ClientRunner(app, admin, drain=settings.drain_timeout)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    await web.SockSite(runner, ground.listener, backlog=1024).start()
+    _start_discovery(ground, sharing.mesh)
+    ground.tasks.start(_tidy(ground.store, sharing.blobs), name="tidy")
+    if settings.hf_cache is not None:
+        cache = HfCache(
+            settings.hf_cache, settings.data_dir, store=ground.store, blobs=sharing.blobs, resolver=asking.resolver
+        )
+        ground.tasks.start(cache.run(), name="hf-cache")
+    _announce(settings.data_dir, ground.listen, ground.mesh_listen, stack)
+    log.debug("%s in %d blobs are here", format_size(ground.store.size), len(ground.store))
+    trust = [name for name, has in (("key", settings.mesh_key_file), ("certificates", settings.mesh_tls_files)) if has]
+    return Node(
+        ground.listen,
+        ground.mesh_listen,
+        f"with {' and '.join(trust)}" if trust else "without a key",
+        ground.store.max_size,
+    )
 
-    # The ports first: what cannot listen should not touch anything else.
-    listener = _bind(settings.listen)
-    stack.callback(listener.close)
-    mesh_listener = _bind(settings.mesh_listen)
-    stack.callback(mesh_listener.close)
-    listen, mesh_listen = _bound(settings.listen, listener), _bound(settings.mesh_listen, mesh_listener)
 
-    stats = Stats()
-    metrics = Metrics(stats)
-    # The store before the catalog: its lock keeps other nodes out of both.
-    store = Store(data_dir, settings.max_size or 0, is_pinned=lambda digest: holdings.is_pinned(digest))
-    stack.callback(store.close)
-    store.max_size = settings.max_size or default_budget(data_dir, store.size)
-    catalog = Catalog(data_dir / "catalog")
-    stack.push_async_callback(catalog.close)
-    holdings = Holdings(catalog)
-    tasks = Tasks()
-    stack.push_async_callback(tasks.close)
+@dataclass(frozen=True, slots=True)
+class _Sharing:
+    """What brings blobs in, from the Hub or from others, and what the others are told."""
+
+    mesh: Mesh
+    house: House
+    blobs: Blobs
+    may_share: Callable[[Digest], bool]
+
+
+async def _share(ground: Ground) -> _Sharing:
+    settings, stack, auth, store = ground.settings, ground.stack, ground.auth, ground.store
     session = await stack.enter_async_context(
         # Nothing that nodes say to each other is compressed: a small answer could become a huge one.
         aiohttp.ClientSession(
@@ -163,8 +183,8 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
         auth=auth,
         session=session,
         store=store,
-        tasks=tasks,
-        address=_advertised(settings, mesh_listen),
+        tasks=ground.tasks,
+        address=ground.advertised,
         role=settings.role,
         version=VERSION,
         may_share=may_share,
@@ -172,8 +192,8 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     house = House(
         auth.node_id,
         store,
-        stats,
-        tasks,
+        ground.stats,
+        ground.tasks,
         mesh.exchange,
         mesh.exchange,
         origin_connections=Connections(
@@ -181,11 +201,11 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
             first_byte=settings.origin_first_byte_timeout,
             stall=settings.origin_stall_timeout,
             redirects=True,
-            asked=lambda status, seconds: metrics.origin_request("body", status, seconds),
+            asked=lambda status, seconds: ground.metrics.origin_request("body", status, seconds),
         ),
         origin_limiter=Limiter(settings.max_origin),
         peer_limiter=Limiter(settings.max_download),
-        disproved=catalog.disprove,
+        disproved=ground.catalog.disprove,
     )
     # A machine that is switched off is found out while there is time to go elsewhere.
     tls = None if auth.tls is None else auth.tls.client
@@ -193,102 +213,100 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     stack.callback(house.close)
     blobs = Blobs(house)
     stack.push_async_callback(blobs.close)
+    return _Sharing(mesh, house, blobs, may_share)
 
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """What asks the Hub, and others for what it said, and knows for how long that holds."""
+
+    origin: Origin
+    resolver: Resolver
+    api: Api
+    hearsay: Hearsay
+    grants: Grants
+
+
+def _ask(ground: Ground, sharing: _Sharing) -> _Asking:
+    settings, catalog = ground.settings, ground.catalog
     origin = Origin(
         settings.origin,
-        metrics=metrics,
+        metrics=ground.metrics,
         offline=settings.offline,
         connect_timeout=settings.origin_connect_timeout,
         answer_timeout=settings.origin_metadata_timeout,
     )
-    stack.push_async_callback(origin.close)
-    freshness, grants = Freshness(settings.freshness), Grants(settings.grant_life)
-    Relay(mesh.questions, origin, catalog, freshness)
-    listings = Listings()
+    ground.stack.push_async_callback(origin.close)
+    freshness, grants, listings = Freshness(settings.freshness), Grants(settings.grant_life), Listings()
+    Relay(sharing.mesh.questions, origin, catalog, freshness)
     resolver = Resolver(origin=origin, catalog=catalog, listings=listings, freshness=freshness, grants=grants)
     api = Api(origin=origin, catalog=catalog, listings=listings, freshness=freshness, grants=grants, xet=settings.xet)
-    resolver.hearsay = api.hearsay = hearsay = Hearsay(mesh, origin, catalog, tasks)
+    resolver.hearsay = api.hearsay = hearsay = Hearsay(sharing.mesh, origin, catalog, ground.tasks)
+    return _Asking(origin, resolver, api, hearsay, grants)
+
+
+def _answer(ground: Ground, sharing: _Sharing, asking: _Asking) -> tuple[App, web.Application]:
+    """What answers clients, and what of it is about the node itself."""
+    settings, stats, catalog, blobs = ground.settings, ground.stats, ground.catalog, sharing.blobs
+    origin, resolver, api = asking.origin, asking.resolver, asking.api
     outflow = Outflow(threads=_UPLOAD_THREADS, sent=lambda count: stats.add("client_sent", count))
-    stack.callback(outflow.close)
+    ground.stack.callback(outflow.close)
     passthrough = Passthrough(origin=origin, catalog=catalog)
     files = Files(resolver=resolver, catalog=catalog, blobs=blobs, outflow=outflow, xet=settings.xet)
-    passes = Passes(load_xet_key(data_dir))
+    passes = Passes(load_xet_key(settings.data_dir))
+    lfs = Lfs(
+        origin=origin, catalog=catalog, grants=asking.grants, passthrough=passthrough, blobs=blobs, outflow=outflow
+    )
     admin = web.Application()
-    add_routes(admin, holdings, metrics)
+    add_routes(admin, ground.inventory, ground.metrics)
     app = App(
         admin=admin.router,
         files=files,
         api=api,
-        lfs=Lfs(
-            origin=origin,
-            catalog=catalog,
-            grants=grants,
-            passthrough=passthrough,
-            blobs=blobs,
-            outflow=outflow,
-        ),
+        lfs=lfs,
         passthrough=passthrough,
         xet=Xet(passes=passes, files=files, blobs=blobs, resolver=resolver, catalog=catalog, stats=stats),
         xet_tokens=XetTokens(use=settings.xet, passes=passes, api=api, resolver=resolver, catalog=catalog),
-        metrics=metrics,
+        metrics=ground.metrics,
         guard=guard_host(settings.allow_hosts),
     )
-    preheater = Preheater(api=api, resolver=resolver, blobs=blobs, mesh=mesh, tasks=tasks)
-    holdings.connect(
-        node_id=auth.node_id,
-        role=settings.role,
-        stats=stats,
-        store=store,
-        blobs=blobs,
-        mesh=mesh,
-        preheater=preheater,
-    )
+    return app, admin
+
+
+async def _open_to_peers(ground: Ground, sharing: _Sharing, asking: _Asking, preheater: Preheater) -> None:
+    """Answer on the mesh port."""
+    stack, stats, mesh = ground.stack, ground.stats, sharing.mesh
 
     async def access(hint: bytes, digest: Digest, size: int) -> OriginAccess | None:
         """How this node, as a seed, fetches a public file for the others."""
-        return await HubAccess.of_hint(hint, resolver, digest, size)
+        return await HubAccess.of_hint(hint, asking.resolver, digest, size)
 
-    peer_outflow = Outflow(
+    outflow = Outflow(
         threads=_UPLOAD_THREADS,
-        limiter=Limiter(settings.max_upload),
+        limiter=Limiter(ground.settings.max_upload),
         sent=lambda count: stats.add("peer_sent", count),
         gives_way=True,
     )
-    stack.callback(peer_outflow.close)
+    stack.callback(outflow.close)
     server = MeshServer(
-        house=house,
-        blobs=blobs,
+        house=sharing.house,
+        blobs=sharing.blobs,
         tracker=mesh.tracker,
-        outflow=peer_outflow,
-        may_share=may_share,
+        outflow=outflow,
+        may_share=sharing.may_share,
         is_seed=mesh.is_seed,
         access=access,
     )
-    mesh_app = _mesh_app(mesh, server, preheater, hearsay)
-    mesh_runner = web.AppRunner(
-        mesh_app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=75, auto_decompress=False
-    )
-    await mesh_runner.setup()
-    stack.push_async_callback(mesh_runner.cleanup)
-    assert mesh_runner.server is not None
-    door = Door(mesh_runner.server, auth, tasks)
-    stack.push_async_callback(door.close)
-    door.open(mesh_listener)
-    # Once the clients have what they came for: until then others help, and are helped.
-    stack.push_async_callback(mesh.leave)
-    runner = ClientRunner(app, admin, drain=settings.drain_timeout)
+    app = web.Application(client_max_size=MAX_MESSAGE, middlewares=[mesh.middleware()])
+    for part in (mesh, server, preheater, asking.hearsay):
+        part.add_routes(app)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=75, auto_decompress=False)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    await web.SockSite(runner, listener, backlog=1024).start()
-    _start_discovery(settings, mesh, mesh_listen, tasks, stack)
-    tasks.start(_tidy(store, blobs), name="tidy")
-    if settings.hf_cache is not None:
-        cache = HfCache(settings.hf_cache, data_dir, store=store, blobs=blobs, resolver=resolver)
-        tasks.start(cache.run(), name="hf-cache")
-    _announce(data_dir, listen, mesh_listen, stack)
-    log.debug("%s in %d blobs are here", format_size(store.size), len(store))
-    trust = [name for name, has in (("key", settings.mesh_key_file), ("certificates", settings.mesh_tls_files)) if has]
-    return Node(listen, mesh_listen, f"with {' and '.join(trust)}" if trust else "without a key", store.max_size)
+    assert runner.server is not None
+    door = Door(runner.server, ground.auth, ground.tasks)
+    stack.push_async_callback(door.close)
+    door.open(ground.mesh_listener)
 
 
 async def _tidy(store: Store, blobs: Blobs) -> None:
@@ -298,78 +316,17 @@ async def _tidy(store: Store, blobs: Blobs) -> None:
     await blobs.settle_doubts()
 
 
-def _mesh_app(mesh: Mesh, server: MeshServer, preheater: Preheater, hearsay: Hearsay) -> web.Application:
-    mesh_app = web.Application(client_max_size=MAX_MESSAGE, middlewares=[mesh.middleware()])
-    mesh.add_routes(mesh_app)
-    server.add_routes(mesh_app)
-    preheater.add_routes(mesh_app)
-    hearsay.add_routes(mesh_app)
-    return mesh_app
-
-
-def _start_discovery(
-    settings: Settings, mesh: Mesh, mesh_listen: HostPort, tasks: Tasks, stack: AsyncExitStack
-) -> None:
+def _start_discovery(ground: Ground, mesh: Mesh) -> None:
+    settings, tasks = ground.settings, ground.tasks
     has_others = bool(settings.seeds) or settings.mdns
     mesh.start(settle=settings.discovery_timeout if has_others else 0.0)
     Seeds([Address(seed.host, seed.port) for seed in settings.seeds], mesh.gossip, tasks).start()
     if settings.mdns:
         from mesh.discovery.mdns import Mdns  # zeroconf is 8 MB that others need not hold
 
-        mdns = Mdns(mesh.gossip, tasks, address=_advertised(settings, mesh_listen), mesh_id=mesh.auth.mesh_id)
+        mdns = Mdns(mesh.gossip, tasks, address=ground.advertised, mesh_id=mesh.auth.mesh_id)
         mdns.start()
-        stack.push_async_callback(mdns.close)
-
-
-def _auth(settings: Settings) -> Auth:
-    """Who this node is to its peers, and how it and they prove it."""
-    auth = auth_of(settings, _node_id(settings.data_dir))
-    if auth.tls is not None and (trouble := auth.tls.trouble(time.time())):
-        log.error("no other node will let us in: the certificate in %s %s", settings.mesh_tls_cert_file, trouble)
-    return auth
-
-
-def _node_id(data_dir: Path) -> str:
-    """128 random bits, kept with the data: a node is its store. What a power cut made of them is replaced."""
-    file = data_dir / "node-id"
-    try:
-        known = file.read_text("latin-1").strip()
-    except FileNotFoundError:
-        known = ""
-    if _NODE_ID.fullmatch(known):
-        return known
-    node_id = uuid.uuid4().hex
-    temporary = file.with_suffix(".new")
-    with temporary.open("w", encoding="ascii") as written:
-        written.write(node_id)
-        written.flush()
-        os.fsync(written.fileno())
-    temporary.replace(file)
-    if known:
-        log.warning("what %s holds is no name for a node: this one is now %s, a new one to its peers", file, node_id)
-    return node_id
-
-
-def _bind(address: HostPort) -> socket.socket:
-    """A listening socket. Raises OSError that says where."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    try:
-        return socket.create_server(
-            (address.host, address.port), family=family, backlog=4096, dualstack_ipv6=address.host == "::"
-        )
-    except OSError as error:
-        raise OSError(error.errno, f"cannot listen on {address}: {os.strerror(error.errno or 0)}") from error
-
-
-def _bound(wanted: HostPort, listener: socket.socket) -> HostPort:
-    return HostPort(wanted.host, listener.getsockname()[1])
-
-
-def _advertised(settings: Settings, mesh_listen: HostPort) -> Address:
-    """Where peers reach us. An empty host means: wherever they see our messages come from."""
-    if settings.advertise is not None:
-        return Address(settings.advertise.host, settings.advertise.port)
-    return Address("" if mesh_listen.wildcard else mesh_listen.host, mesh_listen.port)
+        ground.stack.push_async_callback(mdns.close)
 
 
 def _announce(data_dir: Path, listen: HostPort, mesh_listen: HostPort, stack: AsyncExitStack) -> None:

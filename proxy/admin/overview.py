@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from mesh.stats import Stats
-from proxy.admin.view import BlobView, DownloadView, NodeView
+from proxy.admin.view import BlobView, DownloadView, NodeView, by_repository
 
 _MAX_DOWNLOADS = 24  # that are shown as piece maps; the rest is counted
 _MAX_PEERS = 1000
@@ -20,9 +20,9 @@ Figures = Mapping[str, float]  # as `Metrics.figures`
 
 
 class Repository(msgspec.Struct, frozen=True):
-    """What is here of one repository: bytes it has, bytes its blobs have here, number of blobs."""
+    """See `RepositoryView`."""
 
-    name: str  # "models/owner/name"; empty for blobs that nobody knows by name
+    name: str
     size: int
     have: int
     files: int
@@ -110,19 +110,10 @@ def runs(letters: str) -> str:
 
 
 def repositories(blobs: Sequence[BlobView]) -> list[Repository]:
-    """By name."""
-    by_repo: dict[str, list[BlobView]] = {}
-    for blob in blobs:
-        by_repo.setdefault(blob.repo or "", []).append(blob)
+    """By name. Not when each was last used: that would be news all the time."""
     return [
-        Repository(
-            name,
-            sum(blob.size for blob in held),
-            sum(blob.have for blob in held),
-            len(held),
-            any(blob.is_pinned for blob in held),
-        )
-        for name, held in sorted(by_repo.items())[:_MAX_REPOS]
+        Repository(held.repo, held.size, held.have, held.files, held.is_pinned)
+        for held in by_repository(blobs)[:_MAX_REPOS]
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -33,6 +33,33 @@ class BlobView:
     is_pinned: bool = False
     used_at: float = 0.0  # seconds since the epoch
     sources: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class RepositoryView:
+    """What a node holds of one repository. Sizes in bytes: what its blobs have, and what of that is here."""
+
+    repo: str  # "models/owner/name"; empty for blobs that nobody knows by name
+    files: int = 0
+    size: int = 0
+    have: int = 0
+    is_pinned: bool = False
+    used_at: float = 0.0  # seconds since the epoch
+
+
+def by_repository(blobs: Iterable[BlobView]) -> list[RepositoryView]:
+    """Blobs summed up, by name."""
+    sums: dict[str, RepositoryView] = {}
+    for blob in blobs:
+        repo = blob.repo or ""
+        if (held := sums.get(repo)) is None:
+            held = sums[repo] = RepositoryView(repo)
+        held.files += 1
+        held.size += blob.size
+        held.have += blob.have
+        held.is_pinned |= blob.is_pinned
+        held.used_at = max(held.used_at, blob.used_at)
+    return [sums[repo] for repo in sorted(sums)]
 
 
 @dataclass(frozen=True, slots=True)

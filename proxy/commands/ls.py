@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import click
 
-from proxy.admin.view import BlobView
+from proxy.admin.view import BlobView, RepositoryView, by_repository
 from proxy.commands.local import find, node_flags
 from proxy.commands.status import table
 from proxy.units import format_size
-
-
-@dataclass(slots=True)
-class Held:
-    """What a node holds of one repository. Sizes in bytes."""
-
-    repo: str
-    files: int = 0
-    size: int = 0
-    have: int = 0
-    is_pinned: bool = False
-    used_at: float = 0.0
 
 
 @click.command()
@@ -36,7 +23,7 @@ def ls(repo: str | None, as_json: bool, **flags: Any) -> None:
     blobs = find(flags).status().blobs
     rows: list[Any]
     if repo is None:
-        rows = sorted(by_repository(blobs), key=lambda held: held.repo)
+        rows = by_repository(blobs)
         lines = table(("REPOSITORY", "FILES", "SIZE", "HERE", ""), map(_line, rows))
     else:
         rows = sorted(
@@ -48,20 +35,7 @@ def ls(repo: str | None, as_json: bool, **flags: Any) -> None:
     click.echo(json.dumps([asdict(row) for row in rows]) if as_json else "\n".join(lines))
 
 
-def by_repository(blobs: Iterable[BlobView]) -> Iterator[Held]:
-    """Blobs summed up by repository; "" stands for those the catalog knows nothing of."""
-    held: dict[str, Held] = {}
-    for blob in blobs:
-        row = held.setdefault(blob.repo or "", Held(blob.repo or ""))
-        row.files += 1
-        row.size += blob.size
-        row.have += blob.have
-        row.is_pinned |= blob.is_pinned
-        row.used_at = max(row.used_at, blob.used_at)
-    yield from held.values()
-
-
-def _line(held: Held) -> tuple[str, ...]:
+def _line(held: RepositoryView) -> tuple[str, ...]:
     name = held.repo.removeprefix("models/") or "(not in the catalog)"
     return name, str(held.files), format_size(held.size), _share(held.have, held.size), "pinned" * held.is_pinned
 

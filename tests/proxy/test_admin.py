@@ -14,8 +14,8 @@ from proxy.admin.metrics import Metrics
 from proxy.admin.routes import add_routes
 from proxy.admin.status import decode
 from proxy.admin.view import Preheat
-from proxy.holdings import Holdings
 from proxy.hub.errors import HubError, OriginUnavailable
+from proxy.inventory import Inventory
 from tests.proxy.nodes import PaperNode
 
 
@@ -155,10 +155,10 @@ async def test_a_file_that_cannot_be_removed_keeps_none_of_the_others(tmp_path):
     stuck.unlink()
     stuck.mkdir()
     files = [("commit", digest.hex, SimpleNamespace(digest=digest)) for digest in digests]
-    holdings = Holdings(SimpleNamespace(pins=dict, files_of=lambda _: files, blob_name=lambda _: None))
-    holdings.connect(**dict.fromkeys(("node_id", "role", "stats", "blobs", "mesh", "preheater")), store=store)
+    inventory = Inventory(SimpleNamespace(pins=dict, files_of=lambda _: files, blob_name=lambda _: None))
+    inventory.connect(**dict.fromkeys(("node_id", "role", "stats", "blobs", "mesh", "preheater")), store=store)
     with pytest.raises(StoreUnusable, match="8 bytes were freed"):
-        await holdings.remove("models/acme/tiny")
+        await inventory.remove("models/acme/tiny")
     assert store.size == 4
     store.close()
 

@@ -20,7 +20,7 @@ from proxy.preheat import Preheater
 from proxy.version import VERSION
 
 
-class Holdings:
+class Inventory:
     """A node as its own pages see it (`proxy.admin.view.NodeView`). `connect` before use, but for `is_pinned`."""
 
     node_id: str

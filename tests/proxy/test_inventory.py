@@ -9,8 +9,8 @@ from mesh.content import Digest
 from mesh.store import Store
 from proxy.admin.view import Removed
 from proxy.catalog import Catalog, File
-from proxy.holdings import Holdings
 from proxy.hub.metadata import FileMetadata
+from proxy.inventory import Inventory
 
 TINY, OTHER, COMMIT = "models/acme/tiny", "models/acme/other", "c" * 40
 READ, SHARED, PART, NAMELESS = (Digest("sha256", letter * 64) for letter in "abcd")
@@ -30,43 +30,43 @@ async def here(tmp_path):
         store.close_partial(partial)
     for repo, digest, size in ((OTHER, SHARED, 4), (TINY, READ, 4), (TINY, SHARED, 4), (TINY, PART, SIZE)):
         catalog.set_file(repo, COMMIT, digest.hex, File(FileMetadata(digest.hex, size, "text/plain")))
-    holdings = Holdings(catalog)
+    inventory = Inventory(catalog)
     about = dict.fromkeys(("node_id", "role", "stats", "mesh", "preheater"))
-    holdings.connect(**about, store=store, blobs=SimpleNamespace(swarms={}))
-    yield SimpleNamespace(catalog=catalog, store=store, holdings=holdings)
+    inventory.connect(**about, store=store, blobs=SimpleNamespace(swarms={}))
+    yield SimpleNamespace(catalog=catalog, store=store, inventory=inventory)
     await catalog.close()
     store.close()
 
 
 async def test_a_part_of_a_file_is_not_said_to_be_the_whole(here):
-    shown = {blob.digest: (blob.have, blob.size) for blob in await here.holdings.blobs()}
+    shown = {blob.digest: (blob.have, blob.size) for blob in await here.inventory.blobs()}
     assert shown[str(PART)] == (1 << 20, SIZE)
     assert shown[str(NAMELESS)] == (1 << 20, 0)
     assert shown[str(READ)] == (4, 4)
 
 
 async def test_removing_says_what_stays_and_lets_it_keep_its_pin(here):
-    await here.holdings.pin(OTHER, None)
-    assert await here.holdings.pin(TINY, None) == 3
+    await here.inventory.pin(OTHER, None)
+    assert await here.inventory.pin(TINY, None) == 3
     with here.store.open(READ):
-        assert await here.holdings.remove(TINY) == Removed(1 << 20, in_use=1, pinned=1)
-        assert here.holdings.is_pinned(READ)
+        assert await here.inventory.remove(TINY) == Removed(1 << 20, in_use=1, pinned=1)
+        assert here.inventory.is_pinned(READ)
     assert here.catalog.pins() == {OTHER: [str(SHARED)], TINY: [str(READ)]}
-    assert await here.holdings.remove(TINY) == Removed(4, in_use=0, pinned=1)
+    assert await here.inventory.remove(TINY) == Removed(4, in_use=0, pinned=1)
     assert here.catalog.pins() == {OTHER: [str(SHARED)]}
-    assert {blob.digest for blob in await here.holdings.blobs()} == {str(SHARED), str(NAMELESS)}
+    assert {blob.digest for blob in await here.inventory.blobs()} == {str(SHARED), str(NAMELESS)}
 
 
 @pytest.mark.parametrize("act", ["pin", "remove"])
 async def test_what_is_listed_is_there_to_act_on(here, act):
     for _, path, _ in list(here.catalog.files_of(TINY)):
         here.catalog.set_file(TINY, COMMIT, path, File(None))  # the catalog forgets; the names of blobs stay
-    listed = {blob.digest for blob in await here.holdings.blobs() if blob.repo == TINY}
+    listed = {blob.digest for blob in await here.inventory.blobs() if blob.repo == TINY}
     assert listed == {str(READ), str(SHARED), str(PART)}
     if act == "pin":
-        assert await here.holdings.pin(TINY, None) == 3
+        assert await here.inventory.pin(TINY, None) == 3
     else:
-        assert await here.holdings.remove(TINY) == Removed((1 << 20) + 8)
+        assert await here.inventory.remove(TINY) == Removed((1 << 20) + 8)
 
 
 @pytest.mark.parametrize("act", ["blobs", "pin", "remove"])
@@ -74,18 +74,18 @@ async def test_ten_thousand_blobs_hold_nobody_up(tmp_path, act):
     catalog, digests = Catalog(tmp_path), [Digest("sha256", f"{number:064x}") for number in range(10_000)]
     for digest in digests:
         catalog.set_file(TINY, COMMIT, digest.hex, File(FileMetadata(digest.hex, 4, "text/plain")))
-    holdings = Holdings(catalog)
+    inventory = Inventory(catalog)
 
     async def remove(digest):
         return 4
 
     store = SimpleNamespace(blobs=lambda: [(digest, 4, 0.0) for digest in digests], partials=lambda: (), remove=remove)
     about = dict.fromkeys(("node_id", "role", "stats", "mesh", "preheater"))
-    holdings.connect(**about, store=store, blobs=SimpleNamespace(swarms={}))
+    inventory.connect(**about, store=store, blobs=SimpleNamespace(swarms={}))
     asked = {"blobs": (), "pin": (TINY, None), "remove": (TINY,)}[act]
     turns = 0
     async with asyncio.TaskGroup() as group:
-        doing = group.create_task(getattr(holdings, act)(*asked))
+        doing = group.create_task(getattr(inventory, act)(*asked))
         while not doing.done():
             turns += 1
             await asyncio.sleep(0)

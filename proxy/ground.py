@@ -1,0 +1,133 @@
+"""What a node stands on: who it is, where it listens, what it has on disk and what it counts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import time
+import uuid
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from mesh.auth import Auth
+from mesh.membership import Address
+from mesh.stats import Stats
+from mesh.store import Store
+from mesh.tasks import Tasks
+from proxy.admin.metrics import Metrics
+from proxy.budget import default_budget
+from proxy.catalog import Catalog
+from proxy.inventory import Inventory
+from proxy.settings import Settings
+from proxy.trust import auth_of
+from proxy.units import HostPort
+
+log = logging.getLogger(__name__)
+
+_NODE_ID = re.compile(r"[0-9A-Za-z_-]{1,128}")  # what peers take for one
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """The stack takes down what was put on it, last first. The listeners are bound, and nobody accepts yet."""
+
+    settings: Settings
+    stack: AsyncExitStack
+    auth: Auth
+    listener: socket.socket
+    mesh_listener: socket.socket
+    stats: Stats
+    metrics: Metrics
+    store: Store
+    catalog: Catalog
+    inventory: Inventory
+    tasks: Tasks
+
+    @property
+    def listen(self) -> HostPort:
+        return _bound(self.settings.listen, self.listener)
+
+    @property
+    def mesh_listen(self) -> HostPort:
+        return _bound(self.settings.mesh_listen, self.mesh_listener)
+
+    @property
+    def advertised(self) -> Address:
+        """Where peers reach us. An empty host means: wherever they see our messages come from."""
+        if (told := self.settings.advertise) is not None:
+            return Address(told.host, told.port)
+        return Address("" if self.mesh_listen.wildcard else self.mesh_listen.host, self.mesh_listen.port)
+
+
+def lay(settings: Settings, stack: AsyncExitStack) -> Ground:
+    """Raises OSError, ValueError and MeshError for a port, a directory or a secret that cannot be used."""
+    data_dir = settings.data_dir
+    data_dir.mkdir(parents=True, exist_ok=True)
+    auth = _auth(settings)
+
+    # The ports first: what cannot listen should not touch anything else.
+    listener = _bind(settings.listen)
+    stack.callback(listener.close)
+    mesh_listener = _bind(settings.mesh_listen)
+    stack.callback(mesh_listener.close)
+
+    stats = Stats()
+    # The store before the catalog: its lock keeps other nodes out of both.
+    store = Store(data_dir, settings.max_size or 0, is_pinned=lambda digest: inventory.is_pinned(digest))
+    stack.callback(store.close)
+    store.max_size = settings.max_size or default_budget(data_dir, store.size)
+    catalog = Catalog(data_dir / "catalog")
+    stack.push_async_callback(catalog.close)
+    inventory = Inventory(catalog)
+    tasks = Tasks()
+    stack.push_async_callback(tasks.close)
+    return Ground(
+        settings, stack, auth, listener, mesh_listener, stats, Metrics(stats), store, catalog, inventory, tasks
+    )
+
+
+def _auth(settings: Settings) -> Auth:
+    """Who this node is to its peers, and how it and they prove it."""
+    auth = auth_of(settings, _node_id(settings.data_dir))
+    if auth.tls is not None and (trouble := auth.tls.trouble(time.time())):
+        log.error("no other node will let us in: the certificate in %s %s", settings.mesh_tls_cert_file, trouble)
+    return auth
+
+
+def _node_id(data_dir: Path) -> str:
+    """128 random bits, kept with the data: a node is its store. What a power cut made of them is replaced."""
+    file = data_dir / "node-id"
+    try:
+        known = file.read_text("latin-1").strip()
+    except FileNotFoundError:
+        known = ""
+    if _NODE_ID.fullmatch(known):
+        return known
+    node_id = uuid.uuid4().hex
+    temporary = file.with_suffix(".new")
+    with temporary.open("w", encoding="ascii") as written:
+        written.write(node_id)
+        written.flush()
+        os.fsync(written.fileno())
+    temporary.replace(file)
+    if known:
+        log.warning("what %s holds is no name for a node: this one is now %s, a new one to its peers", file, node_id)
+    return node_id
+
+
+def _bind(address: HostPort) -> socket.socket:
+    """A listening socket. Raises OSError that says where."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        return socket.create_server(
+            (address.host, address.port), family=family, backlog=4096, dualstack_ipv6=address.host == "::"
+        )
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen on {address}: {os.strerror(error.errno or 0)}") from error
+
+
+def _bound(wanted: HostPort, listener: socket.socket) -> HostPort:
+    return HostPort(wanted.host, listener.getsockname()[1])
