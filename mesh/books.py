@@ -66,6 +66,11 @@ class Node:
         """What it wants and is not sent for."""
         return (self.wanted | self.urgent) & ~self.have & ~self.under_way
 
+    def announced(self, now: float) -> None:
+        """It says anew what it holds: whatever was said of that before counts no more."""
+        self.announced_at, self.announce_by = now, None
+        self.missed_by.clear()
+
     def failures(self, source: str, now: float, *, is_late: bool) -> int:
         """How often in a row a source has failed this node by now. One delay of many pieces counts once."""
         before = self.avoid.get(source)

@@ -258,10 +258,10 @@ class MeshExchange:
         self._failures.pop(tracker, None)
         return plan
 
-    def tick(self) -> None:
+    async def tick(self) -> None:
         """Let time pass for what is tracked here; to be called every second or so."""
-        self._tracker.tick()
-        self._unshared.tick()
+        await self._tracker.tick()
+        await self._unshared.tick()
 
     def _own(self, digest: Digest) -> Tracker:
         """The tracker of a blob that is tracked here."""

@@ -44,7 +44,7 @@ class Ledger:
         self._books = Books(self.pieces.count, self.pieces.piece_size)
         self._window = policy.Window(self.pieces.piece_size)
         self._speeds = Speeds(self.pieces.piece_size)
-        self._settled_at = float("-inf")
+        self._settling = policy.Settling()
         self._random = random.Random(seed)
 
     # --- what can be asked
@@ -147,9 +147,10 @@ class Ledger:
         """A node is known to hold all of it, and to be alive, without a report. `is_news`: it has just said so."""
         node = self._books.enter(name, now)
         node.heard_at = now
+        if node.have == self._books.all and not is_news:
+            return  # as is said of each holder of each blob, again and again
         if is_news:
-            node.announced_at, node.announce_by = now, None
-            node.missed_by.clear()
+            node.announced(now)
         self._books.end_all(node)
         self._books.add(node, self._books.all)
         self._books.note(node)
@@ -184,10 +185,10 @@ class Ledger:
         self._books.replace(node, have)
         if node.announce_by is not None:
             self._books.forgive(report.node)
-        node.fetched, node.announced_at, node.announce_by = report.fetched, now, None
-        node.missed_by.clear()
+        node.fetched = report.fetched
+        node.announced(now)
         if report.moved:
-            self._settled_at = max(self._settled_at, now + policy.SETTLE_SECONDS)
+            self._settling.moved(now)
         for piece, source in report.active:
             if piece in node.tasks or have >> piece & 1:
                 continue
@@ -342,7 +343,7 @@ class Ledger:
         return sorted(found, key=self._speeds.expected)[:MAX_SOURCES]
 
     def _from_origin(self, name: str, node: Node, free: int, now: float) -> list[Task]:
-        if free <= 0 or not node.can_fetch or now < self._settled_at:
+        if free <= 0 or not node.can_fetch or self._settling.is_on(now):
             return []
         if self.held == self._books.all and not node.avoid:
             return []

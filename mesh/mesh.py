@@ -161,7 +161,7 @@ class Mesh:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(1.0)
-            self.exchange.tick()
+            await self.exchange.tick()
 
     def _told_anew(self, digest: Digest) -> None:
         """A blob is here, perhaps for a second time: whom it was announced to may have dropped us since."""

@@ -11,6 +11,8 @@ LEASE_SECONDS = 30.0  # without a byte from the origin
 LONGEST_LEASE = 300.0  # without a whole piece from it, whatever a node says of its progress
 NODE_SECONDS = 20.0  # without a report
 SETTLE_SECONDS = 1.0  # for announcements after a change of tracker, before new leases
+LONGEST_SETTLE = 4.0  # the same, as long as more of them come
+SETTLED_SECONDS = 30.0  # until leases wait for that again
 RETRY_SECONDS = 5.0
 ANNOUNCE_SECONDS = 5.0  # for a node that is said to miss what it announced to announce itself anew
 SLOWEST = 60.0  # for a piece, at most, until a task counts as failed
@@ -143,6 +145,25 @@ def common(nodes: int, is_late: bool) -> int:
 def first_room(piece_size: int) -> int:
     """Uploads outstanding for a new source: of small pieces more, as one alone does not fill a line."""
     return max(FEWEST_UPLOADS, FIRST_UPLOADS // piece_size)
+
+
+class Settling:
+    """Whether new leases wait: a tracker has taken over, and others will say in a moment what they hold or fetch.
+
+    Who says that it was led by another again and again, as one does that is late or lies, holds up nobody for long.
+    """
+
+    def __init__(self) -> None:
+        self._began_at = self._until = float("-inf")
+
+    def moved(self, now: float) -> None:
+        """A node announced itself that another tracker led until now."""
+        if now - self._began_at > SETTLED_SECONDS:
+            self._began_at = now
+        self._until = min(now + SETTLE_SECONDS, self._began_at + LONGEST_SETTLE)
+
+    def is_on(self, now: float) -> bool:
+        return now < self._until
 
 
 class Window:

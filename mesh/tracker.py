@@ -13,6 +13,7 @@ from mesh.content import Digest, Pieces
 from mesh.ledger import Ledger
 from mesh.messages import Plan, Report
 from mesh.pacing import PROBE, Pacing
+from mesh.turns import Turns
 
 _HOLD_SECONDS = 2.0  # how long an answer may wait until there is something to say
 _WOKEN = 4  # nodes told about new pieces at once: as many as their holder can serve
@@ -138,10 +139,13 @@ class Tracker:
                 for news in tracked.subscribers:
                     news()
 
-    def tick(self) -> None:
+    async def tick(self) -> None:
         """Let what is silent expire, and ledgers that nobody has spoken of for long go."""
-        now = time.monotonic()
+        now, turns = time.monotonic(), Turns()  # hundreds of files, each with hundreds of nodes
         for digest, tracked in list(self._tracked.items()):
+            await turns.give()
+            if self._tracked.get(digest) is not tracked:
+                continue
             self._add_holders(digest, tracked, now)
             for node in tracked.ledger.expire(now):
                 self._lost(node, digest)

@@ -334,6 +334,29 @@ def test_a_new_tracker_waits_for_announcements_before_it_leases() -> None:
     assert ledger.leases == {1: "b"}
 
 
+def test_who_says_again_and_again_that_it_was_led_by_another_keeps_nobody_from_the_origin() -> None:
+    ledger = Ledger(64 * MIB)
+    ledger.report(hello("a", 64), 0.0)
+    leases = [0, 0]
+    for second in range(60):
+        ledger.report(replace(hello("liar", 64), slots=0, can_fetch=False, moved=True), second)
+        plan = ledger.report(replace(hello("a", 64), slots=4), second + 0.5)  # anew, so it has no task yet
+        leases[bool(plan.tasks)] += 1
+    assert leases[1] >= 50
+
+
+def test_that_a_holder_is_still_there_is_no_news() -> None:
+    ledger = Ledger(2 * MIB)
+    ledger.hold("x", 0.0)
+    failed = tuple(Failure(piece, "x", "corrupt") for piece in range(2))
+    assert not ledger.report(replace(hello("a", 2), failed=failed, can_fetch=False), 0.0).tasks
+    assert list(ledger.waiting(0b11)) == ["a"]
+    ledger.hold("x", 15.0)
+    assert list(ledger.waiting(0)) == []
+    ledger.expire(25.0)
+    assert "x" in ledger
+
+
 def test_piece_digests_travel_with_tasks() -> None:
     ledger = Ledger(MIB)
     ledger.report(replace(hello("x", 1, held=1), gained=(Gain(0, HELD, b"d" * 32),)), 0.0)

@@ -59,7 +59,7 @@ async def test_a_swarm_that_strangers_have_filled_keeps_the_clock_going(monkeypa
     assert len(ledger) == 10
     ledger.forget("holder")
     mine.report(digest(1), 4 * MIB, announced("last", 4 * MIB))
-    mine.tick()
+    await mine.tick()
     mine.add_holder(digest(1), "another")
     assert len(ledger) == 10
 
