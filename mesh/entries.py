@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -52,14 +53,18 @@ class PartialEntry:
 
 def eviction_order(
     entries: Mapping[Digest, Entry], partials: Mapping[Digest, PartialEntry], is_kept: Callable[[Digest], bool]
-) -> list[Digest]:
-    """What nobody is using and what is not to be kept, beginning with what was used longest ago."""
+) -> Iterator[Digest]:
+    """What nobody is using and what is not to be kept, beginning with what was used longest ago.
 
-    def idle() -> Iterator[tuple[float, Digest]]:
-        yield from ((entry.used_at, digest) for digest, entry in entries.items() if not entry.users)
-        yield from ((entry.used_at, digest) for digest, entry in partials.items() if entry.partial is None)
-
-    return [digest for _, digest in sorted(idle()) if not is_kept(digest)]
+    Most often the first is all that is needed, so the rest is not put in order before it is asked for.
+    """
+    idle = [(entry.used_at, digest) for digest, entry in entries.items() if not entry.users]
+    idle += [(entry.used_at, digest) for digest, entry in partials.items() if entry.partial is None]
+    heapq.heapify(idle)
+    while idle:
+        _, digest = heapq.heappop(idle)
+        if not is_kept(digest):
+            yield digest
 
 
 def check_fits(

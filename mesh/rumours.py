@@ -19,6 +19,7 @@ _MAX = 1000
 _PATIENCE = 3.0  # seconds in which a named seed is asked before we find out ourselves
 _AGAIN = (5.0, 15.0, 60.0, 300.0)  # seconds until an address that does not answer is tried again
 _AT_ONCE = 4
+_WAITS = 20  # about a host of which very much is said, until one may be given up for others
 _TRIES_OF_HOST, _SECONDS_OF_HOST = 16, 4.0  # at once, and then for each further one
 
 
@@ -28,6 +29,7 @@ class _Rumour:
     teller: str
     due_at: float
     tries: int = 0
+    waits: int = 0  # for others about the same host
 
 
 class Rumours:
@@ -82,14 +84,17 @@ class Rumours:
 
     def due(self, now: float) -> list[tuple[Claim, str]]:
         """Some to be looked into now, each with the host that told it; then not again for a while."""
-        due = []
-        for rumour in [rumour for rumour in self._of.values() if rumour.due_at <= now][:_AT_ONCE]:
+        due: list[tuple[Claim, str]] = []
+        for rumour in sorted(self._of.values(), key=lambda rumour: rumour.due_at):
+            if rumour.due_at > now or len(due) == _AT_ONCE:
+                break
             if self._quota.take(rumour.claim.host, now):
                 due.append((rumour.claim, rumour.teller))
                 rumour.due_at = now + _AGAIN[min(rumour.tries, len(_AGAIN) - 1)]
                 rumour.tries += 1
             else:
                 rumour.due_at = now + _SECONDS_OF_HOST
+                rumour.waits += 1
         return due
 
     def _keep(self, claim: Claim, teller: str, due_at: float) -> None:
@@ -99,11 +104,12 @@ class Rumours:
             self._of[claim.node_id] = _Rumour(claim, teller, due_at)
 
     def _make_room(self) -> bool:
-        """Whether one could be given up that was tried in vain."""
-        tried = [node_id for node_id, rumour in self._of.items() if rumour.tries >= len(_AGAIN)]
-        if tried:
-            del self._of[tried[0]]
-        return bool(tried)
+        """Whether one could be given up that was tried in vain, or is one of very many about the same host."""
+        for node_id, rumour in self._of.items():
+            if rumour.tries >= len(_AGAIN) or rumour.waits >= _WAITS:
+                del self._of[node_id]
+                return True
+        return False
 
 
 def _place(claim: Claim) -> dict[str, object]:

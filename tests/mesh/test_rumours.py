@@ -58,6 +58,17 @@ def test_one_host_is_not_tried_often_for_many_names(rumours: Rumours) -> None:
     assert len(rumours) == 1000
 
 
+def test_what_is_said_of_one_host_keeps_nobody_from_another(rumours: Rumours) -> None:
+    told = [claim(f"n{n}", host="10.6.6.6", port=n + 1) for n in range(1000)]
+    rumours.sift(told, 0.0, sender="liar", teller="10.0.0.1")
+    assert len(rumours.due(0.0)) == 4
+    for now in range(1, 200):
+        rumours.sift([claim("x", host="10.0.0.7")], float(now), sender="a", teller="10.0.0.2")
+        if "x" in [found.node_id for found, _ in rumours.due(float(now))]:
+            break
+    assert now < 120
+
+
 def test_a_named_seed_is_asked_before_they_are_tried(rumours: Rumours) -> None:
     told = [claim(f"n{n}", host=f"10.0.1.{n}") for n in range(3)]
     assert rumours.sift(told, 0.0, sender="a", teller="10.0.0.1", may_wait=True) == []
