@@ -61,8 +61,7 @@ class Voucher:
         try:
             async with self._house.origin_slots.one(self._partial.digest):
                 location = await self._fetcher.ways.locate()
-                loop = asyncio.get_running_loop()
-                digest = await loop.run_in_executor(self._house.pool, self._hash, piece, location)
+                digest = await self._hash(piece, location)
         except LocationRefused as error:
             await self._fetcher.refused(location, error)
             await asyncio.sleep(_PAUSE)
@@ -80,8 +79,8 @@ class Voucher:
         finally:
             self._asked.discard(piece)
 
-    def _hash(self, piece: int, location: Location) -> bytes:
-        """In a worker thread: BLAKE3 of a piece as the origin has it."""
+    async def _hash(self, piece: int, location: Location) -> bytes:
+        """BLAKE3 of a piece as the origin has it."""
         start, stop = self._partial.pieces.span(piece)
         hasher = blake3()
 
@@ -90,5 +89,11 @@ class Voucher:
             self._house.stats.add("origin_received", len(view))
             hasher.update(view)
 
-        Transfer(ORIGIN, location, start, stop, self._partial.size).run(self._house.origin_connections, sink)
+        transfer = Transfer(ORIGIN, location, start, stop, self._partial.size)
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._house.pool, transfer.run, self._house.origin_connections, sink)
+        except asyncio.CancelledError:
+            transfer.cancel()  # or its thread would go on to the end of the piece, and a node that stops waits for it
+            raise
         return hasher.digest()
