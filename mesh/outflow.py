@@ -109,7 +109,8 @@ class Outflow:
         if stop - start <= SMALL and source.ready(start) >= stop:
             body = _read_cached(source.fd, start, stop)
             if body is None:
-                body = await asyncio.to_thread(_read, source.fd, start, stop)
+                # Not in the loop's own threads: they may all wait for a disk that makes large files durable.
+                body = await asyncio.get_running_loop().run_in_executor(self._pool, _read, source.fd, start, stop)
             if source.stamp is not None:
                 source.stamp.check(source.fd)
             self._sent(len(body))

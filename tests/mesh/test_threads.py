@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import pytest
@@ -111,6 +112,30 @@ async def test_who_is_cancelled_leaves_no_thread_with_a_file_that_is_closed(tmp_
     sender.close()
     assert left, "the thread was still sending"
     assert sum(left) < 8 << 20, "nobody waits for what nobody will have"
+
+
+async def test_a_small_file_does_not_wait_for_those_that_a_slow_disk_makes_durable(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"small")
+    monkeypatch.setattr("mesh.outflow._read_cached", lambda *_: None)
+    sender, done, loop = Outflow(), threading.Event(), asyncio.get_running_loop()
+
+    async def answer(request):
+        with (tmp_path / "file").open("rb") as file:
+            return await sender.respond(request, 200, {}, Held(file.fileno(), 5), 0, 5)
+
+    with ThreadPoolExecutor(1) as slow_disk:
+        loop.set_default_executor(slow_disk)
+        waiting = loop.run_in_executor(None, done.wait, 20)
+        try:
+            async with asyncio.timeout(10), serving(answer) as (_, address):
+                reader, writer = await asyncio.open_connection(*address)
+                writer.write(b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+                assert (await reader.read()).endswith(b"\r\n\r\nsmall")
+                writer.close()
+        finally:
+            done.set()
+        assert await waiting
+    sender.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere sockets have no priority")
