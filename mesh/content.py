@@ -112,10 +112,6 @@ class PieceSet:
         self._bits = bits
 
     @classmethod
-    def full(cls, count: int) -> Self:
-        return cls(count, (1 << count) - 1)
-
-    @classmethod
     def from_bytes(cls, count: int, data: bytes) -> Self:
         """Read what `to_bytes` wrote. Raises ValueError for a wrong length or stray bits."""
         if len(data) != -(-count // 8):

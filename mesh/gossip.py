@@ -164,10 +164,6 @@ class Gossip:
         """Whether this node has been too late for its own timers to judge how quick others are."""
         return self._clock() - self._late_at < _STRAIN_SECONDS
 
-    def heard(self, node_id: str) -> None:
-        """Some other part of the node had word from a peer."""
-        self.members.heard(node_id, self._clock())
-
     def failed(self, node_id: str, error: OSError) -> None:
         """Some other part of the node called a peer in vain."""
         self._accuse(node_id, error)

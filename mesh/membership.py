@@ -184,10 +184,6 @@ class Members:
             )
         return self._alive
 
-    def seeds(self) -> tuple[Member, ...]:
-        """Those alive with the role of a seed."""
-        return tuple(member for member in self.alive() if member.role == "seed")
-
     def gone(self) -> tuple[Member, ...]:
         """Those that may come back: a partition may end, a machine may be switched on again."""
         restless = (self._records[node_id] for node_id in self._restless)

@@ -81,8 +81,6 @@ class Report:
     seed: bool = False
     # Bytes that came from the origin so far: as long as this grows, leases are alive, however slow the line.
     fetched: int = 0
-    # Uploads under way at the node, of all blobs.
-    serving: int = 0
 
     def check(self, count: int) -> None:
         """Raise ValueError if anything is out of bounds for a blob of `count` pieces. Linear in the message's size."""
@@ -115,7 +113,7 @@ class Report:
             raise ValueError(f"more than {MAX_URGENT} urgent pieces")
         if any(len(gain.digest) > MAX_DIGEST for gain in self.gained):
             raise ValueError("not the digest of a piece")
-        if self.slots < 0 or self.serving < 0 or self.fetched < 0:
+        if self.slots < 0 or self.fetched < 0:
             raise ValueError("a count below zero")
 
 

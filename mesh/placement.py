@@ -15,11 +15,6 @@ def ranked(key: str, nodes: Iterable[str]) -> list[str]:
     return sorted(nodes, key=lambda node: (_weight(key, node), node), reverse=True)
 
 
-def owner(key: str, nodes: Iterable[str]) -> str | None:
-    """The first of `ranked`, without sorting; None when there are no nodes."""
-    return max(nodes, key=lambda node: (_weight(key, node), node), default=None)
-
-
 @lru_cache(8192)
 def _weight(key: str, node: str) -> bytes:
     return blake2b(f"{key}\0{node}".encode(), digest_size=8).digest()

@@ -327,7 +327,6 @@ class Swarm:
             slots=max(0, self._slots - fetcher.pending),
             can_fetch=fetcher.can_fetch,
             fetched=fetcher.received[ORIGIN],
-            serving=self._house.uploads,
         )
 
     def _held(self, piece: int) -> Gain:

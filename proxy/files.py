@@ -27,6 +27,7 @@ from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.metadata import FileMetadata
 from proxy.hub.urls import FileRoute
 from proxy.hub.xet import PLAIN_HTTP_LIMIT, XetUse, is_hash, is_spoken
+from proxy.locations import as_source
 from proxy.ranges import Selection, select
 from proxy.resolve import Client, ResolvedFile, Resolver
 
@@ -62,14 +63,8 @@ class HubAccess:
         return self.resolver.hint(self.file)
 
     async def locate(self, refused: Location | None) -> Location:
-        try:
+        with as_source():
             return await self.resolver.locate(self.file, self.client, refused)
-        except HubError as error:
-            if error.status in (401, 403, 404, 410):
-                raise LocationRefused("origin", f"HTTP {error.status} {error.message}") from error
-            raise SourceFailed("origin", f"HTTP {error.status} {error.message}", error.retry_after) from error
-        except OriginUnavailable as error:
-            raise SourceFailed("origin", error.reason, error.retry_after) from error
 
 
 class Files:

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from mesh.blobs import Blobs
-from mesh.errors import LocationRefused, SourceFailed
 from mesh.outflow import Outflow
 from mesh.transfer import Location
-from proxy import resumed
+from proxy import bodies, resumed
 from proxy.api import visible_base
 from proxy.catalog import Catalog, File
 from proxy.files import Wanted, first_byte_by, is_refused, open_blob
@@ -28,13 +27,13 @@ from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.lfs import BatchRoute, Missing, Object, ObjectRoute
 from proxy.hub.metadata import FileMetadata
 from proxy.hub.urls import OtherRoute
+from proxy.locations import as_source, renew_at
 from proxy.origin import Origin, Question
 from proxy.passthrough import Passthrough
 from proxy.ranges import select
 
 _MAX_QUESTION = 4 << 20
 _MAX_KEPT = 5000
-_MARGIN = 60.0  # seconds: an address closer to its end is asked for anew, or at a tenth of a short life
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +59,8 @@ class LfsAccess:
         return b""  # a seed needs a commit and a path, and git tells neither
 
     async def locate(self, refused: Location | None) -> Location:
-        try:
+        with as_source():
             return _location(await self.lfs.find(self.route, self.client, refused))
-        except HubError as error:
-            if error.status in (401, 403, 404, 410, 422):
-                raise LocationRefused("origin", f"HTTP {error.status} {error.message}") from error
-            raise SourceFailed("origin", f"HTTP {error.status} {error.message}", error.retry_after) from error
-        except OriginUnavailable as error:
-            raise SourceFailed("origin", error.reason, error.retry_after) from error
 
 
 class Lfs:
@@ -93,7 +86,9 @@ class Lfs:
 
     async def batch(self, request: web.BaseRequest, route: OtherRoute, about: BatchRoute) -> web.StreamResponse:
         """Uploads, and what is no question at all, as they come. Raises HubError and OriginUnavailable."""
-        body = await _read(request)
+        body = await bodies.read(request, _MAX_QUESTION)
+        if not isinstance(body, bytes):
+            raise HubError(413, message=f"a batch of more than {_MAX_QUESTION} bytes")
         asked = lfs.over_http(body)
         client, now = lfs.client_of(request.headers), time.time()
         if asked is None or client is None:
@@ -214,8 +209,8 @@ class Lfs:
             voided_at = max(voided_at, publicness.closed_at, publicness.hidden_at)
         else:
             voided_at = max(voided_at, self._grants.refused_at(client.token, repo))
-        renew_at = said.object.expires_at - min(_MARGIN, (said.object.expires_at - said.at) / 10)
-        return said.at > voided_at and now < min(renew_at, said.at + self._grants.life)
+        until = min(renew_at(said.object.expires_at, said.at), said.at + self._grants.life)
+        return said.at > voided_at and now < until
 
     def _refused(self, repo: str, client: Client, said_at: float, *, is_bare: bool) -> None:
         """The Hub turned this client away: what it said before is void, here and for files by name."""
@@ -241,12 +236,3 @@ def _key(client: Client) -> str:
 
 def _location(found: Object) -> Location:
     return Location(found.url, found.headers, found.expires_at)
-
-
-async def _read(request: web.BaseRequest) -> bytes:
-    body = bytearray()
-    async for part in request.content.iter_any():
-        body += part
-        if len(body) > _MAX_QUESTION:
-            raise HubError(413, message=f"a batch of more than {_MAX_QUESTION} bytes")
-    return bytes(body)

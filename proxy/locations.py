@@ -1,18 +1,42 @@
-"""Where the bytes of files can be had, remembered for as long as the address is good."""
+"""Where the bytes of files can be had, remembered for as long as the address is good; and when the Hub does not say."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+from mesh.errors import LocationRefused, SourceFailed
+from mesh.messages import ORIGIN
 from mesh.transfer import Location
 from proxy.hub import metadata
 from proxy.hub.access import token_key
+from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.urls import FileRoute
 
 _MAX_LOCATIONS = 5000
-_MARGIN = 60.0  # seconds: an address closer to its end is asked for anew, or at a tenth of a short life
+_MARGIN = 60.0
 _AT_HUB_SECONDS = 300.0
+_REFUSALS = (401, 403, 404, 410, 422)  # the last of them by LFS
+
+
+def renew_at(expires_at: float, said_at: float) -> float:
+    """When an address is asked for anew: a minute before its end, or when nine tenths of a short life are over."""
+    return expires_at - min(_MARGIN, (expires_at - said_at) / 10)
+
+
+@contextmanager
+def as_source() -> Iterator[None]:
+    """What the Hub answers who asks it for an address, in the words of those who want to fetch from there."""
+    try:
+        yield
+    except HubError as error:
+        if error.status in _REFUSALS:
+            raise LocationRefused(ORIGIN, f"HTTP {error.status} {error.message}") from error
+        raise SourceFailed(ORIGIN, f"HTTP {error.status} {error.message}", error.retry_after) from error
+    except OriginUnavailable as error:
+        raise SourceFailed(ORIGIN, error.reason, error.retry_after) from error
 
 
 class Locations:
@@ -44,7 +68,7 @@ class Locations:
         else:
             location = Location(url, expires_at=metadata.expiry(url, now))
         key = _key(file, token)
-        self._kept[key] = location, location.expires_at - min(_MARGIN, (location.expires_at - now) / 10)
+        self._kept[key] = location, renew_at(location.expires_at, now)
         self._kept.move_to_end(key)
         while len(self._kept) > _MAX_LOCATIONS:
             self._kept.popitem(last=False)

@@ -209,7 +209,7 @@ def test_all_that_is_kept_or_told_is_bounded_and_the_living_stay():
 def test_only_an_address_named_here_makes_a_named_seed():
     me, seed = members(), Address("10.0.0.5", 9)
     me.merge([claim("x", role="seed"), claim("y", role="seed")], 0.0)
-    assert [member.named_seed for member in me.seeds()] == [False, False]
+    assert [(member.role, member.named_seed) for member in me.alive()] == [("seed", False)] * 2
     me.name_seed("x", seed)
     assert (me.get("x").named_seed, me.get("x").address) == (True, seed)
     # Nobody can lead us away from the address that was named.

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.placement import owner, ranked
+from mesh.placement import ranked
 
 NODES = st.lists(st.text("0123456789abcdef", min_size=1, max_size=32), min_size=1, max_size=12, unique=True)
 
@@ -10,8 +10,6 @@ NODES = st.lists(st.text("0123456789abcdef", min_size=1, max_size=32), min_size=
 def test_everybody_computes_the_same_order(key: str, nodes: list[str]) -> None:
     assert ranked(key, nodes) == ranked(key, reversed(nodes))
     assert sorted(ranked(key, nodes)) == sorted(nodes)
-    assert owner(key, nodes) == ranked(key, nodes)[0]
-    assert owner(key, []) is None
 
 
 @given(key=st.text(), nodes=NODES, data=st.data())

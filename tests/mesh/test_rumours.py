@@ -146,7 +146,8 @@ async def test_a_stranger_s_word_brings_one_call_and_no_peer(victim: tuple[int, 
         exchanges = b.exchanges
         await until(lambda: b.exchanges > exchanges + 10)
         assert len(came) == 1
-        assert [node for node in nodes if "victim" in node.known or node.members.seeds()] == []
+        assert [node for node in nodes if "victim" in node.known] == []
+        assert {member.role for node in nodes for member in node.members.alive()} == {"peer"}
         assert b.members.get("victim") is None
         assert all(claim.node_id != "victim" for claim in a.members.snapshot(0.0))
     finally:
