@@ -221,12 +221,9 @@ class Catalog:
         now = time.time()
         self._set(_key("disproved", str(digest)), Disproof(now, now if is_trusted else self.disproof(digest).of_ranges))
 
-    def pins(self) -> dict[str, list[str]]:
-        """Digests that were pinned, by repository."""
-        return self._get(_key("pins"), dict) or {}
-
-    def set_pins(self, pins: dict[str, list[str]]) -> None:
-        self._set(_key("pins"), pins)
+    def earlier_pins(self) -> dict[str, list[str]]:
+        """Digests by repository: earlier versions kept here what is pinned (now `proxy.pins`)."""
+        return self._get(_key("pins"), dict[str, list[str]]) or {}
 
     def changed(self, repo: str) -> None:
         """Somebody wrote to a repository: what was said of it until now may not be true any more."""
@@ -294,6 +291,8 @@ class Catalog:
             with self._disk.transact():  # told to retry, it would do so for ever, whatever the reason
                 for key, raw in batch.items():
                     self._disk.set(key, raw)
+                    if key.startswith(_LASTING):
+                        self._disk._sql("UPDATE Cache SET store_time = ? WHERE key = ?", (_NEVER_OLD, key))
         except Exception as error:
             self._complain("written", error, is_all=_is_damage(error))
 
@@ -320,8 +319,13 @@ def _key(*parts: str) -> str:
     return "\0".join((_FORMAT, *parts))
 
 
+# What nobody says again, few and small: stored, as diskcache sees it, after all that may be dropped.
+_LASTING = _key("disproved", "")
+_NEVER_OLD = 1e11  # seconds since the epoch
+
+
 def _open(root: Path) -> Any:
-    """The database in a folder. A damaged one is put aside and begun anew: all but the pins can be asked again.
+    """The database in a folder. A damaged one is put aside and begun anew: what it held can be asked again.
 
     Raises StoreUnusable when it cannot be told whether it is damaged, or not be begun anew.
     """
@@ -356,8 +360,7 @@ def _opened(root: Path) -> Any:
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)
         pins = cache.get(_key("pins"), msgspec.msgpack.encode({}))
-        msgspec.msgpack.decode(pins, type=dict[str, list[str]])  # for none, others would be evicted and nobody told
-        cache.set(_key("pins"), pins)  # anew, so that they are never the oldest
+        cache.set(_key("pins"), pins)  # whether it can be written; and they are not the oldest before they are read
     except BaseException:
         cache.close()
         raise
@@ -375,7 +378,7 @@ def _is_damage(error: Exception) -> bool:
 
 
 def _aside(root: Path) -> Path:
-    """A name for a damaged catalog; never one that another has: that may be the one with the pins."""
+    """A name for a damaged catalog; never one that another has."""
     for number in range(1, _MAX_DAMAGED + 1):
         aside = root.with_name(root.name + (".damaged" if number == 1 else f".damaged-{number}"))
         if not aside.exists():
@@ -390,5 +393,5 @@ def _refusal(root: Path, error: Exception) -> StoreUnusable:
     reason = "another program has locked it" if isinstance(error, diskcache.Timeout) else error
     return StoreUnusable(
         f"cannot open the catalog in {root}: {reason}. Nothing in it was changed: make room on the disk, end what else "
-        "uses it, or see to it that this user may write there, and start again; or move it away, which costs the pins"
+        "uses it, or see to it that this user may write there, and start again; or move it away: it is begun anew"
     )

@@ -21,6 +21,7 @@ from proxy.admin.metrics import Metrics
 from proxy.budget import default_budget
 from proxy.catalog import Catalog
 from proxy.inventory import Inventory
+from proxy.pins import Pins
 from proxy.settings import Settings
 from proxy.trust import auth_of
 from proxy.units import HostPort
@@ -81,7 +82,7 @@ def lay(settings: Settings, stack: AsyncExitStack) -> Ground:
     store.max_size = settings.max_size or default_budget(data_dir, store.size)
     catalog = Catalog(data_dir / "catalog")
     stack.push_async_callback(catalog.close)
-    inventory = Inventory(catalog)
+    inventory = Inventory(catalog, Pins(data_dir / "pins.json", catalog.earlier_pins()))
     tasks = Tasks()
     stack.push_async_callback(tasks.close)
     return Ground(

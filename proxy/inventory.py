@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from mesh.blobs import Blobs
 from mesh.content import Digest
@@ -16,6 +16,7 @@ from mesh.swarm import Swarm
 from mesh.turns import Turns
 from proxy.admin.view import BlobView, DownloadView, PeerView, Preheat, Removed, UsageView
 from proxy.catalog import BlobName, Catalog
+from proxy.pins import Pins
 from proxy.preheat import Preheater
 from proxy.version import VERSION
 
@@ -28,9 +29,9 @@ class Inventory:
     stats: Stats
     version = VERSION
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, pins: Pins) -> None:
         self._catalog = catalog
-        self._pinned = _by_digest(catalog.pins())
+        self._pins = pins
         self._sizes: dict[Digest, int] = {}  # of blobs that are or were partial; 0: not known
 
     def connect(
@@ -96,30 +97,26 @@ class Inventory:
     # --- what can be done
 
     def is_pinned(self, digest: Digest) -> bool:
-        return str(digest) in self._pinned
+        return bool(self._pins.repos_of(digest))
 
     async def pin(self, repo: str, revision: str | None) -> int:
         here = set(map(str, await self._of(repo, revision) & self._here()))
         if not here:
             raise LookupError(f"nothing of {repo} is here")
-        pins = self._catalog.pins()
-        self._set_pins(pins | {repo: sorted(here | set(pins.get(repo, ())))})
+        await self._pins.add(repo, here)
         return len(here)
 
     async def unpin(self, repo: str) -> int:
-        pins = self._catalog.pins()
-        if repo not in pins:
+        if not (freed := await self._pins.keep(repo)):
             raise LookupError(f"{repo} is not pinned")
-        freed = pins.pop(repo)
-        self._set_pins(pins)
-        return len(freed)
+        return freed
 
     async def remove(self, repo: str) -> Removed:
         if not (here := await self._of(repo) & self._here()):
             raise LookupError(f"nothing of {repo} is here")
         freed, elsewhere, refused = 0, set(), None
         for digest in here:
-            if self._pinned.get(str(digest), set()) - {repo}:
+            if self._pins.repos_of(digest) - {repo}:
                 elsewhere.add(digest)
                 continue
             try:
@@ -127,10 +124,10 @@ class Inventory:
             except StoreUnusable as error:  # the others can still go
                 refused = error
         left = (here & self._here()) - elsewhere
-        pins = self._catalog.pins()
-        if repo in pins:
-            kept = sorted(set(pins.pop(repo)) & set(map(str, left)))
-            self._set_pins(pins | {repo: kept} if kept else pins)
+        try:
+            await self._pins.keep(repo, map(str, left))
+        except StoreUnusable as error:
+            refused = refused or error
         if refused is not None:
             raise StoreUnusable(f"{refused}; {freed} bytes were freed") from refused
         return Removed(freed, in_use=len(left), pinned=len(elsewhere))
@@ -185,10 +182,6 @@ class Inventory:
         ref = self._catalog.ref(repo, revision)
         return ref.commit if ref is not None else revision
 
-    def _set_pins(self, pins: dict[str, list[str]]) -> None:
-        self._catalog.set_pins(pins)
-        self._pinned = _by_digest(pins)
-
     def _name(self, digest: Digest) -> BlobName:
         return self._catalog.blob_name(digest) or BlobName("", "")
 
@@ -206,15 +199,6 @@ class Inventory:
             "".join(_letters(swarm)),
             dict(swarm.fetcher.received),
         )
-
-
-def _by_digest(pins: Mapping[str, Iterable[str]]) -> dict[str, set[str]]:
-    """The repositories that each blob is pinned for."""
-    repos: dict[str, set[str]] = {}
-    for repo, digests in pins.items():
-        for digest in digests:
-            repos.setdefault(digest, set()).add(repo)
-    return repos
 
 
 def _letters(swarm: Swarm) -> Iterator[str]:

@@ -16,6 +16,7 @@ from proxy.admin.status import decode
 from proxy.admin.view import Preheat
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.inventory import Inventory
+from proxy.pins import Pins
 from tests.proxy.nodes import PaperNode
 
 
@@ -155,7 +156,9 @@ async def test_a_file_that_cannot_be_removed_keeps_none_of_the_others(tmp_path):
     stuck.unlink()
     stuck.mkdir()
     files = [("commit", digest.hex, SimpleNamespace(digest=digest)) for digest in digests]
-    inventory = Inventory(SimpleNamespace(pins=dict, files_of=lambda _: files, blob_name=lambda _: None))
+    inventory = Inventory(
+        SimpleNamespace(files_of=lambda _: files, blob_name=lambda _: None), Pins(tmp_path / "pins.json", {})
+    )
     inventory.connect(**dict.fromkeys(("node_id", "role", "stats", "blobs", "mesh", "preheater")), store=store)
     with pytest.raises(StoreUnusable, match="8 bytes were freed"):
         await inventory.remove("models/acme/tiny")

@@ -35,7 +35,6 @@ def fill(catalog: Catalog) -> None:
     catalog.set_file(REPO + "2", COMMIT, "other", File(metadata(8)))
     catalog.set_ref(REPO, "main", Ref(COMMIT, 10.0))
     catalog.set_answer(REPO, "*", "q", ApiAnswer(200, {"Link": "<x>"}, b"[]" * 50_000, 10.0, COMMIT))
-    catalog.set_pins({REPO: ["sha256:1"]})
 
 
 def check(catalog: Catalog) -> None:
@@ -47,7 +46,6 @@ def check(catalog: Catalog) -> None:
     assert answer is not None
     assert (answer.headers, len(answer.body), answer.commit) == ({"Link": "<x>"}, 100_000, COMMIT)
     assert catalog.answer(REPO, "someone", "q") is None
-    assert catalog.pins() == {REPO: ["sha256:1"]}
     assert catalog.blob_name(Digest("sha256", f"{7:064x}")) == BlobName(REPO, "a/b\n.bin")
     assert list(catalog.files_of(REPO)) == [(COMMIT, "a/b\n.bin", metadata(7))]
 
@@ -159,6 +157,22 @@ async def test_a_wrong_byte_that_sqlite_does_not_see_is_damage_too(tmp_path, cap
     assert bad in (tmp_path / "catalog.damaged" / "cache.db").read_bytes()
 
 
+async def test_what_nobody_says_again_outlasts_what_can_be_asked_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_SIZE_LIMIT", 1 << 20)
+    catalog, wrong = Catalog(tmp_path / "catalog"), Digest("sha256", "f" * 64)
+    catalog.disprove(wrong, is_trusted=True)
+    disproof = catalog.disproof(wrong)
+    for number in range(300):
+        catalog.set_answer(REPO, "*", f"q{number}", ApiAnswer(200, {}, bytes(10_000), 10.0))
+        while catalog._writing is not None:  # each is dropped for alone
+            await asyncio.wait([catalog._writing])
+    await catalog.close()
+    catalog = Catalog(tmp_path / "catalog")
+    assert catalog.answer(REPO, "*", "q0") is None, "more is kept than may be"
+    assert catalog.disproof(wrong) == disproof
+    await catalog.close()
+
+
 async def test_a_damaged_entry_is_not_there_and_the_others_are(tmp_path):
     await filled(tmp_path / "catalog")
     with contextlib.closing(sqlite3.connect(tmp_path / "catalog" / "cache.db", isolation_level=None)) as database:
@@ -170,17 +184,6 @@ async def test_a_damaged_entry_is_not_there_and_the_others_are(tmp_path):
     fill(catalog)
     check(catalog)
     await catalog.close()
-
-
-async def test_pins_with_a_wrong_byte_are_not_taken_for_none(tmp_path, caplog):
-    await filled(tmp_path / "catalog")
-    with contextlib.closing(sqlite3.connect(tmp_path / "catalog" / "cache.db", isolation_level=None)) as database:
-        [(pins,)] = database.execute("SELECT value FROM Cache WHERE instr(CAST(key AS BLOB), x'0070696e73')").fetchall()
-        bad = pins[:-1] + b"\xff"
-        database.execute("UPDATE Cache SET value = ? WHERE instr(CAST(key AS BLOB), x'0070696e73')", (bad,))
-    await filled(tmp_path / "catalog")
-    assert "begun anew" in caplog.text
-    assert bad in (tmp_path / "catalog.damaged" / "cache.db").read_bytes()
 
 
 async def test_what_was_put_aside_is_never_overwritten(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from proxy.admin.view import Removed
 from proxy.catalog import Catalog, File
 from proxy.hub.metadata import FileMetadata
 from proxy.inventory import Inventory
+from proxy.pins import Pins
 
 TINY, OTHER, COMMIT = "models/acme/tiny", "models/acme/other", "c" * 40
 READ, SHARED, PART, NAMELESS = (Digest("sha256", letter * 64) for letter in "abcd")
@@ -30,10 +31,11 @@ async def here(tmp_path):
         store.close_partial(partial)
     for repo, digest, size in ((OTHER, SHARED, 4), (TINY, READ, 4), (TINY, SHARED, 4), (TINY, PART, SIZE)):
         catalog.set_file(repo, COMMIT, digest.hex, File(FileMetadata(digest.hex, size, "text/plain")))
-    inventory = Inventory(catalog)
+    pins = Pins(tmp_path / "pins.json", {})
+    inventory = Inventory(catalog, pins)
     about = dict.fromkeys(("node_id", "role", "stats", "mesh", "preheater"))
     inventory.connect(**about, store=store, blobs=SimpleNamespace(swarms={}))
-    yield SimpleNamespace(catalog=catalog, store=store, inventory=inventory)
+    yield SimpleNamespace(catalog=catalog, store=store, inventory=inventory, pins=pins)
     await catalog.close()
     store.close()
 
@@ -51,9 +53,9 @@ async def test_removing_says_what_stays_and_lets_it_keep_its_pin(here):
     with here.store.open(READ):
         assert await here.inventory.remove(TINY) == Removed(1 << 20, in_use=1, pinned=1)
         assert here.inventory.is_pinned(READ)
-    assert here.catalog.pins() == {OTHER: [str(SHARED)], TINY: [str(READ)]}
+    assert (here.pins.of(OTHER), here.pins.of(TINY)) == ({str(SHARED)}, {str(READ)})
     assert await here.inventory.remove(TINY) == Removed(4, in_use=0, pinned=1)
-    assert here.catalog.pins() == {OTHER: [str(SHARED)]}
+    assert (here.pins.of(OTHER), here.pins.of(TINY)) == ({str(SHARED)}, set())
     assert {blob.digest for blob in await here.inventory.blobs()} == {str(SHARED), str(NAMELESS)}
 
 
@@ -74,7 +76,7 @@ async def test_ten_thousand_blobs_hold_nobody_up(tmp_path, act):
     catalog, digests = Catalog(tmp_path), [Digest("sha256", f"{number:064x}") for number in range(10_000)]
     for digest in digests:
         catalog.set_file(TINY, COMMIT, digest.hex, File(FileMetadata(digest.hex, 4, "text/plain")))
-    inventory = Inventory(catalog)
+    inventory = Inventory(catalog, Pins(tmp_path / "pins.json", {}))
 
     async def remove(digest):
         return 4

@@ -1,0 +1,118 @@
+"""What is pinned, in a file of its own: unlike what the catalog holds, nobody could be asked for it again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from mesh.content import Digest
+from mesh.errors import StoreUnusable
+
+log = logging.getLogger(__name__)
+
+_MAX_DAMAGED = 9  # files put aside
+
+_Repos = dict[str, list[str]]  # digests, by repository
+
+
+class Pins:
+    """Blobs that are never evicted, each for the sake of a repository or more. Belongs to the event loop's thread.
+
+    `earlier`: what to begin with where there is no file: where earlier versions kept them.
+
+    Raises StoreUnusable for a file that cannot be read; a damaged one is put aside, and the log says so.
+    """
+
+    def __init__(self, file: Path, earlier: Mapping[str, list[str]]) -> None:
+        self._file = file
+        self._changing = asyncio.Lock()
+        self._repos: _Repos = {}
+        self._by_digest: dict[str, set[str]] = {}
+        self._set(self._read(earlier))
+
+    def repos_of(self, digest: Digest) -> set[str]:
+        """The repositories that a blob is pinned for; not to be changed."""
+        return self._by_digest.get(str(digest), set())
+
+    def of(self, repo: str) -> set[str]:
+        """Digests, as text."""
+        return set(self._repos.get(repo, ()))
+
+    async def add(self, repo: str, digests: Iterable[str]) -> None:
+        """Raises StoreUnusable when it cannot be written down; then nothing has changed."""
+        async with self._changing:
+            await self._change(self._repos | {repo: sorted({*self.of(repo), *digests})})
+
+    async def keep(self, repo: str, digests: Iterable[str] = ()) -> int:
+        """Let go of all others of a repository; how many those are. Raises StoreUnusable as `add` does."""
+        async with self._changing:
+            kept = sorted(self.of(repo).intersection(digests))
+            if gone := len(self.of(repo)) - len(kept):
+                others = {name: pinned for name, pinned in self._repos.items() if name != repo}
+                await self._change(others | {repo: kept} if kept else others)
+            return gone
+
+    # --- inside
+
+    def _set(self, repos: _Repos) -> None:
+        self._repos, self._by_digest = repos, {}
+        for repo, digests in repos.items():
+            for digest in digests:
+                self._by_digest.setdefault(digest, set()).add(repo)
+
+    async def _change(self, repos: _Repos) -> None:
+        before = self._repos
+        self._set(repos)  # at once: what is being pinned must not go meanwhile
+        try:
+            await asyncio.to_thread(self._write, repos)
+        except OSError as error:
+            self._set(before)
+            raise StoreUnusable(f"the pins stay as they were: cannot write {self._file}: {error.strerror}") from error
+
+    def _read(self, earlier: Mapping[str, list[str]]) -> _Repos:
+        try:
+            return msgspec.json.decode(self._file.read_bytes(), type=_Repos)
+        except FileNotFoundError:
+            repos = dict(earlier)
+        except ValueError as error:  # also of a file that is no text; it is not to hold up the node
+            repos, aside = {}, self._put_aside()
+            log.error(
+                "the pins in %s are damaged (%s): nothing is pinned now; it is kept in %s", self._file, error, aside
+            )
+        except OSError as error:
+            raise StoreUnusable(f"cannot read the pins in {self._file}: {error.strerror}") from error
+        if repos:
+            try:
+                self._write(repos)
+            except OSError as error:
+                log.warning("cannot write %s, again at the next start: %s", self._file, error.strerror)
+        return repos
+
+    def _put_aside(self) -> Path:
+        """The last name is given again and again: a disk that damages so many has to be looked at."""
+        for number in range(1, _MAX_DAMAGED + 1):
+            aside = self._file.with_name(self._file.name + (".damaged" if number == 1 else f".damaged-{number}"))
+            if not aside.exists():
+                break
+        self._file.replace(aside)
+        return aside
+
+    def _write(self, repos: _Repos) -> None:
+        """All or nothing, whenever the power is cut. Raises OSError."""
+        temporary = self._file.with_suffix(".new")
+        temporary.touch(0o600)
+        with temporary.open("wb") as written:
+            written.write(msgspec.json.format(msgspec.json.encode(repos)))
+            written.flush()
+            os.fsync(written.fileno())
+        temporary.replace(self._file)
+        directory = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
