@@ -14,12 +14,12 @@ import socket
 import ssl
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urljoin, urlsplit
 
 from mesh.errors import LocationRefused, RangeIgnored, SourceBusy, SourceDishonest, SourceFailed, SourceLate
+from mesh.proxies import proxy_of
 
 BUFFER_SIZE = 512 << 10
 _GATHERED = 256 << 10  # bytes that one receive should bring: what follows costs as much for a few as for many
@@ -165,13 +165,7 @@ class Connections:
         return _Connection(connection)
 
     def _proxy(self, scheme: str, host: str) -> tuple[str, int] | None:
-        if not self._proxies or urllib.request.proxy_bypass(host):
-            return None
-        url = urllib.request.getproxies().get(scheme)
-        if not url:
-            return None
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        return (parts.hostname, parts.port or 80) if parts.hostname else None
+        return proxy_of(scheme, host) if self._proxies else None
 
     def target(self, scheme: str, netloc: str, path: str) -> str:
         """The request target (RFC 9112, section 3.2): absolute towards a plain HTTP proxy."""
