@@ -63,6 +63,7 @@ class _Response(http.client.HTTPResponse):
 @dataclass(slots=True)
 class _Connection:
     http: http.client.HTTPConnection
+    to: tuple[str, str]  # scheme and host
     used_at: float = 0.0
     is_fresh: bool = True
 
@@ -113,13 +114,13 @@ class Connections:
                 connection.http.close()
         return self._open(scheme, netloc)
 
-    def release(self, scheme: str, netloc: str, connection: _Connection) -> None:
+    def release(self, connection: _Connection) -> None:
         """Keep a connection whose last answer was read to its end."""
         connection.used_at = time.monotonic()
         connection.is_fresh = False
         with self._lock:
             self._sweep(connection.used_at)
-            kept = self._idle.setdefault((scheme, netloc), [])
+            kept = self._idle.setdefault(connection.to, [])
             if len(kept) < _KEPT_PER_HOST and not self._is_closed:
                 kept.append(connection)
                 return
@@ -162,7 +163,7 @@ class Connections:
         connection.response_class = _Response
         connection.connect()
         connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return _Connection(connection)
+        return _Connection(connection, (scheme, netloc))
 
     def _proxy(self, scheme: str, host: str) -> tuple[str, int] | None:
         return proxy_of(scheme, host) if self._proxies else None
@@ -187,17 +188,18 @@ class Transfer:
     start: int
     stop: int
     size: int  # of the whole blob, which the source must agree with
-    _socket: socket.socket | None = None
+    _socket: socket.socket | None = None  # of the connection in use
     _is_cancelled: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # around both
 
     def cancel(self) -> None:
-        self._is_cancelled = True
-        sock = self._socket
-        if sock is not None:
-            with contextlib.suppress(OSError):  # closed already
-                # Wakes the thread that is blocked in it. Not `SSLSocket.shutdown`, which takes the encryption away
-                # first: what has arrived would then be read as it is on the wire, and taken for the blob's bytes.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        with self._lock:  # or the connection could go to somebody else just before it is shut down
+            self._is_cancelled = True
+            if self._socket is not None:
+                with contextlib.suppress(OSError):  # closed already
+                    # Wakes the thread that is blocked in it. Not `SSLSocket.shutdown`, which takes the encryption away
+                    # first: what has arrived would then be read as it is on the wire, and taken for the blob's bytes.
+                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def run(self, connections: Connections, sink: Callable[[memoryview], None]) -> None:
         """Receive the whole range in order, giving every part of it to `sink` as it comes.
@@ -207,7 +209,7 @@ class Transfer:
         Raises LocationRefused, RangeIgnored, SourceDishonest or SourceFailed; `sink` may have had a part by then.
         """
         try:
-            connection, response, (scheme, netloc) = self._answer(connections)
+            connection, response = self._answer(connections)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._failed(error) from error
         try:
@@ -220,22 +222,18 @@ class Transfer:
         except BaseException:
             connection.http.close()
             raise
-        self._socket = None
-        if response.will_close or self._is_cancelled:
-            connection.http.close()
-        else:
-            connections.release(scheme, netloc, connection)
+        self._let_go(connections, connection, is_read=not response.will_close)
 
-    def _answer(self, connections: Connections) -> tuple[_Connection, http.client.HTTPResponse, tuple[str, str]]:
-        """Of whoever has the bytes, and at which scheme and host that is."""
+    def _answer(self, connections: Connections) -> tuple[_Connection, http.client.HTTPResponse]:
+        """Of whoever has the bytes."""
         url, headers = self.location.url, self.location.headers
         for _ in range(_MAX_HOPS):
             parts = urlsplit(url)
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection, response = self._ask(connections, parts.scheme, parts.netloc, path, headers)
             if response.status not in _REDIRECTS or not connections.redirects:
-                return connection, response, (parts.scheme, parts.netloc)
-            self._pass_by(connections, connection, response, parts.scheme, parts.netloc)
+                return connection, response
+            self._pass_by(connections, connection, response)
             url = urljoin(url, response.getheader("Location", ""))
             there = urlsplit(url)
             if there.scheme != "https" and (there.scheme, parts.scheme) != ("http", "http"):
@@ -244,17 +242,20 @@ class Transfer:
                 headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
         raise SourceFailed(self.source, "sends us in circles")
 
-    @staticmethod
-    def _pass_by(
-        connections: Connections, connection: _Connection, response: http.client.HTTPResponse, scheme: str, netloc: str
-    ) -> None:
+    def _pass_by(self, connections: Connections, connection: _Connection, response: http.client.HTTPResponse) -> None:
         """Keep the connection of an answer that is a redirect, as the next range comes by here again."""
         with response:
             is_short = response.length is not None and response.length <= _SHORT and not response.will_close
             if is_short:
                 response.read()
-        if is_short:
-            connections.release(scheme, netloc, connection)
+        self._let_go(connections, connection, is_read=is_short)
+
+    def _let_go(self, connections: Connections, connection: _Connection, *, is_read: bool) -> None:
+        """Keep a connection for others if its answer was read to the end, and have nothing more to do with it."""
+        with self._lock:
+            self._socket = None
+        if is_read and not self._is_cancelled:
+            connections.release(connection)
         else:
             connection.http.close()
 
@@ -277,15 +278,17 @@ class Transfer:
         target = connections.target(scheme, netloc, path)
         while True:
             connection = connections.acquire(scheme, netloc)
-            if self._is_cancelled:
+            sock = connection.http.sock
+            with self._lock:
+                self._socket = sock
+            if self._is_cancelled:  # not before: what is cancelled from here on finds the socket
                 connection.http.close()
                 raise SourceLate(self.source, "cancelled")
-            self._socket = connection.http.sock
             try:
-                self._socket.settimeout(connections.first_byte)
+                sock.settimeout(connections.first_byte)
                 connection.http.request("GET", target, headers=headers)
                 response = connection.http.getresponse()
-                self._socket.settimeout(connections.stall)
+                sock.settimeout(connections.stall)
                 return connection, response
             except (OSError, http.client.HTTPException):
                 connection.http.close()

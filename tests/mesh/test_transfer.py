@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import socket
 import threading
 from collections.abc import Iterator
@@ -209,6 +210,59 @@ def test_an_origin_may_send_us_elsewhere_but_our_token_stays() -> None:
         assert (first.connections, other.connections) == (1, 1)
 
 
+def test_the_connection_of_a_redirect_is_not_ours_any_more_when_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be somebody else's by the time that we are broken off."""
+    connections = Connections(proxies=False, redirects=True)
+    with Storage({}) as other, Storage({"/a": f"{other.url}/d"}) as first:
+        transfer = Transfer("origin", Location(f"{first.url}/a"), 0, 10, 20)
+        acquire, statuses = connections.acquire, list[int]()
+
+        def acquire_or_cancel(scheme: str, netloc: str) -> Any:
+            if netloc in other.url:
+                somebodys = acquire(scheme, first.url.removeprefix("http://"))
+                transfer.cancel()
+                somebodys.http.request("GET", "/c")
+                with somebodys.http.getresponse() as response:
+                    statuses.append(response.status)
+                somebodys.http.close()
+            return acquire(scheme, netloc)
+
+        monkeypatch.setattr(connections, "acquire", acquire_or_cancel)
+        with pytest.raises(SourceLate):
+            transfer.run(connections, lambda view: pytest.fail("bytes"))
+        assert statuses == [206]
+        assert first.connections == 1
+        assert other.asked == []
+
+
+def test_who_is_broken_off_just_after_it_connected_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Connected(http.client.HTTPConnection):
+        """Cancels the transfer as that learns of the socket: the last moment at which it cannot be woken yet."""
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == "sock" and moments:
+                moments.pop()
+                transfer.cancel()
+            return super().__getattribute__(name)
+
+    moments: list[str] = []
+    connections = Connections(proxies=False)
+    acquire = connections.acquire
+
+    def acquire_and_say(scheme: str, netloc: str) -> Any:
+        connection = acquire(scheme, netloc)
+        moments.append("connected")
+        return connection
+
+    monkeypatch.setattr("http.client.HTTPConnection", Connected)
+    monkeypatch.setattr(connections, "acquire", acquire_and_say)
+    with Storage({}) as origin:
+        transfer = Transfer("origin", Location(f"{origin.url}/a"), 0, 10, 20)
+        with pytest.raises(SourceLate, match="cancelled"):
+            transfer.run(connections, lambda view: pytest.fail("bytes"))
+    assert origin.asked == []
+
+
 def test_each_request_is_counted_by_what_came_of_it(unused_tcp_port: int) -> None:
     heard: list[int] = []
     connections = Connections(proxies=False, redirects=True, asked=lambda status, seconds: heard.append(status))
@@ -298,12 +352,12 @@ def test_idle_connections_to_peers_that_are_gone_are_closed_when_another_is_used
         gone, kept, third = (f"127.0.0.1:{peer.getsockname()[1]}" for peer in peers)
         used = {netloc: connections.acquire("http", netloc) for netloc in (gone, kept, third)}
         at_gone, at_kept = (stack.enter_context(peer.accept()[0]) for peer in peers[:2])
-        connections.release("http", gone, used[gone])
+        connections.release(used[gone])
         now += 10.0
-        connections.release("http", kept, used[kept])
+        connections.release(used[kept])
         now += 21.0
         if by == "released":
-            connections.release("http", third, used[third])
+            connections.release(used[third])
         else:
             connections.acquire("http", third).http.close()
         at_gone.settimeout(10)
