@@ -24,6 +24,7 @@ from mesh.proxies import proxy_of
 BUFFER_SIZE = 512 << 10
 _GATHERED = 256 << 10  # bytes that one receive should bring: what follows costs as much for a few as for many
 _GATHER_SECONDS = 0.005  # that it may take for them to come
+_CLOSED = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)  # by the other side
 _MAX_INTERIM = 8
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_HOPS = 5
@@ -125,6 +126,12 @@ class Connections:
                 kept.append(connection)
                 return
         connection.http.close()
+
+    def drop(self, to: tuple[str, str]) -> None:
+        """Close what is idle to a host that hangs: it would be silent on each of these, too, one after the other."""
+        with self._lock:
+            for connection in self._idle.pop(to, []):
+                connection.http.close()
 
     def close(self) -> None:
         """Close what is idle; what is in use is closed instead of being kept."""
@@ -290,10 +297,12 @@ class Transfer:
                 response = connection.http.getresponse()
                 sock.settimeout(connections.stall)
                 return connection, response
-            except (OSError, http.client.HTTPException):
+            except (OSError, http.client.HTTPException) as error:
                 connection.http.close()
+                if isinstance(error, TimeoutError):
+                    connections.drop(connection.to)
                 # A kept connection may have been closed by the other side just now: that is no failure.
-                if connection.is_fresh or self._is_cancelled:
+                if not isinstance(error, _CLOSED) or connection.is_fresh or self._is_cancelled:
                     raise
 
     def _check(self, response: http.client.HTTPResponse) -> None:

@@ -370,6 +370,36 @@ def test_idle_connections_to_peers_that_are_gone_are_closed_when_another_is_used
         used[third].http.close()
 
 
+@pytest.mark.parametrize("does", ["hang", "close"])
+def test_a_host_that_hangs_is_asked_once_and_one_that_closed_what_was_idle_is_asked_anew(does: str) -> None:
+    heard: list[int] = []
+    connections = Connections(proxies=False, first_byte=0.2, asked=lambda status, seconds: heard.append(status))
+    with contextlib.ExitStack() as stack:
+        host = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        netloc = f"127.0.0.1:{host.getsockname()[1]}"
+        idle = [connections.acquire("http", netloc) for _ in range(2)]
+        ends = [stack.enter_context(host.accept()[0]) for _ in idle]
+        for connection in idle:
+            connections.release(connection)
+        if does == "close":
+            for end in ends:
+                end.close()
+        with pytest.raises(SourceLate):
+            bring(Location(f"http://{netloc}/"), connections)
+        if does == "close":
+            ends = [stack.enter_context(host.accept()[0])]
+        asked = []
+        for end in ends:
+            end.settimeout(10)
+            asked.append(b"".join(iter(lambda end=end: end.recv(1 << 16), b"")))  # type: ignore[misc]
+        assert [request[:3] for request in asked if request] == [b"GET"]
+        assert len(heard) == 1, "counted for what it cost"
+        host.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            host.accept()
+    connections.close()
+
+
 @pytest.mark.parametrize("field", [b"Retry-After: \xb2", b"Retry-After: -1", b"RateLimit: t=" + b"9" * 400])
 def test_a_pause_that_is_no_number_is_as_good_as_none(field: bytes) -> None:
     """A superscript two is a digit to Unicode, and none to float()."""
