@@ -64,6 +64,7 @@ class Run:
         self.is_answered = False  # the source has begun to send what was asked for
         self.landed_bytes = 0  # kept by the loop's thread
         self.landed_at = time.monotonic()  # its last piece; at first, when it began
+        self.on_begin: Callable[[], None] = lambda: None  # on the loop, when a thread has begun with it
         self.begun: Begun | None = begun  # of `piece`, once the run has ended before its end
         self._fill = fill
         self._partial = fill.partial
@@ -121,6 +122,7 @@ class Run:
 
         Raises what `Transfer.run` and `Partial.write` raise, and PieceCorrupt.
         """
+        self._loop.call_soon_threadsafe(self._began)
         if self.is_sequential:  # from the first byte, whatever we have: the only thing that this source can do
             self._turn, self.stop = None, self._partial.pieces.count
             self._begin(0)
@@ -135,6 +137,10 @@ class Run:
             pass
         finally:
             self.begun = Begun(self._position, self._hasher) if self._is_begun else None
+
+    def _began(self) -> None:
+        self.landed_at = time.monotonic()
+        self.on_begin()
 
     def _stretches(self) -> Iterator[tuple[int, int]]:
         """What is asked for, one after the other: positions in the blob."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
+from mesh import watch
 from mesh.errors import SourceFailed, StoreFull
+from mesh.intake import Run
 from mesh.messages import ORIGIN, Plan, Report, Task
 from mesh.partial import Partial
 from mesh.transfer import Location
@@ -57,6 +62,44 @@ async def test_a_lease_for_a_piece_that_a_peer_fails_to_send_is_not_lost(tmp_pat
         house.exchange.report = report  # type: ignore[method-assign, assignment]
         async with server, asyncio.timeout(4.0):  # a starving reader would be rescued after 5.5
             await blobs.want(origin.digest, 2 * MIB, origin)
+
+
+async def test_the_time_that_a_run_waits_for_a_thread_is_not_held_against_its_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "SHORTEST", 0.0)
+    cancel, is_free = Run.cancel, threading.Event()
+    were_free: list[bool] = []
+
+    def note_and_cancel(self: Run) -> None:
+        were_free.append(is_free.is_set())
+        cancel(self)
+
+    monkeypatch.setattr(Run, "cancel", note_and_cancel)
+    async with Origin(content(MIB)).running() as origin, node(tmp_path) as (house, blobs):
+        with socket.create_server(("127.0.0.1", 0)) as peer:  # never answers
+            host, port = peer.getsockname()
+            house.peers.locate = lambda *_: Location(f"http://{host}:{port}/")  # type: ignore[method-assign]
+            reports: list[Report] = []
+
+            async def report(digest: object, size: int, report: Report, hint: bytes) -> Plan:
+                reports.append(report)
+                is_first = len(reports) == 1
+                return Plan((Task(0, ("peer" if is_first else ORIGIN,), b"", 0.0),), retry_after=60.0)
+
+            house.exchange.report = report  # type: ignore[method-assign, assignment]
+            house.pool.shutdown()
+            house.pool = ThreadPoolExecutor(1)
+            house.pool.submit(is_free.wait)
+            async with asyncio.timeout(LIMIT), asyncio.TaskGroup() as group:
+                group.create_task(blobs.want(origin.digest, MIB, origin))
+                while not house.pool._work_queue.qsize():
+                    await asyncio.sleep(0)
+                for _ in range(10):  # rounds of the loop, in each of which the peer's time would be up
+                    await asyncio.sleep(0)
+                is_free.set()
+        assert were_free == [True]
+        assert [(f.source, f.reason) for report in reports for f in report.failed] == [("peer", "timeout")]
 
 
 async def test_an_origin_without_ranges_sends_all_of_it_once(tmp_path: Path) -> None:

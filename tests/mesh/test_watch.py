@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import cast
 
 import pytest
@@ -19,6 +20,7 @@ class Slow:
 
     def __init__(self, *steps: int) -> None:
         self.position = 0
+        self.on_begin: Callable[[], None] = lambda: None
         self._steps = iter(steps)
         self.is_cancelled = asyncio.Event()
 
@@ -47,7 +49,7 @@ async def test_a_run_lives_as_long_as_enough_comes(
         look()
 
     monkeypatch.setattr(watching, "_look", move_and_look)
-    run.move()
+    run.on_begin()
     await asyncio.wait_for(run.is_cancelled.wait(), 5.0)
     watching.close()
     assert run.position == lived
