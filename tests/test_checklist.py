@@ -353,10 +353,15 @@ def test_row_21_a_client_that_must_wait_is_told_so_that_it_does(hub: HubProcess,
 
 
 def test_row_22_nothing_is_compressed(hub: HubProcess, node: NodeProcess) -> None:
-    answer = ask(resolve(node, "config.json"), Accept_Encoding="gzip, br, zstd")
-    assert (answer["Content-Length"], answer["Content-Encoding"], answer.body) == (str(len(CONFIG)), None, CONFIG)
+    for path, content in (("config.json", CONFIG), ("model.safetensors", BIG)):
+        answer = ask(resolve(node, path), Accept_Encoding="gzip, br, zstd")
+        assert (answer["Content-Length"], answer["Content-Encoding"], answer.body) == (str(len(content)), None, content)
+    listing = ask(f"{node.url}/api/models/{REPO}/tree/main", Accept_Encoding="gzip, br, zstd")
+    assert listing["Content-Encoding"] is None
+    assert len(json.loads(listing.body)) == 3
     seen = hub.stats()["seen"]
-    assert {request.get("accept-encoding") for request in seen["resolve"]} == {"identity"}
+    for kind in ("resolve", "cdn", "api"):
+        assert {request.get("accept-encoding") for request in seen[kind]} == {"identity"}, kind
 
 
 def test_row_23_a_wrong_byte_is_never_served_to_the_end(hub: HubProcess, node: NodeProcess) -> None:
