@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -36,11 +36,12 @@ class NodeProcess:
         environment: dict[str, str] | None = None,
         module: str = "proxy.cli",
         patience: float = _START_SECONDS,
+        mdns: bool = False,
     ) -> None:
         """`prefix` is put before the command, to run it elsewhere (`ip netns exec …`); `call` asks it from there.
 
         `module` is what is run: the command line itself, or a load test's wrapper around it. `patience` is how many
-        seconds it may take to start.
+        seconds it may take to start. With `mdns` it looks for others as it does by itself, and is not told not to.
         """
         self.data_dir = data_dir
         self.log_file = data_dir.with_name(data_dir.name + ".log")
@@ -57,7 +58,7 @@ class NodeProcess:
                 "--origin",
                 origin,
             ),
-            *([] if "--mdns" in flags else ["--no-mdns"]),
+            *([] if mdns else ["--no-mdns"]),
             *flags,
         ]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HUBMESH_", "HF_"))}
@@ -157,3 +158,16 @@ class NodeProcess:
         except (OSError, ValueError, urllib.error.URLError):
             return False
         return True
+
+
+def until(is_so: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    """Wait until something is so; `what` is said when it never is."""
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+
+
+def meet(nodes: Sequence[NodeProcess]) -> None:
+    """Wait until each of the nodes knows all others, and nobody else."""
+    until(lambda: all(node.metric("hubmesh_peers") == len(nodes) - 1 for node in nodes), "they do not find each other")

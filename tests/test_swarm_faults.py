@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -18,25 +17,13 @@ from mesh.placement import ranked
 from tests.http import Answer, ask
 from tests.hub.process import HubProcess
 from tests.netns import Host, Unsupported, network
-from tests.node import NodeProcess
+from tests.node import NodeProcess, meet, until
 
 MIB = 1 << 20
 REPO, FILE = "acme/tiny", "model.safetensors"
 CONTENT = random.Random(5).randbytes(10 * MIB + 77)
 DIGEST = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
 FROM_ORIGIN = "hubmesh_origin_received_bytes_total"
-LIMIT = 60.0  # seconds until what is waited for counts as never
-
-
-def until(is_so: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + LIMIT
-    while not is_so():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
-
-
-def meet(nodes: list[NodeProcess]) -> None:
-    until(lambda: all(node.metric("hubmesh_peers") == len(nodes) - 1 for node in nodes), "they do not find each other")
 
 
 @pytest.fixture
