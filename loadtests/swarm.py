@@ -53,8 +53,9 @@ class Download:
     size: int = 0
     sha256: str = ""
     error: str = ""
-    longest_wait: float = 0.0  # for a byte
+    longest_wait: float = 0.0  # for a byte, from the moment that it was asked for
     retries: int = 0  # after a 429
+    told_to_wait: float = 0.0  # seconds before those, as the node said
     progress: list[tuple[float, int]] = field(default_factory=list)
 
 
@@ -66,11 +67,12 @@ class Result:
     size: int
     seeds: int
     keyed: bool
+    clients: int
     wrong: list[str]
     origin_bytes: int
     origin_requests: dict[str, int]
-    last: float
-    median: float
+    last: float  # of the clients that got what they asked for
+    median: float  # of the same
     lower_bound: float | None
     lower_bound_of_one_copy: float | None
     uploads: list[int]
@@ -89,7 +91,6 @@ def download(url: str, node: int, site: Site, start: threading.Barrier, began: l
     result = Download(node)
     site.enter()
     hasher = hashlib.sha256()
-    buffer = memoryview(bytearray(_READ))
     parts = urlsplit(url)
     with contextlib.suppress(threading.BrokenBarrierError):
         start.wait()
@@ -102,19 +103,24 @@ def download(url: str, node: int, site: Site, start: threading.Barrier, began: l
             if response.status != 429 or result.retries == _MOST_RETRIES:
                 break
             response.read()
+            answered_at = time.monotonic()
+            result.longest_wait = max(result.longest_wait, answered_at - heard_at)
             result.retries += 1
             time.sleep(float(response.headers["Retry-After"]))
+            heard_at = time.monotonic()
+            result.told_to_wait += heard_at - answered_at
         if response.status != 200:
             result.error = f"HTTP {response.status} {response.read(300)!r}"
         else:
-            while count := response.readinto(buffer):
+            while part := response.read1(_READ):  # what there is: readinto() waits until a buffer is full
                 now = time.monotonic()
                 result.longest_wait, heard_at = max(result.longest_wait, now - heard_at), now
-                hasher.update(buffer[:count])
-                result.size += count
+                hasher.update(part)
+                result.size += len(part)
                 result.progress.append((round(now - began_at, 3), result.size))
     except (OSError, http.client.HTTPException) as error:
         result.error = f"{type(error).__name__}: {error}"
+        result.longest_wait = max(result.longest_wait, time.monotonic() - heard_at)
     finally:
         connection.close()
     result.seconds = time.monotonic() - began_at
@@ -168,17 +174,17 @@ def run(options: argparse.Namespace) -> Result:
         hub_cpu, *node_cpu = (max(0.0, cpu_seconds(pid) - then) for pid, then in zip(pids, before, strict=True))
         uploads = [int(node.metric("hubmesh_peer_sent_bytes_total")) for node in started if node.is_running]
         stats = network.hub.call(hub.stats)
+    is_right = [not d.error and d.sha256 == expected and d.size == size for d in downloads]
     wrong = [
-        f"node {d.node}: {d.error or 'wrong bytes'}"
-        for d in downloads
-        if d.error or d.sha256 != expected or d.size != size
+        f"node {d.node}: {d.error or 'wrong bytes'}" for d, right in zip(downloads, is_right, strict=True) if not right
     ]
-    seconds = [d.seconds for d in downloads if not d.error]
+    seconds = [d.seconds for d, right in zip(downloads, is_right, strict=True) if right]
     return Result(
         nodes,
         size,
         options.seeds,
         options.keyed,
+        len(downloads),
         wrong,
         stats["total_bytes"],
         stats["by_kind"],
@@ -283,15 +289,19 @@ def report(result: Result) -> str:
     total = sum(result.uploads) or 1
     shares = sorted(upload / total for upload in result.uploads)
     waits = [download.longest_wait for download in result.downloads]
+    told = [download.told_to_wait for download in result.downloads if download.retries]
+    whole = result.clients - len(result.wrong)
     lines = [
         f"{result.nodes} nodes, {result.seeds} seeds, {'keyed' if result.keyed else 'open'} mesh, "
         f"{format_size(result.size)}",
         f"wrong or failed downloads: {len(result.wrong)}",
         f"origin bytes ÷ one copy:   {result.copies:.3f}",
         f"origin requests:           {result.origin_requests}",
-        f"last node: {result.last:.2f} s, median {result.median:.2f} s" + _ratios(result),
-        f"longest wait of a client for a byte: {max(waits):.1f} s, median of all {statistics.median(waits):.1f} s; "
-        f"told to come again (429): {sum(d.retries > 0 for d in result.downloads)} clients",
+        f"last node: {result.last:.2f} s, median {result.median:.2f} s"
+        + (f" (of the {whole} of {result.clients} that got the file)" if result.wrong else _ratios(result)),
+        f"longest wait of a client for a byte: {max(waits):.1f} s, median of all {statistics.median(waits):.1f} s",
+        f"told to come again (429): {len(told)} clients"
+        + (f", which waited for that {max(told):.1f} s at most" if told else ""),
         f"CPU: {statistics.mean(result.node_cpu):.2f} s a node, {sum(result.node_cpu):.1f} s in all; "
         f"clients {result.client_cpu:.1f} s, stand-in Hub {result.hub_cpu:.1f} s",
         f"share of uploads per node: smallest {shares[0]:.1%}, median {statistics.median(shares):.1%}, "
