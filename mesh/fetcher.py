@@ -284,7 +284,7 @@ class Fetcher:
         except SourceFailed as error:
             reason = error.failure
             if isinstance(error, SourceDishonest):
-                self._house.stats.pieces_rejected[run.source] += 1
+                self._house.stats.reject(run.source)
                 self._house.peers.blame(run.source, error)
             log.debug("%s: %s", self._partial.digest, error)
         except StoreFull:  # no fault of the source; there may be room in a moment

@@ -125,7 +125,7 @@ class House:
         if doubted and piece in doubted:
             before, source = doubted.pop(piece)
             if before != blake3 and source:
-                self.stats.pieces_rejected[source] += 1
+                self.stats.reject(source)
                 self.peers.blame(source, PieceCorrupt(source, f"sent wrong bytes for piece {piece}"))
             if not doubted:
                 del self.doubted[digest]

@@ -6,6 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from threading import Lock
 
+_MAX_SOURCES = 1000
+OTHERS = "others"
+
 
 @dataclass(slots=True)
 class Stats:
@@ -17,6 +20,12 @@ class Stats:
     client_sent: int = 0
     pieces_rejected: Counter[str] = field(default_factory=Counter)  # by source: pieces whose bytes were wrong
     lock: Lock = field(default_factory=Lock, repr=False)
+
+    def reject(self, source: str, count: int = 1) -> None:
+        """Count pieces whose bytes were wrong. Where anybody can call itself anything, only so many get a name."""
+        if source not in self.pieces_rejected and len(self.pieces_rejected) >= _MAX_SOURCES:
+            source = OTHERS
+        self.pieces_rejected[source] += count
 
     def add(self, name: str, count: int) -> None:
         """Add to one of the byte counters, from any thread."""

@@ -393,6 +393,6 @@ class Swarm:
             house.disproved(self.digest, not doubted)
         if not doubted:
             doubted = partial.have.copy()
-            house.stats.pieces_rejected[ORIGIN] += len(doubted)
+            house.stats.reject(ORIGIN, len(doubted))
         self.fill.finish(BlobCorrupt(f"the bytes that arrived for {self.digest} are not what it names"))
         partial.drop_surely(doubted)

@@ -1,7 +1,7 @@
 """What this node knows of repositories, kept over restarts: refs, files of commits, API answers.
 
-diskcache holds it. Reads go through a small memory of their own, and writes to disk happen in one thread after the
-other, so that the event loop never waits for SQLite. What a `kill -9` loses is asked for again.
+diskcache holds it. What is read goes into a small memory of its own; what is not there yet costs the event loop some
+30 µs of SQLite. Writes to disk happen in one thread after the other. What a `kill -9` loses is asked for again.
 """
 
 from __future__ import annotations

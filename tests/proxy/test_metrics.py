@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from mesh.stats import Stats
+from mesh.stats import OTHERS, Stats
 from proxy.admin.metrics import Metrics
 from tests.http import ask
 from tests.hub.process import HubProcess
@@ -28,13 +28,24 @@ def test_counters_of_the_data_plane_are_read_when_the_page_is():
     stats.add("peer_sent", 7)
     stats.add("peer_received", 8)
     stats.add("client_sent", 9)
-    stats.pieces_rejected["node-b"] += 2
+    stats.reject("node-b", 2)
     now = figures(metrics)
     assert now["hubmesh_origin_received_bytes_total",] == 5
     assert now["hubmesh_peer_sent_bytes_total",] == 7
     assert now["hubmesh_peer_received_bytes_total",] == 8
     assert now["hubmesh_client_sent_bytes_total",] == 9
     assert now["hubmesh_pieces_rejected_total", "node-b"] == 2
+
+
+def test_who_calls_itself_something_else_each_time_does_not_fill_the_page():
+    stats = Stats()
+    for number in range(5000):
+        stats.reject(f"liar-{number}")
+    stats.reject("liar-0")
+    now = figures(Metrics(stats))
+    assert now["hubmesh_pieces_rejected_total", "liar-0"] == 2
+    assert now["hubmesh_pieces_rejected_total", OTHERS] == 4000
+    assert len(stats.pieces_rejected) == 1001
 
 
 def test_requests_are_counted_by_their_labels_and_timed():
