@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from urllib.parse import unquote
@@ -164,16 +165,20 @@ def _kind(request: web.Request) -> str:
     return "api" if path.startswith("/api/") else "other"
 
 
-async def _serve(root: Path, host: str, port: int, cdn_port: int) -> None:
+async def _serve(root: Path, host: str, port: int, cdn_port: int, tls: list[Path], cdn_tls: list[Path]) -> None:
     state = State(root)
     hub = Hub(state)
-    runners = []
-    for app, wanted in ((hub.hub_app(), port), (hub.cdn_app(), cdn_port)):
+    runners, urls = [], []
+    for app, wanted, files in ((hub.hub_app(), port, tls), (hub.cdn_app(), cdn_port, cdn_tls)):
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, keepalive_timeout=75)
         await runner.setup()
-        await web.TCPSite(runner, host, wanted, backlog=1024).start()
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if files else None
+        if context is not None:
+            context.load_cert_chain(*files)
+        await web.TCPSite(runner, host, wanted, backlog=1024, ssl_context=context).start()
         runners.append(runner)
-    state.hub_url, state.cdn_url = (f"http://{host}:{runner.addresses[0][1]}" for runner in runners)
+        urls.append(f"{'https' if files else 'http'}://{host}:{runner.addresses[0][1]}")
+    state.hub_url, state.cdn_url = urls
     print(json.dumps({"hub": state.hub_url, "cdn": state.cdn_url, "pid": os.getpid()}), flush=True)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -189,8 +194,10 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--cdn-port", type=int, default=0)
+    for flag in ("--tls", "--cdn-tls"):
+        parser.add_argument(flag, type=Path, nargs=2, default=[], metavar=("CERT", "KEY"))
     arguments = parser.parse_args()
-    asyncio.run(_serve(arguments.root, arguments.host, arguments.port, arguments.cdn_port))
+    asyncio.run(_serve(**vars(arguments)))
 
 
 if __name__ == "__main__":

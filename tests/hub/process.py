@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import subprocess
 import sys
 import urllib.request
@@ -14,16 +15,33 @@ from tests.hub.repos import HubFolder
 if TYPE_CHECKING:
     from typing import Self
 
+    from tests.mesh.certificates import Certificate
+
 _TOP = Path(__file__).resolve().parents[2]
 
 
 class HubProcess:
     """A context manager around `python -m tests.hub`. `folder` makes and changes its repositories."""
 
-    def __init__(self, root: Path, *, host: str = "127.0.0.1", prefix: tuple[str, ...] = ()) -> None:
-        """`prefix` is put before the command, to run it elsewhere (`ip netns exec …`)."""
+    def __init__(
+        self,
+        root: Path,
+        *,
+        host: str = "127.0.0.1",
+        prefix: tuple[str, ...] = (),
+        tls: Certificate | None = None,
+        cdn_tls: Certificate | None = None,
+    ) -> None:
+        """`prefix` is put before the command, to run it elsewhere (`ip netns exec …`).
+
+        With certificates it, or its CDN, speaks TLS.
+        """
         self.folder = HubFolder(root)
         self._command = [*prefix, sys.executable, "-m", "tests.hub", "--root", str(root), "--host", host]
+        for flag, certificate in (("--tls", tls), ("--cdn-tls", cdn_tls)):
+            if certificate is not None:
+                self._command += [flag, str(certificate.cert), str(certificate.key)]
+        self._trust = None if tls is None else ssl.create_default_context(cafile=str(tls.ca))
         self.url = self.cdn_url = ""
         self.pid = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -64,7 +82,9 @@ class HubProcess:
 
     def _ask(self, path: str, body: bytes | None) -> bytes:
         request = urllib.request.Request(self.url + path, data=body)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self._trust)
+        )
         with opener.open(request, timeout=10) as response:
             answer: bytes = response.read()
         return answer

@@ -34,12 +34,18 @@ class Authority:
         self._key, self._cert = folder / f"{name}-ca.key", folder / f"{name}-ca.pem"
         _openssl("req", "-x509", *_new(self._key), "-subj", f"/CN={name}", "-days", "30", "-out", self._cert)
 
-    def sign(self, name: str, *, begins: str = "", ends: str = "", days: int = 7, usage: str = "") -> Certificate:
-        """A node's certificate. `begins` and `ends` (YYYYMMDDHHMMSSZ) are instead of `days`; `usage` restricts it."""
+    def sign(
+        self, name: str, *, begins: str = "", ends: str = "", days: int = 7, usage: str = "", address: str = ""
+    ) -> Certificate:
+        """A node's certificate. `begins` and `ends` (YYYYMMDDHHMMSSZ) are instead of `days`; `usage` restricts it.
+
+        With an IP `address` it is that of a web server there.
+        """
         key, request, cert = (self._folder / f"{self._name}-{name}.{end}" for end in ("key", "csr", "pem"))
         _openssl("req", "-new", *_new(key), "-subj", f"/CN={name}", "-out", request)
         extensions = self._folder / f"{self._name}-{name}.ext"
-        extensions.write_text(f"extendedKeyUsage={usage}\n" if usage else "")
+        lines = {"extendedKeyUsage": usage, "subjectAltName": f"IP:{address}" if address else ""}
+        extensions.write_text("".join(f"{name}={value}\n" for name, value in lines.items() if value))
         if begins:
             database = self._folder / f"{self._name}-{name}.db"
             database.write_text("")
