@@ -18,6 +18,7 @@ import numpy as np
 
 from loadtests import timeline
 from loadtests.simulation import Simulation
+from mesh.fetcher import ORIGIN_STREAMS
 from proxy.units import parse_rate, parse_size
 
 
@@ -41,6 +42,7 @@ def figures(simulation: Simulation, seconds: float) -> dict[str, object]:
         "ledger_us_per_report": round(1e6 * simulation.ledger_seconds / max(1, simulation.reports)),
         "ledger_us_per_piece": round(1e6 * simulation.ledger_seconds / (simulation.pieces.count * len(first))),
         "pieces": simulation.pieces.count,
+        "origin_streams": ORIGIN_STREAMS,
         "took": round(seconds, 1),
     }
 

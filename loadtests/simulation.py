@@ -1,9 +1,11 @@
 """The swarm that `loadtests.simulate` runs: nodes, their transfers and their conversation with the real ledger.
 
 The bytes are a fluid that flows at max-min fair rates: every node has one rate up and one down, the origin has one for
-all, the network between them has no limits. Everything else is as in `mesh.swarm`, `mesh.fetcher` and `mesh.tracker`:
-how often nodes report, how long answers wait, who is woken, how many streams there are, when they are given up. Time
-goes in steps; a message or a request takes at least one, so steps stand for the latencies of the network.
+all, the network between them has no limits. How often nodes report, how long answers wait, who is woken, how many
+streams there are and of what length, when they are given up: as in `mesh.swarm`, `mesh.fetcher`, `mesh.watch` and
+`mesh.tracker`. How many streams a node has to the origin depends on the cores of its machine, here of this one. Left
+out are an origin that fails or knows no ranges, slots that several files share, and machines that are busy. Time goes
+in steps; a message or a request takes at least one, so steps stand for the latencies of the network.
 """
 
 from __future__ import annotations
@@ -20,18 +22,17 @@ from loadtests.fluid import Flows
 from loadtests.simulated import Node, Run
 from loadtests.timeline import Moment
 from mesh.content import Pieces
+from mesh.fetcher import FIRST_SECONDS
 from mesh.ledger import Ledger
-from mesh.messages import MAX_TASKS, ORIGIN, Failure, Gain, Plan, Report, Task
+from mesh.messages import MAX_TASKS, ORIGIN, Plan, Report
+from mesh.policy import CROWD, EXTENSIONS, SHORTEST
 
-# As in mesh.swarm, mesh.fetcher, mesh.exchange and mesh.tracker.
+# As in mesh.swarm, mesh.exchange and mesh.tracker.
 IN_FLIGHT = 64 << 20
 MIN_TASKS = 8
 INTERVAL = 0.08
-ORIGIN_STREAMS = 6
-PEER_STREAMS = 8
-RUN_BYTES = 64 << 20
-PEER_RUN_BYTES = 4 << 20
 UNHURRIED = 1.0
+LATE_SECONDS = 1.0
 MANY = 8
 HOLD_SECONDS = 2.0
 WOKEN = 4
@@ -52,6 +53,7 @@ class Simulation:
         self.now = 0.0
         self.nodes: list[Node] = []
         self.by_name: dict[str, Node] = {}
+        self.alive = 0  # nodes that others think are there
         spare = options.nodes if options.churn else 0
         total = options.nodes + options.seeds + spare
         slow = set(self.random.sample(range(options.nodes), round(options.slow * options.nodes)))
@@ -89,8 +91,9 @@ class Simulation:
 
     def _join(self, is_slow: bool = False, *, is_seed: bool = False) -> None:
         number = len(self.nodes)
-        node = Node(number, f"node-{number}", is_seed, is_slow, self.now)
+        node = Node(number, f"node-{number}", is_seed, is_slow, self.now, self.pieces)
         self.nodes.append(node)
+        self.alive += 1
         self.by_name[node.name] = node
         # Nobody is in the same millisecond as everybody else.
         self._at(self.now + self.random.random() * INTERVAL, "due", node)
@@ -110,7 +113,7 @@ class Simulation:
     def _report(self, node: Node) -> Report:
         have = node.have.to_bytes(-(-self.pieces.count // 8), "little") if node.is_new else None
         node.is_new = False
-        node.urgent = self._heads(node)
+        node.told_urgent = node.urgent
         report = Report(
             node=node.name,
             have=have,
@@ -118,7 +121,7 @@ class Simulation:
             failed=tuple(node.failed[:256]),
             urgent=tuple((piece, piece + 1) for piece in node.urgent),
             wanted=() if node.is_seed or node.have == self.full else ((0, self.pieces.count),),
-            slots=max(0, self._slots() - self._pending(node)),
+            slots=max(0, self._slots() - node.pending),
             can_fetch=True,
             seed=node.is_seed,
             fetched=int(node.fetched),
@@ -126,31 +129,18 @@ class Simulation:
         node.gained, node.failed = [], []
         return report
 
-    def _heads(self, node: Node) -> tuple[int, ...]:
-        """The first two pieces that its reader misses."""
-        missing = self.full & ~node.have if not node.is_seed else 0
-        first = missing & -missing
-        second = (missing ^ first) & -(missing ^ first)
-        return tuple(bit.bit_length() - 1 for bit in (first, second) if bit)
-
-    def _pending(self, node: Node) -> int:
-        return len(node.leased) + len(node.offered) + sum(len(run.tasks) - run.at for run in node.running.values())
-
     def _is_worth_telling(self, node: Node) -> bool:
         return bool(
             node.is_new
             or node.failed
             or len(node.gained) >= MANY
             or any(gain.source == ORIGIN for gain in node.gained)
-            or (not node.talks and 2 * self._pending(node) <= self._slots())
-            or node.urgent != self._heads(node)
+            or (not node.talks and 2 * node.pending <= self._slots())
+            or node.urgent != node.told_urgent
         )
 
     def _take(self, node: Node, plan: Plan) -> None:
-        under_way = {task.piece for run in node.running.values() for task in run.tasks[run.at :]}
-        for task in plan.tasks:
-            if not node.have >> task.piece & 1 and task.piece not in under_way:
-                (node.leased if task.lease else node.offered)[task.piece] = task
+        node.take(plan.tasks)
         if plan.resync:
             node.is_new = True
             self._due(node)
@@ -158,36 +148,39 @@ class Simulation:
         self._report_by(node, self.now + plan.retry_after)
         self._launch(node)
 
-    def _launch(self, node: Node) -> None:
-        if not node.is_alive or not (node.leased or node.offered):
-            return
-        from_origin = sum(run.source == ORIGIN for run in node.running.values())
-        while node.leased and from_origin < ORIGIN_STREAMS:
-            longest = max(1, min(-(-len(node.leased) // ORIGIN_STREAMS), RUN_BYTES // self.pieces.piece_size))
-            self._start(Run(node, ORIGIN, self._consecutive(node.leased, longest)), FIRST_BYTE_SECONDS)
-            from_origin += 1
-        while node.offered and len(node.running) - from_origin < PEER_STREAMS:
-            tasks = self._consecutive(node.offered, max(1, PEER_RUN_BYTES // self.pieces.piece_size))
-            self._start(Run(node, tasks[0].sources[0], tasks), self.step)
-
-    def _consecutive(self, tasks: dict[int, Task], longest: int) -> list[Task]:
-        first = tasks.pop(next(iter(tasks)))
-        run = [first]
-        while len(run) < longest and (following := tasks.get(first.piece + len(run))) is not None:
-            if following.sources[0] != first.sources[0]:
+    def _launch(self, node: Node, *, is_urgent: bool = False) -> None:
+        while node.is_alive and (node.leased or node.offered):
+            run = node.next_run(self.now, is_crowd=self.alive - 1 > CROWD, is_urgent=is_urgent)
+            if run is None:
                 break
-            run.append(tasks.pop(following.piece))
-        return run
+            self._start(run)
+
+    def _hurry(self, node: Node) -> None:
+        """What its reader waits for has changed, or it waits for long."""
+        urgent = node.heads()
+        node.urgent_since = {piece: node.urgent_since.get(piece, self.now) for piece in urgent}
+        late = [piece for piece, since in node.urgent_since.items() if self.now - since >= LATE_SECONDS]
+        if urgent != node.urgent or late:
+            node.urgent = urgent
+            node.hurry(late)
+            self._launch(node, is_urgent=any(piece in node.leased for piece in urgent))
 
     # --- runs
 
-    def _start(self, run: Run, latency: float) -> None:
-        source = self.origin if run.source == ORIGIN else self.by_name[run.source].number
-        patience = float("inf") if run.source == ORIGIN else max(2.0, run.tasks[0].seconds)
-        start, stop = self.pieces.span(run.tasks[run.at].piece)
-        flow = self.flows.add(source, run.node.number, stop - start, self.now + latency, self.now + patience)
-        self.runs[flow] = run.node.running[flow] = run
-        if run.source != ORIGIN and not self.nodes[source].is_alive:
+    def _start(self, run: Run) -> None:
+        node, now = run.node, self.now
+        start, stop = self.pieces.span(run.tasks[0].piece)
+        run.asked = stop - start
+        if run.source == ORIGIN:
+            flow = self.flows.add(self.origin, node.number, run.asked, now + FIRST_BYTE_SECONDS, float("inf"))
+            if not node.has_answered:
+                self._at(now + FIRST_BYTE_SECONDS + FIRST_SECONDS, "answered", node)
+        else:
+            source = self.by_name[run.source]
+            until = now + max(SHORTEST, run.tasks[0].seconds)
+            flow = self.flows.add(source.number, node.number, run.asked, now + self.step, until)
+        self.runs[flow] = node.running[flow] = run
+        if run.source != ORIGIN and not source.is_alive:
             self._fail(flow, "refused")
 
     def _stop(self, flow: int) -> Run:
@@ -198,34 +191,40 @@ class Simulation:
 
     def _land(self, flow: int) -> None:
         run = self.runs[flow]
-        node, piece = run.node, run.tasks[run.at].piece
-        start, stop = self.pieces.span(piece)
+        node = run.node
+        start, stop = self.pieces.span(run.tasks[run.at].piece)
         if run.source == ORIGIN:
             self.origin_bytes += stop - start
         else:
             self.by_name[run.source].sent += stop - start
         node.received += stop - start
-        if not node.have >> piece & 1:
-            node.have |= 1 << piece
-            node.gained.append(Gain(piece, run.source))
+        node.land(run, self.now)
         if node.have == self.full and node.done_at is None and not node.is_seed:
             node.done_at = self.now
         self._due(node)
-        run.at += 1
-        if run.at < len(run.tasks):
+        if run.coming:
             start, stop = self.pieces.span(run.tasks[run.at].piece)
+            run.asked += stop - start
             self.flows.left[flow] += stop - start  # the stream goes on without a pause
         else:
             self._stop(flow)
             self._launch(node)
 
+    def _watch(self, flow: int) -> None:
+        """As mesh.watch does: in the time given a piece has to come, or a part of it from the only source."""
+        run = self.runs[flow]
+        first, came = run.tasks[0], run.asked - float(self.flows.left[flow])
+        least = self.pieces.piece_size // EXTENSIONS if len(first.sources) == 1 else self.pieces.piece_size
+        if came - run.seen < least:
+            self._fail(flow, "timeout")
+        else:
+            run.seen = came
+            self.flows.until[flow] = self.now + max(SHORTEST, first.seconds)
+
     def _fail(self, flow: int, reason: str) -> None:
         run = self._stop(flow)
         self.lost += 1
-        for task in run.tasks[run.at :]:
-            run.node.failed.append(Failure(task.piece, run.source, reason))  # type: ignore[arg-type]
-            if len(task.sources) > 1:
-                run.node.offered[task.piece] = Task(task.piece, task.sources[1:], task.digest, task.seconds)
+        run.node.lose(run, reason)
         self._due(run.node)
         self._launch(run.node)
 
@@ -247,6 +246,7 @@ class Simulation:
             self.due.discard(number)
             if not node.is_alive:
                 continue
+            self._hurry(node)
             if node.talks > 1 or (self.now < node.report_by and not (node.has_news and self._is_worth_telling(node))):
                 if node.has_news:
                     self._report_by(node, node.reported_at + UNHURRIED)
@@ -307,11 +307,15 @@ class Simulation:
                 self._answer(name, self.ledger.plan(name, self.now))
         else:
             assert isinstance(about, Node)
-            if what == "due":
+            if what == "answered" and not about.has_answered:
+                about.has_answered = True
+                self._launch(about)
+            elif what == "due":
                 self._due(about)
             elif what == "overdue" and self.now >= about.report_by:
                 self.due.add(about.number)
             elif what == "forget":
+                self.alive -= 1
                 self.ledger.forget(about.name)
                 self.held.pop(about.name, None)
 
@@ -338,6 +342,8 @@ class Simulation:
             self._send_reports()
             if self.now >= expire_at:
                 self.ledger.expire(self.now)
+                for node in filter(self._is_awaited, self.nodes):  # a node looks every second, with or without news
+                    self._hurry(node)
                 expire_at += 1.0
             if self.now >= next_churn:
                 self._churn()
@@ -362,7 +368,7 @@ class Simulation:
         for flow in through:
             self._land(int(flow))
         for flow in np.nonzero(self.flows.until <= self.now)[0]:
-            self._fail(int(flow), "timeout")
+            self._watch(int(flow))
 
     def _look(self, flows: np.ndarray) -> None:
         sends = np.bincount(self.flows.source[flows], minlength=self.origin + 1)

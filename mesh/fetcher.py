@@ -40,14 +40,14 @@ log = logging.getLogger(__name__)
 
 # Connections to the origin for one blob. A line may need several; more than cores do not bring more in.
 ORIGIN_STREAMS = min(6, max(4, os.cpu_count() or 1))
-_URGENT_STREAMS = 2  # more of them, for readers that would otherwise wait behind long runs
+URGENT_STREAMS = 2  # more of them, for readers that would otherwise wait behind long runs
 PEER_STREAMS = 8
-_SOURCE_STREAMS = 4  # from one peer, if it is quick: over a slow line pieces are there sooner one after the other
-_RUN_BYTES = 64 << 20
-_PEER_RUN_BYTES = 16 << 20
+SOURCE_STREAMS = 4  # from one peer, if it is quick: over a slow line pieces are there sooner one after the other
+RUN_BYTES = 64 << 20
+PEER_RUN_BYTES = 16 << 20
 _MAX_FAILURES = 6  # in a row without a byte: about six seconds
-_LEASE_SECONDS = 60.0  # for what is taken back from a transfer of our own
-_FIRST_SECONDS = 0.02  # that the first run has the origin to itself, from its first byte on
+LEASE_SECONDS = 60.0  # for what is taken back from a transfer of our own
+FIRST_SECONDS = 0.02  # that the first run has the origin to itself, from its first byte on
 
 
 class Fetcher:
@@ -143,7 +143,7 @@ class Fetcher:
             for run in list(self.runs):  # what somebody will come to is soon here when what is before it is
                 if run.is_origin and not run.is_sequential and run.piece + (piece not in waited) < piece < run.stop:
                     for taken in run.shorten(piece):
-                        self._leased.setdefault(taken, Task(taken, (ORIGIN,), b"", _LEASE_SECONDS))
+                        self._leased.setdefault(taken, Task(taken, (ORIGIN,), b"", LEASE_SECONDS))
         self._leased, self._offered = ({p: t[p] for p in urgent if p in t} | t for t in (self._leased, self._offered))
         self.launch(urgent=any(piece in self._leased for piece in urgent))
 
@@ -158,7 +158,7 @@ class Fetcher:
                     run.cancel()
             return
         from_origin = sum(run.is_origin for run in self.runs)
-        streams = ORIGIN_STREAMS + (_URGENT_STREAMS if urgent else 0)
+        streams = ORIGIN_STREAMS + (URGENT_STREAMS if urgent else 0)
         while may_fetch and (first := self._next_lease()) is not None:
             if from_origin >= (streams if self._has_answered and not self._is_sequential else 1):
                 break
@@ -185,7 +185,7 @@ class Fetcher:
     def _start_origin_run(self, first: int) -> None:
         pieces, others = self._partial.pieces, self._coming() | set(self._begun)  # what is no part of this run
         turns = not self._is_sequential and self._fill.begin(first)  # a run of its own
-        longest = 1 if turns else max(1, min(-(-len(self._leased) // ORIGIN_STREAMS), _RUN_BYTES // pieces.piece_size))
+        longest = 1 if turns else max(1, min(-(-len(self._leased) // ORIGIN_STREAMS), RUN_BYTES // pieces.piece_size))
         stop = first
         while stop in self._leased and stop - first < longest and (stop == first or stop not in others):
             del self._leased[stop]
@@ -253,7 +253,7 @@ class Fetcher:
         if (found := next(free, None)) is None:
             return False
         first, task = found
-        longest = max(1, min(-(-len(self._offered) // _SOURCE_STREAMS), _PEER_RUN_BYTES // pieces.piece_size))
+        longest = max(1, min(-(-len(self._offered) // SOURCE_STREAMS), PEER_RUN_BYTES // pieces.piece_size))
         tasks: list[Task] = []
         while (
             (following := self._offered.get(first + len(tasks)))
@@ -271,7 +271,7 @@ class Fetcher:
 
     def _streams(self, task: Task) -> int:
         """Connections to a source. In a crowd it is machines that are slow: one does not bring a piece in sooner."""
-        return _SOURCE_STREAMS if task.sources[0] in self._quick or self._house.exchange.is_crowd else 1
+        return SOURCE_STREAMS if task.sources[0] in self._quick or self._house.exchange.is_crowd else 1
 
     async def _from_peer(self, run: Run, tasks: list[Task]) -> None:
         pieces, first = self._partial.pieces, tasks[0]
@@ -366,7 +366,7 @@ class Fetcher:
         if self.origin_error is not None:
             self.failed += [Failure(piece, ORIGIN, "refused") for piece in rest]
         else:
-            again = {piece: Task(piece, (ORIGIN,), b"", _LEASE_SECONDS) for piece in rest}
+            again = {piece: Task(piece, (ORIGIN,), b"", LEASE_SECONDS) for piece in rest}
             self._leased = again | self._leased
 
     async def _in_thread(self, run: Run, location: Location) -> None:
@@ -378,7 +378,7 @@ class Fetcher:
         if not self._has_answered:
             self._has_answered = True
             # Not at once: more threads would keep the loop from the reader that waits for these bytes.
-            asyncio.get_running_loop().call_later(_FIRST_SECONDS, self.launch)
+            asyncio.get_running_loop().call_later(FIRST_SECONDS, self.launch)
 
     def _landed(self, run: Run, piece: int, digest: bytes) -> None:
         start, stop = self._partial.pieces.span(piece)
