@@ -125,12 +125,8 @@ def test_two_halves_cost_a_copy_each_and_are_one_swarm_when_healed(tmp_path: Pat
             net.heal()
             assert all(answer.result().body == CONTENT for answer in answers)
         meet(nodes)
-        copies = sum(total()) / len(CONTENT)
-        assert copies < 4
-        if copies > 2:
-            # Most often it is two. A reader that waits too long while trackers change is rescued at a piece's cost, and
-            # a source that is slow again and again is given up.
-            pytest.xfail(f"{copies:.2f} copies, and two are asked for")
+        # A copy for each half, and the piece that a reader is rescued with while it is not settled who leads.
+        assert sum(total()) <= 2 * len(CONTENT) + MIB
 
 
 def _node(folder: Path, front: HubProcess, host: Host, *flags: str) -> NodeProcess:
