@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesh.content import Digest
-from mesh.errors import StoreFull
+from mesh.errors import StoreBusy, StoreFull
 from mesh.partial import Partial
 from mesh.shared import Stamp
 
@@ -97,3 +97,26 @@ def check_fits(
     evictable = sum(count for other, count in others if not is_pinned(other) and not is_elsewhere(other))
     if lacking > free + evictable:
         raise StoreFull(f"the disk lacks room for {lacking} bytes: {free} are free, and {evictable} can make room")
+
+
+def no_room(
+    digest: Digest,
+    count: int,
+    entries: Mapping[Digest, Entry],
+    partials: Mapping[Digest, PartialEntry],
+    is_pinned: Callable[[Digest], bool],
+    *,
+    max_size: int,
+    used: int,
+) -> StoreFull:
+    """What to raise for `count` more bytes of a blob when nothing is left to evict; StoreBusy if there will be."""
+    in_use = sum(entry.size for other, entry in entries.items() if entry.users and not is_pinned(other))
+    in_use += sum(
+        entry.held
+        for other, entry in partials.items()
+        if entry.partial is not None and other != digest and not is_pinned(other)
+    )
+    text = f"{count} more bytes do not fit in --max-size {max_size} ({used} in use, nothing left to evict"
+    if used + count - in_use > max_size:
+        return StoreFull(f"{text})")
+    return StoreBusy(f"{text} until others are done)")

@@ -15,6 +15,10 @@ class StoreFull(MeshError):
     """Our disk: there is no room for these bytes, and nothing left that may be evicted."""
 
 
+class StoreBusy(StoreFull):
+    """Our disk: what could make room for these bytes is in use just now."""
+
+
 class StoreInUse(MeshError):
     """Our disk: another process already works in this data directory."""
 

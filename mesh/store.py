@@ -19,8 +19,8 @@ from mesh import layout
 from mesh.blob import Blob
 from mesh.content import Digest
 from mesh.doubts import Doubts
-from mesh.entries import Entry, PartialEntry, Uses, check_fits, eviction_order
-from mesh.errors import StoreFull, StoreUnusable
+from mesh.entries import Entry, PartialEntry, Uses, check_fits, eviction_order, no_room
+from mesh.errors import StoreUnusable
 from mesh.marks import Marks
 from mesh.partial import Partial, read_manifest
 from mesh.shared import Stamp
@@ -270,14 +270,12 @@ class Store:
     async def reserve(self, partial: Partial, count: int) -> None:
         """Make sure that `count` more bytes fit before they are written, evicting what was used longest ago.
 
-        Raises StoreFull when there is nothing left to evict.
+        Raises StoreFull when there is nothing left to evict: StoreBusy when there will be again.
         """
         async with self._making_room:
             if not await self._make_room(count, keep=partial.digest):
-                raise StoreFull(
-                    f"{count} more bytes do not fit in --max-size {self.max_size} "
-                    f"({self.size} in use, nothing left to evict)"
-                )
+                known = (self._entries, self._partial_entries, self._is_pinned)
+                raise no_room(partial.digest, count, *known, max_size=self.max_size, used=self.size)
             entry = self._partial_entries[partial.digest]
             self._account(entry, entry.held + count)
 

@@ -14,7 +14,7 @@ from mesh.access import OriginAccess
 from mesh.blob import Blob
 from mesh.blobs import Blobs
 from mesh.content import Digest
-from mesh.errors import LocationRefused, MeshError, SourceFailed, StoreFull
+from mesh.errors import LocationRefused, MeshError, SourceFailed, StoreBusy, StoreFull
 from mesh.fill import Reader
 from mesh.outflow import Outflow
 from mesh.transfer import Location
@@ -35,6 +35,7 @@ from proxy.resolve import Client, ResolvedFile, Resolver
 # find out which file they mean is part of it.
 _FIRST_BYTE_SECONDS = 8.5
 _FIRST_BYTE_OF_CROWD = 6.0  # the same where our own answer may be seconds late, too
+_ROOM_SECONDS = 10  # what is in use is downloads, and they take a while; clients come again five times
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +238,7 @@ async def open_blob(
         if isinstance(error, TimeoutError):
             raise errors.come_again(f"{wanted.name} is on its way, but its bytes did not come yet", client) from error
         if isinstance(error, MeshError):
-            raise _as_hub_error(error, wanted.name) from error
+            raise _as_hub_error(error, wanted.name, client) from error
         raise
     return source
 
@@ -247,7 +248,9 @@ def is_refused(error: OriginUnavailable) -> bool:
     return isinstance(error.__cause__, LocationRefused)
 
 
-def _as_hub_error(error: MeshError, name: str) -> HubError | OriginUnavailable:
+def _as_hub_error(error: MeshError, name: str, client: Client) -> HubError | OriginUnavailable:
+    if isinstance(error, StoreBusy):
+        return errors.come_again(f"hubmesh has no room for {name} just now: {error}", client, _ROOM_SECONDS)
     if isinstance(error, StoreFull):
         return HubError(507, message=f"hubmesh has no room for {name}: {error}")
     retry_after = error.retry_after if isinstance(error, SourceFailed) else None

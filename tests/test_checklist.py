@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -350,6 +351,27 @@ def test_row_21_a_client_that_must_wait_is_told_so_that_it_does(hub: HubProcess,
     while (answer := ask(resolve(node, "model.safetensors"))).status != 200 and time.monotonic() < until:
         time.sleep(0.2)
     assert answer.body == BIG
+
+
+def test_row_21_room_that_others_use_just_now_is_worth_waiting_for(hub: HubProcess, tmp_path: Path) -> None:
+    held, cold = (random.Random(seed).randbytes(size * MIB) for seed, size in ((2, 20), (3, 10)))
+    hub.folder.commit(REPO, {"held.bin": held, "cold.bin": cold})
+    with NodeProcess(tmp_path / "node", hub.url, "--max-size", "20MiB") as node:
+        assert ask(resolve(node, "held.bin")).body == held
+    with node:  # anew: what is kept is read as such, not as what is arriving
+        slow = http.client.HTTPConnection(node.url.removeprefix("http://"), timeout=30)
+        slow.connect()
+        slow.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # or it would hold all that nobody reads
+        slow.request("GET", f"/{REPO}/resolve/main/held.bin")
+        with contextlib.closing(slow), slow.getresponse() as unread:
+            assert unread.status == 200
+            new = ask(resolve(node, "cold.bin"), User_Agent=NEW)
+            assert (new.status, (new["RateLimit"] or "").partition(";t=")[0]) == (429, '"hubmesh";r=0')
+            assert ask(resolve(node, "cold.bin"), User_Agent=OLD).status == 503
+        until = time.monotonic() + 20
+        while (answer := ask(resolve(node, "cold.bin"))).status == 429 and time.monotonic() < until:
+            time.sleep(0.1)
+        assert (answer.status, answer.body == cold) == (200, True)
 
 
 def test_row_22_nothing_is_compressed(hub: HubProcess, node: NodeProcess) -> None:

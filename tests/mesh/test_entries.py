@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from mesh.content import Digest
-from mesh.entries import Entry, PartialEntry, check_fits
-from mesh.errors import StoreFull
+from mesh.entries import Entry, PartialEntry, check_fits, no_room
+from mesh.errors import StoreBusy, StoreFull
+from mesh.partial import Partial
 
 NEW, PINNED, OTHER, HALF, SHARED = (Digest("sha256", letter * 64) for letter in "abcde")
 ENTRIES = {PINNED: Entry(40, 0.0), OTHER: Entry(20, 0.0)}
@@ -69,3 +70,14 @@ def test_what_another_program_has_too_makes_room_in_the_budget_but_none_on_the_d
         return
     with pytest.raises(StoreFull, match=trouble):
         check()
+
+
+@pytest.mark.parametrize(
+    ("count", "kind"), [(50, StoreBusy), (51, StoreFull)], ids=["others let go of it", "what stays is too much"]
+)
+def test_room_that_others_use_comes_back_but_not_what_is_pinned_or_its_own(count: int, kind: type[StoreFull]) -> None:
+    used = object.__new__(Partial)  # that there is one is what counts
+    entries = {PINNED: Entry(20, 0.0, users=1), OTHER: Entry(30, 0.0, users=1)}
+    partials = {HALF: PartialEntry(Path("half"), 20, 0.0, used), NEW: PartialEntry(Path("new"), 30, 0.0, used)}
+    error = no_room(NEW, count, entries, partials, PINNED.__eq__, max_size=100, used=100)
+    assert type(error) is kind
