@@ -6,13 +6,12 @@ And from an answerer that does no work, on this machine: what the client needs b
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
-from loadtests.jobs.bench import Bench, make_file
+from loadtests.jobs.bench import Bench, children_cpu, make_file
 from loadtests.measure import Bar, Sample, Table, interleave
 from loadtests.rivals import Rival, cpu_seconds, free_port
 
@@ -70,7 +69,7 @@ def _download(bench: Bench, endpoint: str, pid: int) -> Sample:
     home = bench.scratch("home")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUBMESH_"))}
     environment = kept | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
-    before, used = cpu_seconds(pid), _children_cpu()
+    before, used = cpu_seconds(pid), children_cpu()
     said = subprocess.run(
         [sys.executable, "-c", _SCRIPT.format(repo=REPO)],
         check=True,
@@ -78,12 +77,6 @@ def _download(bench: Bench, endpoint: str, pid: int) -> Sample:
         stdout=subprocess.PIPE,
         text=True,
     )
-    sample = Sample(float(said.stdout), cpu_seconds(pid) - before, _children_cpu() - used)
+    sample = Sample(float(said.stdout), cpu_seconds(pid) - before, children_cpu() - used)
     shutil.rmtree(home, ignore_errors=True)
     return sample
-
-
-def _children_cpu() -> float:
-    """CPU seconds of the client's processes that have ended, their start included."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
