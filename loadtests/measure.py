@@ -13,12 +13,13 @@ _WARM_UP = 1
 
 @dataclass
 class Sample:
-    """One run of one target. `value` in the table's unit; CPU seconds; `first_byte` in seconds."""
+    """One run of one target. `value` in the table's unit; CPU, `first_byte` and `p50` of the answers in seconds."""
 
     value: float
     server_cpu: float = 0.0
     client_cpu: float = 0.0
     first_byte: float = 0.0
+    p50: float = 0.0
 
 
 @dataclass

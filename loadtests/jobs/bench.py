@@ -82,7 +82,7 @@ def measure(load: Load, pid: int, value: str = "rate") -> Sample:
     used = cpu_seconds(pid) - before
     if report.errors:
         raise RuntimeError(f"{load.urls[0]}: {'; '.join(report.errors)}")
-    return Sample(_value(report, value), used, report.cpu, report.first_byte)
+    return Sample(_value(report, value), used, report.cpu, report.first_byte, report.p50)
 
 
 def _value(report: Report, value: str) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from loadtests.client import Load, run
+from loadtests.client import Load
 from loadtests.jobs.bench import REPO, Bench, measure
 from loadtests.measure import Bar, Sample, Table, interleave
 from loadtests.rivals import olah
@@ -24,20 +24,14 @@ def tables(bench: Bench) -> Iterator[Table]:
     rival = bench.keep(olah(bench.scratch("olah"), bench.hub.url, bench.hub.cdn_url, _ENVIRONMENT))
     with bench.node() as node:
         for name, (title, method, path) in paths.items():
-            latency: list[float] = []
-
-            def ours(load: Load, latency: list[float] = latency, pid: int = node.pid) -> Sample:
-                latency.append(run(load).p50 * 1000)
-                return measure(load, pid, "requests")
-
             targets: dict[str, Callable[[], Sample]] = {}
             if rival:
                 targets["olah"] = partial(measure, _load(rival.url + path, method), rival.pid, "requests")
-            targets["hubmesh"] = partial(ours, _load(node.url + path, method))
+            targets["hubmesh"] = partial(measure, _load(node.url + path, method), node.pid, "requests")
             table = Table(name, f"{title}, {_CONNECTIONS} connections", "requests/s", interleave(bench.rounds, targets))
             if rival:
                 table.bars.append(Bar("hubmesh ÷ olah", table.ratio("hubmesh"), 5.0))
-            table.bars.append(Bar("p50 in ms", sorted(latency)[len(latency) // 2], 5.0, at_most=True))
+            table.bars.append(Bar("p50 in ms", table.median("hubmesh", lambda s: s.p50) * 1000, 5.0, at_most=True))
             yield table
 
 
