@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from contextlib import ExitStack
+import select
+import signal
+import socket
+import socketserver
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +20,7 @@ from loadtests.network import Site
 from tests.http import ask
 from tests.hub.process import HubProcess
 from tests.netns import Unsupported, network
-from tests.node import NodeProcess, meet
+from tests.node import NodeProcess, meet, until
 
 REPO, FILE = "acme/tiny", "model.safetensors"
 TARGET = f"/{REPO}/resolve/main/{FILE}"
@@ -49,3 +56,70 @@ def test_where_no_address_is_told_nodes_find_each_other_and_share_one_copy(tmp_p
         assert away.call(hub.stats)["total_bytes"] == len(CONTENT)
         assert [node.stop() for node in nodes] == [0, 0]
         assert not any("Traceback" in node.log() for node in nodes)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_of_one_that_stops_the_others_hear_that_it_left(hub: HubProcess, tmp_path: Path, number: int) -> None:
+    """Who is only missed stays among the peers for an hour, as gone: it may come back."""
+    with ExitStack() as stack:
+        stays = stack.enter_context(NodeProcess(tmp_path / "stays", hub.url))
+        leaves, dies = (
+            stack.enter_context(NodeProcess(tmp_path / name, hub.url, "--seed", stays.mesh))
+            for name in ("leaves", "dies")
+        )
+        meet([stays, leaves, dies])
+        names = {node: node.status()["node_id"] for node in (leaves, dies)}
+        assert leaves.stop(number) == 0
+        until(lambda: stays.metric("hubmesh_peers") == 1, "nobody misses it")
+        assert {peer["node_id"] for peer in stays.status()["peers"]} == {names[dies]}
+        dies.kill()
+        until(lambda: stays.metric("hubmesh_peers") == 0, "nobody misses it")
+        assert {peer["node_id"] for peer in stays.status()["peers"]} == {names[dies]}
+
+
+class Relay(socketserver.ThreadingTCPServer):
+    """An address that leads to a node, as a router's does. `to` says to which; `passed` counts its bytes."""
+
+    to: tuple[str, int]
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), socketserver.BaseRequestHandler)
+        self.passed: list[int] = []
+
+    def finish_request(self, request: socket.socket | tuple[bytes, socket.socket], _: object) -> None:
+        assert isinstance(request, socket.socket)
+        with contextlib.suppress(OSError), socket.create_connection(self.to) as onward:
+            ends = {request: onward, onward: request}
+            while True:
+                for ready in select.select(list(ends), [], [])[0]:
+                    if not (part := ready.recv(1 << 16)):
+                        return
+                    self.passed.append(len(part))
+                    ends[ready].sendall(part)
+
+
+@contextmanager
+def relaying() -> Iterator[Relay]:
+    with Relay() as relay:
+        thread = threading.Thread(target=relay.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield relay
+        finally:
+            relay.shutdown()
+            thread.join()
+
+
+def test_a_node_is_called_at_the_address_that_it_tells(hub: HubProcess, tmp_path: Path) -> None:
+    hub.folder.commit(REPO, {FILE: CONTENT})
+    with relaying() as relay, NodeProcess(tmp_path / "other", hub.url) as other:
+        told = f"127.0.0.1:{relay.server_address[1]}"
+        with NodeProcess(tmp_path / "inside", hub.url, "--seed", other.mesh, "--advertise", told) as inside:
+            host, _, port = inside.mesh.rpartition(":")
+            relay.to = (host, int(port))
+            meet([other, inside])
+            assert [peer["address"] for peer in other.status()["peers"]] == [told]
+            for node in (inside, other):
+                assert ask(node.url + TARGET).body == CONTENT
+            assert hub.stats()["total_bytes"] == len(CONTENT)
+            assert sum(relay.passed) > len(CONTENT)

@@ -87,6 +87,31 @@ def test_some_of_them_and_some_files(hub: HubProcess, mesh: Start) -> None:
     assert held(nodes[1]) == len(FILES["b.bin"])
 
 
+def test_some_of_them_are_the_same_ones_each_time(hub: HubProcess, mesh: Start) -> None:
+    """Or a repository that is ordered file by file would be on all nodes, and whole on none."""
+    files = {f"{number}.bin": bytes([number]) * 70_000 for number in range(6)}
+    hub.folder.commit("acme/many", files)
+    nodes = mesh(keyed=False)
+
+    def holders() -> dict[str, set[int]]:
+        found: dict[str, set[int]] = {path: set() for path in files}
+        for number, node in enumerate(nodes):
+            for blob in node.status()["blobs"]:
+                if blob["have"] == blob["size"] and blob["path"] in files:
+                    found[blob["path"]].add(number)
+        return found
+
+    code, _, err = say(nodes[1], "acme/many", "--nodes", "3", "--include", "0.bin")
+    assert code == 0, err
+    for path in list(files)[1:]:
+        preheat(nodes[1], repo="acme/many", nodes=3, include=[path])
+    wait(lambda: all(len(some) >= 3 for some in holders().values()), "it does not arrive on three")
+    first, *others = holders().values()
+    assert 1 in first
+    assert all(some == first for some in others), holders()
+    assert len(first) == 3
+
+
 def test_what_is_gated_spreads_where_there_is_a_key_and_no_token_does(hub: HubProcess, mesh: Start) -> None:
     nodes = mesh(keyed=True)
     preheat(nodes[0], token="hf_alice", repo="acme/gated", nodes=None)

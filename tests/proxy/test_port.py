@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import io
 import json
+import re
 import signal
 import socket
 import time
@@ -159,6 +160,20 @@ async def test_what_fails_after_that_is_answered_all_the_same(caplog: pytest.Log
     finally:
         await runner.cleanup()
     assert "a mistake of ours" in caplog.text
+
+
+def test_each_request_has_its_id_in_the_log(node: NodeProcess) -> None:
+    """The client's own, so that its log and ours can be laid side by side; else one of ours, never twice the same."""
+    said = ["from-a-client", "0" * 100, "", ""]
+    for name in said:
+        assert ask(f"{node.url}/ids{FILE}", **({"X_Request_Id": name} if name else {})).status == 200
+    found: list[str] = []
+    until = time.monotonic() + 10
+    while len(found) < len(said):  # a request is logged when it has been answered
+        assert time.monotonic() < until, node.log()
+        found = re.findall(rf"/ids{FILE} 200 .*  \[(\S+)\]$", node.log(), re.MULTILINE)
+    assert found[:2] == ["from-a-client", "0" * 64]
+    assert len(set(found)) == len(said)
 
 
 def test_what_is_ours_is_never_asked_of_the_hub(hub: HubProcess, node: NodeProcess) -> None:
