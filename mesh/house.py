@@ -108,6 +108,8 @@ class House:
     # Told of a blob when bytes that were here, and that clients may have been sent, turned out not to be it.
     # `is_trusted`: all of them were from sources beyond doubt, so that readers of ranges got some as well.
     disproved: Disproved = lambda digest, is_trusted: None
+    # Told of a blob that has come in, and who sent how many bytes of it: node ids, and the origin.
+    brought: Callable[[Digest, dict[str, int]], None] = lambda digest, sources: None
     uploads: int = 0  # to peers, under way
     # Pieces that were part of a failed proof and that nobody vouches for: their BLAKE3 digest and their source.
     doubted: dict[Digest, dict[int, tuple[bytes, str]]] = field(default_factory=dict)

@@ -371,6 +371,7 @@ class Swarm:
             if proof.holds():
                 fill.prove()
                 await self._house.store.commit(self._partial)
+                self._house.brought(self.digest, dict(self.fetcher.received))
                 fill.finish(None)
             else:
                 self._disprove()

@@ -7,7 +7,6 @@ diskcache holds it. What is read goes into a small memory of its own; what is no
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import sqlite3
 import time
@@ -21,7 +20,7 @@ import diskcache
 import msgspec
 
 from mesh.content import Digest
-from mesh.errors import StoreUnusable
+from proxy.database import is_damage, open_database
 from proxy.hub.access import Publicness
 from proxy.hub.metadata import FileMetadata
 
@@ -29,9 +28,7 @@ log = logging.getLogger(__name__)
 
 _MEMORY = 16 << 20  # bytes, roughly: the entries as they are on disk and what Python adds to each
 _ENTRY_OVERHEAD = 500
-_SIZE_LIMIT = 1 << 30  # bytes on disk; diskcache then drops what was stored longest ago
 _FORMAT = "2"  # of the keys and values below
-_MAX_DAMAGED = 9  # catalogs put aside; whose disk damages more has to look at it first
 
 T = TypeVar("T")
 
@@ -106,7 +103,7 @@ class Catalog:
     """
 
     def __init__(self, root: Path) -> None:
-        self._disk = _open(root)
+        self._disk = open_database(root)
         self._memory: OrderedDict[str, tuple[Any, int]] = OrderedDict()
         self._memory_size = 0
         self._pending: dict[str, bytes] = {}
@@ -213,6 +210,13 @@ class Catalog:
         """A repository and path that this blob was last known by."""
         return self._get(_key("blob", str(digest)), BlobName)
 
+    def sources(self, digest: Digest) -> dict[str, int]:
+        """Who sent how many bytes of a blob, as it came in; empty when that is not known (any more)."""
+        return self._get(_key("sources", str(digest)), dict[str, int]) or {}
+
+    def set_sources(self, digest: Digest, sources: dict[str, int]) -> None:
+        self._set(_key("sources", str(digest)), sources)
+
     def disproof(self, digest: Digest) -> Disproof:
         """Kept over restarts, as clients keep what they were sent."""
         return self._get(_key("disproved", str(digest)), Disproof) or Disproof()
@@ -265,7 +269,7 @@ class Catalog:
                 raw = self._disk.get(key)
             value = None if raw is None else msgspec.msgpack.decode(raw, type=kind)
         except Exception as error:  # diskcache makes anything of a row with a wrong bit
-            self._complain("read", error, is_all=isinstance(error, sqlite3.Error) and _is_damage(error))
+            self._complain("read", error, is_all=isinstance(error, sqlite3.Error) and is_damage(error))
             return None
         self._remember(key, value, len(raw or b""))
         return value
@@ -294,7 +298,7 @@ class Catalog:
                     if key.startswith(_LASTING):
                         self._disk._sql("UPDATE Cache SET store_time = ? WHERE key = ?", (_NEVER_OLD, key))
         except Exception as error:
-            self._complain("written", error, is_all=_is_damage(error))
+            self._complain("written", error, is_all=is_damage(error))
 
     def _complain(self, done: str, error: Exception, *, is_all: bool = False) -> None:
         """`is_all`: it is about the whole catalog, not about one entry or one time."""
@@ -322,76 +326,3 @@ def _key(*parts: str) -> str:
 # What nobody says again, few and small: stored, as diskcache sees it, after all that may be dropped.
 _LASTING = _key("disproved", "")
 _NEVER_OLD = 1e11  # seconds since the epoch
-
-
-def _open(root: Path) -> Any:
-    """The database in a folder. A damaged one is put aside and begun anew: what it held can be asked again.
-
-    Raises StoreUnusable when it cannot be told whether it is damaged, or not be begun anew.
-    """
-    try:
-        return _opened(root)
-    except Exception as error:
-        if not _is_damage(error):
-            raise _refusal(root, error) from error
-        aside = _aside(root)
-        log.error("the catalog in %s is damaged (%s): it is begun anew, the old one is kept in %s", root, error, aside)
-    try:
-        root.rename(aside)
-        return _opened(root)
-    except Exception as error:
-        raise _refusal(root, error) from error
-
-
-def _opened(root: Path) -> Any:
-    """Open, or make, the database in a folder, and try it. What it raises depends on what is wrong."""
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with contextlib.suppress(OSError):  # somebody else's folder, which we may write to all the same
-        root.chmod(0o700)  # it holds what private repositories are about
-    cache = diskcache.Cache(
-        str(root),
-        size_limit=_SIZE_LIMIT,
-        eviction_policy="least-recently-stored",
-        sqlite_synchronous=1,  # survives a kill; a power cut may cost the last seconds
-        timeout=5,
-    )
-    try:
-        [(verdict,)] = cache._sql("PRAGMA quick_check(1)").fetchall()
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
-        pins = cache.get(_key("pins"), msgspec.msgpack.encode({}))
-        cache.set(_key("pins"), pins)  # whether it can be written; and they are not the oldest before they are read
-    except BaseException:
-        cache.close()
-        raise
-    return cache
-
-
-def _is_damage(error: Exception) -> bool:
-    """Whether it is the file's content that is wrong, not the disk, the memory, our rights or another program.
-
-    OperationalError is what sqlite3 makes of all of these, and of tables that are not those we know.
-    """
-    if isinstance(error, sqlite3.OperationalError):
-        return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF == sqlite3.SQLITE_ERROR
-    return not isinstance(error, OSError | MemoryError | diskcache.Timeout)
-
-
-def _aside(root: Path) -> Path:
-    """A name for a damaged catalog; never one that another has."""
-    for number in range(1, _MAX_DAMAGED + 1):
-        aside = root.with_name(root.name + (".damaged" if number == 1 else f".damaged-{number}"))
-        if not aside.exists():
-            return aside
-    raise StoreUnusable(
-        f"the catalog in {root} is damaged, as {_MAX_DAMAGED} were before it: "
-        f"check the disk, then delete what is called {root}.damaged…"
-    )
-
-
-def _refusal(root: Path, error: Exception) -> StoreUnusable:
-    reason = "another program has locked it" if isinstance(error, diskcache.Timeout) else error
-    return StoreUnusable(
-        f"cannot open the catalog in {root}: {reason}. Nothing in it was changed: make room on the disk, end what else "
-        "uses it, or see to it that this user may write there, and start again; or move it away: it is begun anew"
-    )

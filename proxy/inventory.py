@@ -78,17 +78,16 @@ class Inventory:
         views, turns = [], Turns()
         for digest, size, used_at in list(self._store.blobs()):
             await turns.give()
-            name = self._name(digest)
+            name, is_pinned = self._name(digest), self.is_pinned(digest)
+            sources = self._catalog.sources(digest)
             views.append(
-                BlobView(str(digest), size, size, name.repo or None, name.path or None, self.is_pinned(digest), used_at)
+                BlobView(str(digest), size, size, name.repo or None, name.path or None, is_pinned, used_at, sources)
             )
         for digest, have in list(self._store.partials()):
             await turns.give()
-            name = self._name(digest)
+            name, is_pinned = self._name(digest), self.is_pinned(digest)
             size = self._size(digest, name)
-            views.append(
-                BlobView(str(digest), size, have, name.repo or None, name.path or None, self.is_pinned(digest))
-            )
+            views.append(BlobView(str(digest), size, have, name.repo or None, name.path or None, is_pinned))
         return views
 
     def downloads(self) -> Sequence[DownloadView]:

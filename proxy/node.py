@@ -206,6 +206,7 @@ async def _share(ground: Ground) -> _Sharing:
         origin_limiter=Limiter(settings.max_origin),
         peer_limiter=Limiter(settings.max_download),
         disproved=ground.catalog.disprove,
+        brought=ground.catalog.set_sources,
     )
     # A machine that is switched off is found out while there is time to go elsewhere.
     tls = None if auth.tls is None else auth.tls.client

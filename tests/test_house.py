@@ -50,7 +50,7 @@ CLOCKS = {"time", "time_ns", "monotonic", "perf_counter", "sleep", "now", "utcno
 # Third parties stay where they are named.
 HOMES = {
     "click": r"proxy\.(cli|commands\..*)",
-    "diskcache": r"proxy\.catalog",
+    "diskcache": r"proxy\.(catalog|database)",
     "huggingface_hub": r"proxy\.commands\..*",
     "prometheus_client": r"proxy\.admin\.metrics",
     "uvloop": r"proxy\.node",

@@ -54,6 +54,16 @@ def test_where_no_address_is_told_nodes_find_each_other_and_share_one_copy(tmp_p
         for node, place in zip(nodes, places, strict=True):
             assert place.call(partial(ask, node.url + TARGET)).body == CONTENT
         assert away.call(hub.stats)["total_bytes"] == len(CONTENT)
+        first, second = nodes
+
+        def sources() -> list[dict[str, int]]:
+            return [blob["sources"] for node in nodes for blob in node.status()["blobs"]]
+
+        told = [{"origin": len(CONTENT)}, {first.status()["node_id"]: len(CONTENT)}]
+        until(lambda: sources() == told, "it is not told who sent what")
+        assert second.stop() == 0
+        second.start()
+        assert sources() == told
         assert [node.stop() for node in nodes] == [0, 0]
         assert not any("Traceback" in node.log() for node in nodes)
 

@@ -23,7 +23,7 @@ class PeerView:
 
 @dataclass(frozen=True, slots=True)
 class BlobView:
-    """A blob, complete or partial. Sizes in bytes; `sources` says how many bytes came from whom, when known."""
+    """A blob, complete or partial. Sizes in bytes; `sources` says who sent how many as it came in, when known."""
 
     digest: str
     size: int  # 0 when it is partial and nobody here knows how large it will be

@@ -10,7 +10,7 @@ import click
 
 from proxy.admin.view import BlobView, RepositoryView, by_repository
 from proxy.commands.local import find, node_flags
-from proxy.commands.status import table
+from proxy.commands.status import shares, table
 from proxy.units import format_size
 
 
@@ -31,7 +31,7 @@ def ls(repo: str | None, as_json: bool, **flags: Any) -> None:
         )
         if not rows:
             raise click.ClickException(f"nothing of {repo} is here")
-        lines = table(("FILE", "SIZE", "HERE", "DIGEST"), map(_file_line, rows))
+        lines = table(("FILE", "SIZE", "HERE", "FROM", "DIGEST"), map(_file_line, rows))
     click.echo(json.dumps([asdict(row) for row in rows]) if as_json else "\n".join(lines))
 
 
@@ -41,7 +41,8 @@ def _line(held: RepositoryView) -> tuple[str, ...]:
 
 
 def _file_line(blob: BlobView) -> tuple[str, ...]:
-    return blob.path or "?", format_size(blob.size), _share(blob.have, blob.size), blob.digest
+    where_from = shares(blob.sources) or "?"
+    return blob.path or "?", format_size(blob.size), _share(blob.have, blob.size), where_from, blob.digest
 
 
 def _share(have: int, size: int) -> str:

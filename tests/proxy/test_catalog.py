@@ -15,9 +15,10 @@ from types import SimpleNamespace
 
 import pytest
 
+import proxy.catalog as module
 from mesh.content import Digest
 from mesh.errors import StoreUnusable
-from proxy import catalog as module
+from proxy import database
 from proxy.catalog import ApiAnswer, BlobName, Catalog, File, Ref
 from proxy.hub.metadata import FileMetadata
 
@@ -158,7 +159,7 @@ async def test_a_wrong_byte_that_sqlite_does_not_see_is_damage_too(tmp_path, cap
 
 
 async def test_what_nobody_says_again_outlasts_what_can_be_asked_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_SIZE_LIMIT", 1 << 20)
+    monkeypatch.setattr(database, "_SIZE_LIMIT", 1 << 20)
     catalog, wrong = Catalog(tmp_path / "catalog"), Digest("sha256", "f" * 64)
     catalog.disprove(wrong, is_trusted=True)
     disproof = catalog.disproof(wrong)
@@ -187,7 +188,7 @@ async def test_a_damaged_entry_is_not_there_and_the_others_are(tmp_path):
 
 
 async def test_what_was_put_aside_is_never_overwritten(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_MAX_DAMAGED", 2)
+    monkeypatch.setattr(database, "_MAX_DAMAGED", 2)
     for content in (b"first", b"second"):
         await filled(tmp_path / "catalog")
         (tmp_path / "catalog" / "cache.db").write_bytes(content * 1000)

@@ -60,7 +60,11 @@ async def test_ls_sums_up_by_repository(run_at):
 
 async def test_ls_of_one_repository_names_its_files(run_at):
     _, out, _ = await run_at("ls", "acme/tiny")
-    assert [line.split()[0] for line in out.splitlines()] == ["FILE", "config.json", "model.safetensors"]
+    assert [(line.split()[0], line.split()[-2]) for line in out.splitlines()] == [
+        ("FILE", "FROM"),
+        ("config.json", "?"),
+        ("model.safetensors", "100%"),
+    ]
     assert (await run_at("ls", "acme/none"))[::2] == (1, "hubmesh: nothing of acme/none is here\n")
 
 

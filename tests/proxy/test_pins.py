@@ -4,7 +4,7 @@ import pytest
 
 from mesh.content import Digest
 from mesh.errors import StoreUnusable
-from proxy import catalog as catalog_module
+from proxy import database
 from proxy.catalog import ApiAnswer, Catalog
 from proxy.inventory import Inventory
 from proxy.pins import Pins
@@ -31,11 +31,11 @@ async def test_they_are_there_after_a_restart(file):
 
 
 async def test_what_an_earlier_version_kept_in_the_catalog_outlasts_what_the_catalog_drops(tmp_path, file, monkeypatch):
-    monkeypatch.setattr(catalog_module, "_SIZE_LIMIT", 1 << 20)
+    monkeypatch.setattr(database, "_SIZE_LIMIT", 1 << 20)
     for life in range(2):
         catalog = Catalog(tmp_path / "catalog")
         if not life:
-            catalog._set(catalog_module._key("pins"), {TINY: [str(ONE)]})
+            catalog._set(_key("pins"), {TINY: [str(ONE)]})
         assert Inventory(catalog, Pins(file, catalog.earlier_pins())).is_pinned(ONE)
         for number in range(100):
             catalog.set_answer(TINY, "*", f"{life} {number}", ApiAnswer(200, {}, bytes(30_000), 10.0))
