@@ -15,6 +15,7 @@ import os
 import select
 import socket
 import sys
+import time
 from collections.abc import Callable
 from collections.abc import Mapping as Fields
 from typing import Protocol, TypeVar
@@ -122,6 +123,7 @@ class Outflow:
             return response  # the client has gone; aiohttp notices when it ends the response
         try:
             await response.prepare(request)
+            request["first_byte_at"] = time.perf_counter()
             if self._gives_way:
                 _give_way(transport)
             if transport.get_extra_info("sslcontext") is None:

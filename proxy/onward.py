@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ class Onward:
         response.headers.extend(self.answer_headers(request, route, answer.status, answer.headers.items()))
         response.headers.add("Cache-Status", f"hubmesh; {how}")
         await response.prepare(request)
+        request["first_byte_at"] = time.perf_counter()
         if request.method != "HEAD" and answer.status not in (204, 304):
             parts = answer.content.iter_any()
             while True:

@@ -146,6 +146,7 @@ class Xet:
             response = web.StreamResponse(status=selection.status, headers=headers)
             response.content_length = selection.stop - selection.start
             await response.prepare(request)
+            request["first_byte_at"] = time.perf_counter()
             try:
                 await self._send(response, source, spans)
             except (ConnectionError, TimeoutError, MeshError, OSError) as error:

@@ -1,5 +1,7 @@
 """The metrics page says what the data plane counted, under the promised names."""
 
+import json
+import time
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -9,6 +11,8 @@ from proxy.admin.metrics import Metrics
 from tests.http import ask
 from tests.hub.process import HubProcess
 from tests.node import NodeProcess
+
+MIB = 1 << 20
 
 
 def figures(metrics: Metrics) -> dict[tuple[str, ...], float]:
@@ -79,3 +83,33 @@ def test_a_cdn_that_fails_is_seen(hub: HubProcess, tmp_path: Path) -> None:
         now = node.status()["metrics"]
         assert now['hubmesh_origin_requests_total{kind="body",status="500"}'] == 1
         assert now['hubmesh_origin_requests_total{kind="body",status="206"}'] == hub.stats()["by_kind"]["cdn"] - 1
+
+
+def first_byte(node: NodeProcess, *labels: str) -> float:
+    """The seconds until the first byte of what was answered by a route with an outcome, once that is known."""
+    while True:  # it is noted when all has been sent
+        for family in text_string_to_metric_families(node.get("/-/metrics").decode()):
+            for sample in family.samples:
+                if (sample.name, *sample.labels.values()) == ("hubmesh_client_first_byte_seconds_sum", *labels):
+                    return sample.value
+
+
+def test_how_long_a_body_takes_is_no_measure_of_its_first_byte(hub: HubProcess, tmp_path: Path) -> None:
+    hub.folder.commit("acme/tiny", {"a.bin": b"aaaa" * MIB, "b.bin": b"bbbb" * MIB})
+    commit = hub.folder.load("models", "acme/tiny").refs["heads/main"]
+    with NodeProcess(tmp_path / "node", hub.url, "--xet", "always") as node:
+        head = ask(f"{node.url}/acme/tiny/resolve/main/b.bin", "HEAD")
+        said = ask(f"{node.url}/api/models/acme/tiny/xet-read-token/{commit}")
+        cas, access = said["X-Xet-Cas-Url"], said["X-Xet-Access-Token"] or ""
+        made = json.loads(ask(f"{cas}/v1/reconstructions/{head['X-Xet-Hash']}", token=access).body)
+        [[xorb]] = made["fetch_info"].values()
+        hub.turn(bandwidth=4 * MIB)
+        for route, url, body_seconds in (
+            ("resolve", f"{node.url}/acme/tiny/resolve/main/a.bin", 1.0),
+            ("xet", xorb["url"], 1.0),
+            ("other", f"{node.url}/api/models/acme/tiny/events", 0.15),
+        ):
+            began = time.monotonic()
+            assert ask(url).status == 200
+            took = time.monotonic() - began
+            assert first_byte(node, "pass" if route == "other" else "miss", route) < took - body_seconds / 2, route
