@@ -20,6 +20,7 @@ from mesh.blobs import Blobs
 from mesh.errors import MeshError
 from mesh.fill import Reader
 from mesh.stats import Stats
+from mesh.whole import WholeResponse
 from proxy import resumed
 from proxy.api import visible_base
 from proxy.catalog import Catalog
@@ -137,6 +138,9 @@ class Xet:
             headers["Content-Range"] = content_range
         if selection.status == 416:
             return web.Response(status=416, headers=headers)
+        if request.method == "HEAD":
+            request["outcome"] = file.outcome
+            return WholeResponse(200, headers | {"Content-Length": str(xorb.stored_size)})
         spans = list(xorb.spans(selection.start, selection.stop))
         source = await self._files.open(file, client, spans[0].start, spans[-1].stop, until, is_whole=False)
         try:
@@ -175,7 +179,8 @@ class Xet:
 
 
 def _select(request: web.BaseRequest, size: int, etag: str) -> Selection:
-    return select(size, f'"{etag}"', range_=request.headers.get("Range"))
+    """A range is one of a GET (RFC 9110, section 14.2)."""
+    return select(size, f'"{etag}"', range_=request.headers.get("Range") if request.method == "GET" else None)
 
 
 def _read(fd: int, spans: list[Span]) -> bytearray:

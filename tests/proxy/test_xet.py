@@ -196,7 +196,14 @@ def test_what_is_no_pass_opens_nothing(filled: HubProcess, node: NodeProcess) ->
     good = reconstruction(said, "2" * 64, Range="bytes=0-99")
     assert good.status == 200
     url, wanted = first_xorb(good)
-    assert ask(url, Range=wanted).status == 206
+    xorb = ask(url, Range=wanted)
+    assert xorb.status == 206
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+    with contextlib.closing(connection):  # a body that nobody asked for would be taken for the next answer
+        for method, status, body in (("HEAD", 200, b""), ("GET", 206, xorb.body)):
+            connection.request(method, url.removeprefix(node.url), headers={"Range": wanted})
+            with connection.getresponse() as answer:
+                assert (answer.status, answer.read() == body) == (status, True)
     tail = reconstruction(said, "2" * 64, Range=f"bytes={HUGE}-")
     assert tail.status == 416
     for bad in ("", "hf_alice", pass_[:-4] + "AAAA", "hubmesh_xet_AAAA"):
