@@ -23,10 +23,11 @@ from pathlib import Path
 
 import pytest
 
+from mesh.partial import Partial
 from tests.http import ask
 from tests.hub.process import HubProcess
 from tests.hub.repos import Entry
-from tests.node import NodeProcess
+from tests.node import NodeProcess, until
 
 MIB = 1 << 20
 REPO = "acme/tiny"
@@ -606,22 +607,24 @@ def test_eight_clients_on_a_cold_file_cost_the_origin_its_size_once(hub: HubProc
     assert node.metric("hubmesh_client_sent_bytes_total") == 8 * len(BIG)
 
 
+def journaled(node: NodeProcess) -> int:
+    """About how many bytes, all of whole pieces, are on disk of what is on its way here."""
+    journals = (node.data_dir / "partial").glob("*.journal")
+    return sum(Partial.journaled(journal.with_suffix("")) for journal in journals)
+
+
 def test_a_killed_node_goes_on_where_it_was(hub: HubProcess, node: NodeProcess) -> None:
-    hub.turn(bandwidth=3 * MIB)
+    """Three pieces are on its disk, and half of a fourth."""
+    kept = 3
+    hub.turn(hold_at=kept * MIB + 500_000)
     with contextlib.suppress(OSError, http.client.HTTPException), ThreadPoolExecutor(1) as pool:
         reading = pool.submit(ask, resolve(node, "model.safetensors"))
-        until = time.monotonic() + 10
-        while hub.stats()["total_bytes"] < 9 * MIB // 2 and time.monotonic() < until:
-            time.sleep(0.02)
-        time.sleep(0.05)  # let the last pieces be journaled
+        until(lambda: journaled(node) == kept * MIB, "the pieces are not on disk")
         node.kill()
         reading.result()
-    [journal] = (node.data_dir / "partial").glob("*.journal")
-    kept = (journal.stat().st_size - 24) // 37
-    assert kept > 0, "nothing was on disk yet"
-    hub.turn(bandwidth=0)
+    hub.turn(hold_at=-1)
     hub.reset()
     node.start()
     assert ask(resolve(node, "model.safetensors")).body == BIG
-    assert hub.stats()["total_bytes"] <= len(BIG) - (kept - 1) * MIB - 123
+    assert hub.stats()["total_bytes"] <= len(BIG) - kept * MIB
     assert ask(resolve(node, "model.safetensors")).body == BIG

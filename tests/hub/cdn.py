@@ -80,6 +80,11 @@ class Cdn:
         with os.fdopen(os.dup(fd), "rb") as file:
             while position < end:
                 count = min(end - position, _SENDFILE if is_plain else _PART)
+                if knobs.hold_at >= 0 and (count := min(count, knobs.hold_at - position)) <= 0:
+                    if transport.is_closing():
+                        return
+                    await asyncio.sleep(0.02)
+                    continue
                 if is_plain:
                     await loop.sendfile(transport, file, position, count)  # type: ignore[arg-type]
                 else:

@@ -36,6 +36,7 @@ class Knobs:
     cut_times: int = 0
     hang_after: int = -1  # the same, but it falls silent
     hang_times: int = 0
+    hold_at: int = -1  # byte of a file from which on the CDN sends nothing, until this is turned
     corrupt: dict[str, int] = field(default_factory=dict)  # path → offset of a byte that arrives wrong
     corrupt_times: int = 0
     retry_after: int = 1  # what a 429 asks for
