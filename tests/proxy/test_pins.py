@@ -5,7 +5,7 @@ import pytest
 from mesh.content import Digest
 from mesh.errors import StoreUnusable
 from proxy import database
-from proxy.catalog import ApiAnswer, Catalog
+from proxy.catalog import ApiAnswer, Catalog, _key
 from proxy.inventory import Inventory
 from proxy.pins import Pins
 
