@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from proxy.ranges import names
+
 Fields = tuple[tuple[str, str], ...]
 
 # What was said once may be said again for as long while the origin fails, unless the answer says how long itself.
@@ -193,9 +195,8 @@ def freshened(stored: Stored, headers: Fields, asked_at: float, now: float) -> S
 def is_not_modified(stored: Stored, request: Mapping[str, str]) -> bool:
     """Whether the client has it already (section 4.3.2)."""
     if (wanted := request.get("If-None-Match")) is not None:
-        etag = field(stored.headers, "etag")
-        tags = re.findall(r'(?:W/)?("[^"]*")', wanted)
-        return wanted.strip() == "*" or (etag is not None and etag.removeprefix("W/") in tags)
+        etag = field(stored.headers, "etag") or ""
+        return names(wanted, etag.removeprefix("W/"), weakly=True)
     since = date(request.get("If-Modified-Since"))
     modified = date(field(stored.headers, "last-modified") or field(stored.headers, "date"))
     return since is not None and modified is not None and modified <= since

@@ -45,9 +45,9 @@ def select(
     The arguments are the request's header fields. Several ranges in one request are answered with the whole, as
     section 14.2 allows: no client of the Hub sends them. Preconditions are evaluated in the order of section 13.2.2.
     """
-    if if_match is not None and not _matches(if_match, etag, weakly=False):
+    if if_match is not None and not names(if_match, etag, weakly=False):
         return Selection(412)
-    if if_none_match is not None and _matches(if_none_match, etag, weakly=True):
+    if if_none_match is not None and names(if_none_match, etag, weakly=True):
         return Selection(304)
     whole = Selection(200, 0, size)
     # A date in If-Range can never match: we send no Last-Modified (section 13.1.5).
@@ -72,8 +72,11 @@ def select(
     return Selection(206, start, min(stop, size), is_rest=bool(first and not last))
 
 
-def _matches(field: str, etag: str, *, weakly: bool) -> bool:
-    """Whether a list of entity tags (or `*`) names this one; strong or weak comparison (section 8.8.3.2)."""
+def names(field: str, etag: str, *, weakly: bool) -> bool:
+    """Whether a list of entity tags (or `*`) names this one; strong or weak comparison (section 8.8.3.2).
+
+    For a weak one `etag` has no `W/`.
+    """
     if field.strip() == "*":
         return True
     tags = _ENTITY_TAG.findall(field)
