@@ -29,6 +29,8 @@ from mesh.whole import WholeResponse
 
 _T = TypeVar("_T")
 
+# In a request: when the head of its answer went out, by time.perf_counter(). For who measures how long that took.
+FIRST_BYTE_AT = web.RequestKey("first_byte_at", float)
 SMALL = 256 << 10  # sent by the loop itself: a thread would cost more than it saves
 _WINDOW = 4 << 20  # bytes for one send
 _TLS_WINDOW = 256 << 10  # bytes encrypted at once: a millisecond in which the loop does nothing else
@@ -123,7 +125,7 @@ class Outflow:
             return response  # the client has gone; aiohttp notices when it ends the response
         try:
             await response.prepare(request)
-            request["first_byte_at"] = time.perf_counter()
+            request[FIRST_BYTE_AT] = time.perf_counter()
             if self._gives_way:
                 _give_way(transport)
             if transport.get_extra_info("sslcontext") is None:

@@ -23,6 +23,7 @@ from typing import cast
 from aiohttp import web
 
 from mesh.errors import MeshError
+from mesh.outflow import FIRST_BYTE_AT
 from proxy import bodies
 from proxy.admin.metrics import Metrics
 from proxy.api import MAX_QUESTION, Api
@@ -87,7 +88,7 @@ class App:
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Let in who asks for a name of ours, and give each request a line in the log and its place in the figures.
 
-        Who sends a body in parts notes in `first_byte_at` (time.perf_counter) when its head went out.
+        Who sends a body in parts notes under FIRST_BYTE_AT when its head went out.
         """
         began = time.perf_counter()
         status = 500
@@ -109,7 +110,7 @@ class App:
                 response = await self._of_hub(request)
             status = response.status
             if not response.prepared:  # it is being answered until that is sent
-                request["first_byte_at"] = time.perf_counter()
+                request[FIRST_BYTE_AT] = time.perf_counter()
                 with contextlib.suppress(ConnectionError):  # the client has gone
                     await response.prepare(request)
                     await response.write_eof()
@@ -131,7 +132,7 @@ class App:
             if not self._running:
                 self._is_idle.set()
             ended = time.perf_counter()
-            seconds, first_byte = ended - began, request.get("first_byte_at", ended) - began
+            seconds, first_byte = ended - began, request.get(FIRST_BYTE_AT, ended) - began
             route, outcome = request.get("route", "admin"), request.get("outcome", "pass")
             self._metrics.client_request(route, status, outcome, first_byte)
             level = logging.DEBUG if route == "admin" else logging.INFO

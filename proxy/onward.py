@@ -14,6 +14,7 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
+from mesh.outflow import FIRST_BYTE_AT
 from proxy import caching
 from proxy.api import visible_base
 from proxy.caching import Fields
@@ -88,7 +89,7 @@ class Onward:
         response.headers.extend(self.answer_headers(request, route, answer.status, answer.headers.items()))
         response.headers.add("Cache-Status", f"hubmesh; {how}")
         await response.prepare(request)
-        request["first_byte_at"] = time.perf_counter()
+        request[FIRST_BYTE_AT] = time.perf_counter()
         if request.method != "HEAD" and answer.status not in (204, 304):
             parts = answer.content.iter_any()
             while True:

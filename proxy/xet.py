@@ -19,6 +19,7 @@ from mesh.blob import Blob
 from mesh.blobs import Blobs
 from mesh.errors import MeshError
 from mesh.fill import Reader
+from mesh.outflow import FIRST_BYTE_AT
 from mesh.stats import Stats
 from mesh.whole import WholeResponse
 from proxy import resumed
@@ -150,7 +151,7 @@ class Xet:
             response = web.StreamResponse(status=selection.status, headers=headers)
             response.content_length = selection.stop - selection.start
             await response.prepare(request)
-            request["first_byte_at"] = time.perf_counter()
+            request[FIRST_BYTE_AT] = time.perf_counter()
             try:
                 await self._send(response, source, spans)
             except (ConnectionError, TimeoutError, MeshError, OSError) as error:

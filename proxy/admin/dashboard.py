@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
+from mesh.outflow import FIRST_BYTE_AT
 from mesh.tasks import Tasks
 from proxy.admin import overview
 from proxy.admin.metrics import Metrics
@@ -66,7 +67,7 @@ class Dashboard:
             raise web.HTTPServiceUnavailable(text="too many dashboards are open\n")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **_HEADERS})
         await response.prepare(request)
-        request["first_byte_at"] = time.perf_counter()
+        request[FIRST_BYTE_AT] = time.perf_counter()
         self._listeners += 1
         try:
             sent: dict[str, bytes] = {}
