@@ -110,7 +110,6 @@ class House:
     disproved: Disproved = lambda digest, is_trusted: None
     # Told of a blob that has come in, and who sent how many bytes of it: node ids, and the origin.
     brought: Callable[[Digest, dict[str, int]], None] = lambda digest, sources: None
-    uploads: int = 0  # to peers, under way
     # Pieces that were part of a failed proof and that nobody vouches for: their BLAKE3 digest and their source.
     doubted: dict[Digest, dict[int, tuple[bytes, str]]] = field(default_factory=dict)
     origin_connections: Connections = field(default_factory=Connections)

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -31,7 +32,8 @@ _RANGE = re.compile(r"bytes=(\d{1,19})-(\d{1,19})\Z", re.ASCII)
 _MAX_PIECES = 1 << 16
 _HINT_SECONDS = 3.0  # to find out what file a hint leads to
 _MAX_FINDING = 64  # hints that are looked into at once
-_MAX_UPLOADS = 32  # at the same time; beyond that a peer asks somebody else
+_MAX_UPLOADS = 40  # at the same time; beyond that a peer asks somebody else
+_MAX_OF_HOST = 32  # of them: who takes all that it is sent as slowly as it can leaves some to the others
 
 _ENVELOPE: Decoder[Envelope] = Decoder(Envelope)
 _ENCODER = msgspec.msgpack.Encoder()
@@ -68,6 +70,7 @@ class MeshServer:
         self._may_share = may_share
         self._is_seed = is_seed
         self._access = access
+        self._uploads: Counter[str] = Counter()  # under way, by host
         self._finding: dict[tuple[Digest, bytes], tuple[asyncio.Task[OriginAccess | None], float]] = {}
 
     def add_routes(self, app: web.Application) -> None:
@@ -136,14 +139,15 @@ class MeshServer:
         start, stop = int(match[1]), int(match[2]) + 1
         if not self._may_share(digest):
             raise web.HTTPNotFound(text="not here\n")
-        if self._house.uploads >= _MAX_UPLOADS:
+        host = request.remote or ""
+        if self._uploads[host] >= _MAX_OF_HOST or self._uploads.total() >= _MAX_UPLOADS:
             raise web.HTTPServiceUnavailable(text="busy\n")
         try:
             blob = self._house.store.open(digest)
         except StoreUnusable as error:
             raise web.HTTPServiceUnavailable(text=f"{error}\n") from error
         swarm = self._blobs.swarms.get(digest)
-        self._house.uploads += 1
+        self._uploads[host] += 1
         try:
             if blob is not None and start < stop <= blob.size:
                 return await self._send(request, Held(blob.fd, stop, blob.stamp), start, stop, blob.size)
@@ -154,7 +158,9 @@ class MeshServer:
                 finally:
                     os.close(fd)
         finally:
-            self._house.uploads -= 1
+            self._uploads[host] -= 1
+            if not self._uploads[host]:
+                del self._uploads[host]
             if blob is not None:
                 blob.close()
         if digest in self._house.store.doubts:

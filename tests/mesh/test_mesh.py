@@ -120,6 +120,25 @@ async def test_of_a_slow_peer_pieces_are_asked_one_after_the_other(
     assert highest == most
 
 
+async def test_a_host_that_reads_as_slowly_as_it_can_leaves_others_their_turn(
+    stack: AsyncExitStack, tmp_path: Path
+) -> None:
+    origin = await stack.enter_async_context(Origin(content(16 * MIB)).running())
+    node = await stack.enter_async_context(mesh_node(tmp_path / "node"))
+    assert await read(node.blobs, origin) == origin.content
+    url, whole = f"http://{node.address}/mesh/blobs/{origin.digest}", {"Range": f"bytes=0-{16 * MIB - 1}"}
+
+    async def at(host: str) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(local_addr=(host, 0), limit=0)
+        return await stack.enter_async_context(aiohttp.ClientSession(connector=connector, read_bufsize=1024))
+
+    greedy, other = await at("127.0.0.2"), await at("127.0.0.3")
+    begun = [await greedy.get(url, headers=whole) for _ in range(33)]  # none of them reads on
+    assert [answer.status for answer in begun] == [206] * 32 + [503]
+    async with other.get(url, headers=whole) as answer:
+        assert await answer.read() == origin.content
+
+
 @pytest.mark.parametrize("is_missed", [False, True])
 async def test_a_tracker_that_starts_anew_is_told_again_who_holds_what(
     stack: AsyncExitStack, tmp_path: Path, is_missed: bool
