@@ -1,17 +1,55 @@
-"""Which proxy the environment names on the way to a host."""
+"""Which HTTP proxy the environment names on the way to a host, and with what one signs in there."""
 
 from __future__ import annotations
 
+import base64
 import urllib.request
-from urllib.parse import urlsplit
+from dataclasses import dataclass, field
+from urllib.parse import quote, unquote, urlsplit
 
 
-def proxy_of(scheme: str, host: str) -> tuple[str, int] | None:
-    """Host and port of the proxy for a URL of that scheme and host; None when it is to be reached directly."""
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """One that is spoken to in plain HTTP. `user` and `password` are empty where it asks for none."""
+
+    host: str
+    port: int
+    user: str = ""
+    password: str = field(default="", repr=False)
+
+    @property
+    def url(self) -> str:
+        """Everything in one, as aiohttp wants it: the password, too."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        if not self.user:
+            return f"http://{host}:{self.port}"
+        # It sends each character as one byte (ISO 8859-1); a password is UTF-8 wherever else it is used.
+        user, password = (quote(text.encode().decode("latin-1"), safe="") for text in (self.user, self.password))
+        return f"http://{user}:{password}@{host}:{self.port}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What it wants to be told with each request that it can read (RFC 7617)."""
+        if not self.user:
+            return {}
+        return {"Proxy-Authorization": "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()}
+
+
+def proxy_of(scheme: str, host: str) -> Proxy | None:
+    """The proxy for URLs of that scheme and host; None when they are reached directly.
+
+    Raises ValueError for one that cannot be used.
+    """
     if urllib.request.proxy_bypass(host):
         return None
-    url = urllib.request.getproxies().get(scheme)
-    if not url:
+    told = urllib.request.getproxies().get(scheme, "").strip()
+    if not told:
         return None
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    return (parts.hostname, parts.port or 80) if parts.hostname else None
+    try:
+        parts = urlsplit(told if "://" in told else f"http://{told}")
+        host, port = parts.hostname or "", parts.port or 80
+    except ValueError:
+        host = ""
+    if not host or parts.scheme != "http":  # TLS to the proxy would be around the one to the Hub
+        raise ValueError(f"{scheme.upper()}_PROXY has to be http://HOST:PORT or http://USER:PASSWORD@HOST:PORT")
+    return Proxy(host, port, unquote(parts.username or ""), unquote(parts.password or ""))

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urljoin, urlsplit
 
 from mesh.errors import LocationRefused, RangeIgnored, SourceBusy, SourceDishonest, SourceFailed, SourceLate
-from mesh.proxies import proxy_of
+from mesh.proxies import Proxy, proxy_of
 
 BUFFER_SIZE = 512 << 10
 _GATHERED = 256 << 10  # bytes that one receive should bring: what follows costs as much for a few as for many
@@ -161,24 +161,26 @@ class Connections:
             if self._tls is None:
                 self._tls = ssl.create_default_context()
             if proxy:
-                connection = http.client.HTTPSConnection(*proxy, timeout=self._connect, context=self._tls)
-                connection.set_tunnel(host, port)
+                there = (proxy.host, proxy.port)
+                connection = http.client.HTTPSConnection(*there, timeout=self._connect, context=self._tls)
+                connection.set_tunnel(host, port, proxy.headers)
             else:
                 connection = http.client.HTTPSConnection(host, port, timeout=self._connect, context=self._tls)
         else:
-            connection = http.client.HTTPConnection(*(proxy or (host, port)), timeout=self._connect)
+            there = (proxy.host, proxy.port) if proxy else (host, port)
+            connection = http.client.HTTPConnection(*there, timeout=self._connect)
         connection.response_class = _Response
         connection.connect()
         connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return _Connection(connection, (scheme, netloc))
 
-    def _proxy(self, scheme: str, host: str) -> tuple[str, int] | None:
+    def _proxy(self, scheme: str, host: str) -> Proxy | None:
         return proxy_of(scheme, host) if self._proxies else None
 
-    def target(self, scheme: str, netloc: str, path: str) -> str:
-        """The request target (RFC 9112, section 3.2): absolute towards a plain HTTP proxy."""
-        proxied = scheme == "http" and self._proxy(scheme, _split(netloc, scheme)[0])
-        return f"http://{netloc}{path}" if proxied else path
+    def target(self, scheme: str, netloc: str, path: str) -> tuple[str, Mapping[str, str]]:
+        """The request target (RFC 9112, section 3.2), and what a proxy wants to be told: absolute towards that."""
+        proxy = self._proxy(scheme, _split(netloc, scheme)[0]) if scheme == "http" else None
+        return (f"http://{netloc}{path}", proxy.headers) if proxy else (path, {})
 
 
 def _split(netloc: str, scheme: str) -> tuple[str, int]:
@@ -281,8 +283,8 @@ class Transfer:
     def _request(
         self, connections: Connections, scheme: str, netloc: str, path: str, headers: Mapping[str, str]
     ) -> tuple[_Connection, http.client.HTTPResponse]:
-        headers = {"Accept-Encoding": "identity", "Range": f"bytes={self.start}-{self.stop - 1}", **headers}
-        target = connections.target(scheme, netloc, path)
+        target, more = connections.target(scheme, netloc, path)
+        headers = {"Accept-Encoding": "identity", "Range": f"bytes={self.start}-{self.stop - 1}", **headers, **more}
         while True:
             connection = connections.acquire(scheme, netloc)
             sock = connection.http.sock

@@ -7,7 +7,6 @@ import io
 import logging
 import re
 import time
-import urllib.request
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import msgspec
 from multidict import CIMultiDict
 from yarl import URL
 
+from mesh.proxies import proxy_of
 from proxy.flights import Flights
 from proxy.hub.access import token_key
 from proxy.hub.errors import OriginUnavailable
@@ -247,6 +247,8 @@ class Origin:
             raise OriginUnavailable(f"no connection to {self.host} in time", is_timeout=True) from error
         except TimeoutError as error:
             raise OriginUnavailable(f"no answer from {self.host} in time", is_timeout=True) from error
+        except aiohttp.ClientHttpProxyError as error:  # its text has the proxy's password
+            raise OriginUnavailable(f"cannot reach {self.host}: the proxy on the way answered {error.status}") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise OriginUnavailable(f"cannot reach {self.host}: {error}") from error
         finally:
@@ -281,12 +283,12 @@ class Origin:
         # Not trust_env: that would also send what ~/.netrc has for the Hub, with requests that are to prove what
         # nobody in particular may read.
         hub = urlsplit(self.url)
-        bypass = urllib.request.proxy_bypass(hub.hostname or "")
+        proxy = proxy_of(hub.scheme, hub.hostname or "")
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=limit, ttl_dns_cache=60),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout),
             auto_decompress=decompress,
-            proxy=None if bypass else urllib.request.getproxies().get(hub.scheme),
+            proxy=proxy.url if proxy else None,
             cookie_jar=aiohttp.DummyCookieJar(),
             max_field_size=_MAX_FIELD,
             max_line_size=_MAX_FIELD,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
+from mesh.proxies import proxy_of
 from mesh.tls import load_tls
 from proxy.admin.status import Status
 from proxy.settings import Settings
@@ -69,7 +70,13 @@ def origin(settings: Settings) -> Iterator[Finding]:
     if settings.offline:
         yield Finding("note", "origin", "--offline: it is never asked, so it was not tried")
         return
-    host = urlsplit(settings.origin).hostname
+    hub = urlsplit(settings.origin)
+    host = hub.hostname or ""
+    try:
+        proxy_of(hub.scheme, host)
+    except ValueError as error:
+        yield Finding("bad", "origin", f"a node does not start here: {error}", "set it to that, or name it in NO_PROXY")
+        return
     try:
         with urllib.request.urlopen(f"{settings.origin}/api/models?limit=1", timeout=_TIMEOUT) as answer:
             date = answer.headers.get("Date")
@@ -83,7 +90,7 @@ def origin(settings: Settings) -> Iterator[Finding]:
             return
     except OSError as error:
         reason = getattr(error, "reason", error)
-        yield Finding("bad", "origin", f"{settings.origin} cannot be reached: {reason}", _cure(reason, host or ""))
+        yield Finding("bad", "origin", f"{settings.origin} cannot be reached: {reason}", _cure(reason, host))
         return
     yield Finding("good", "origin", f"{settings.origin} answers")
     yield from clock(date, time.time())

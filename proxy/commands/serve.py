@@ -8,11 +8,13 @@ import stat
 import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
 from mesh.auth import load_key
 from mesh.errors import MeshError
+from mesh.proxies import proxy_of
 from mesh.tls import load_tls
 from proxy import logs
 from proxy.commands.options import SettingsError, load, node_settings
@@ -31,6 +33,8 @@ def serve(**flags: Any) -> int:
     """
     settings = load(flags)
     _check_paths(settings)
+    if not settings.offline:
+        _check_proxy(settings)
     logs.set_up(settings.log_format, settings.log_level)
     from proxy.node import run
 
@@ -77,6 +81,15 @@ def _check_paths(settings: Settings) -> None:
         # /proc and the like take files from nobody, whatever rights they claim. A full or broken disk is no setting.
         if error.errno in _NO_PLACE:
             raise SettingsError(f"data-dir {data}: cannot write there: {error.strerror}") from error
+
+
+def _check_proxy(settings: Settings) -> None:
+    """Raise SettingsError for a proxy on the way to the Hub that cannot be used."""
+    hub = urlsplit(settings.origin)
+    try:
+        proxy_of(hub.scheme, hub.hostname or "")
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
 
 
 def _is_directory(path: Path, setting: str) -> bool | None:

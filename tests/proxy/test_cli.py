@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,19 @@ def test_a_bad_command_line_is_one_line_and_exit_2(run, arguments, message):
 def test_a_bad_variable_is_one_line_and_exit_2(run, monkeypatch):
     monkeypatch.setenv("HUBMESH_LISTN", "x")
     assert run("serve") == (2, "", "hubmesh: HUBMESH_LISTN: no such setting (did you mean HUBMESH_LISTEN?)\n")
+
+
+@pytest.mark.parametrize("proxy", ["https://us:secret@proxy:3128", "socks5://us:secret@proxy", "http://", "proxy:x"])
+def test_a_proxy_that_cannot_be_used_is_one_line_and_exit_2(run, monkeypatch, tmp_path, proxy):
+    for name, value in (("https_proxy", proxy), ("http_proxy", ""), ("no_proxy", "")):
+        monkeypatch.setenv(name, value)
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # or it would serve if it took the proxy
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, out, err = run("serve", "--data-dir", str(tmp_path), "--listen", listen)
+    assert (code, out) == (2, "")
+    assert "HTTPS_PROXY has to be http://HOST:PORT" in err
+    assert err.count("\n") == 1
+    assert "secret" not in err
 
 
 def test_help_names_every_command(run):

@@ -79,6 +79,14 @@ async def test_an_origin_that_is_away_broken_or_not_who_it_says(settings, origin
     assert "answers 503" in (await found(checks.origin, settings(origin=origin.url)))["origin"]
 
 
+async def test_a_proxy_that_no_node_can_use(settings, origin, monkeypatch):
+    monkeypatch.setenv("http_proxy", "https://us:secret@proxy:3128")
+    monkeypatch.setenv("no_proxy", "")
+    told = (await found(checks.origin, settings(origin=origin.url)))["origin"]
+    assert "HTTP_PROXY has to be http://HOST:PORT" in told
+    assert "secret" not in told
+
+
 async def test_a_clock_that_is_off():
     date = email.utils.formatdate(1_000_000, usegmt=True)
     assert await found(checks.clock, date, 1_000_020) == {}
