@@ -142,7 +142,7 @@ class Blobs:
 
     async def settle_doubts(self) -> None:
         """What something was done to is proven anew, one after the other, before somebody waits for it."""
-        for digest in self._house.store.doubts:
+        async for digest in self._house.store.doubts:
             await asyncio.wait([self.begin_proof(digest)])
 
     async def close(self) -> None:

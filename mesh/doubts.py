@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import errno
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 from mesh import layout
@@ -19,6 +19,7 @@ from mesh.content import Digest
 from mesh.entries import Entry
 from mesh.errors import StoreUnusable
 from mesh.partial import write_manifest
+from mesh.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +53,12 @@ class Doubts:
             return entry.stamp.is_doubtful(self._path(digest))
         return entry.is_doubted
 
-    def __iter__(self) -> Iterator[Digest]:
-        return iter([digest for digest in self._entries if digest in self])
+    async def __aiter__(self) -> AsyncIterator[Digest]:
+        turns = Turns()  # of what is shared with other programs, each file is looked at
+        for digest in list(self._entries):
+            await turns.give()
+            if digest in self:
+                yield digest
 
     async def settle(self, digest: Digest) -> None:
         """Read a blob in doubt from beginning to end, and keep it only if it is still what it was."""

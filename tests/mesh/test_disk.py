@@ -10,13 +10,16 @@ import random
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from blake3 import blake3
 
 from mesh import adopt, layout
 from mesh.content import Digest, Pieces
+from mesh.doubts import Doubts
+from mesh.entries import Entry
 from mesh.errors import StoreFull, StoreUnusable
 from mesh.fill import Fill
 from mesh.intake import Run
@@ -298,13 +301,13 @@ async def test_a_stop_does_not_wait_for_a_large_file_to_be_proven_anew(tmp_path:
     Stamp.of(path).write(layout.stamp_of(path))
     path.chmod(0o400)  # something was done to it since
     store = Store(tmp_path, 1 << 40)
-    assert list(store.doubts) == [digest]
+    assert [each async for each in store.doubts] == [digest]
     async with asyncio.timeout(LIMIT):
         proving = asyncio.ensure_future(store.doubts.settle(digest))  # noqa: TID251
         await asyncio.sleep(0)
         store.close()
         await proving
-    assert list(store.doubts) == [digest]
+    assert [each async for each in store.doubts] == [digest]
 
 
 async def test_a_file_that_was_written_to_is_read_anew_before_anybody_gets_it(tmp_path: Path) -> None:
@@ -314,20 +317,20 @@ async def test_a_file_that_was_written_to_is_read_anew_before_anybody_gets_it(tm
     path.chmod(0o600)
     os.utime(path)  # nothing but its time has changed
     assert store.open(digest) is None
-    assert list(store.doubts) == [digest]
+    assert [each async for each in store.doubts] == [digest]
     await store.doubts.settle(digest)
-    assert not list(store.doubts)
+    assert [each async for each in store.doubts] == []
     with store.open(digest) or pytest.fail("it is gone") as blob:
         assert blob.size == MIB
     store.close()
     store = Store(tmp_path, 1 << 40)
-    assert not list(store.doubts), "it is proven for the next start, too"
+    assert [each async for each in store.doubts] == [], "it is proven for the next start, too"
     store.close()
     with path.open("r+b") as file:
         file.write(b"!")
     store = Store(tmp_path, 1 << 40)
     assert store.open(digest) is None
-    assert list(store.doubts) == [digest]
+    assert [each async for each in store.doubts] == [digest]
     await store.doubts.settle(digest)
     assert digest not in store
     assert store.size == 0
@@ -350,3 +353,22 @@ async def test_what_the_disk_cannot_read_any_more_is_fetched_again(
     await store.doubts.settle(digest)
     assert (digest in store) == is_kept
     store.close()
+
+
+async def test_a_look_at_ten_thousand_shared_files_holds_nobody_up() -> None:
+    stamp = cast("Stamp", SimpleNamespace(is_doubtful=lambda _: False))
+    entries = {Digest("sha256", f"{number:064x}"): Entry(1, 0.0, stamp=stamp) for number in range(10_000)}
+    rest = dict.fromkeys(("mark", "drop", "is_over"), lambda *_: None)
+    doubts = Doubts(entries, path=lambda digest: Path(f"{digest}"), **rest)  # type: ignore[arg-type]
+
+    async def look() -> list[Digest]:
+        return [digest async for digest in doubts]
+
+    turns = 0
+    async with asyncio.TaskGroup() as group:
+        looking = group.create_task(look())
+        while not looking.done():
+            turns += 1
+            await asyncio.sleep(0)
+    assert looking.result() == []
+    assert turns > 3
