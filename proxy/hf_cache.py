@@ -22,6 +22,7 @@ from mesh.blobs import Blobs
 from mesh.content import Digest
 from mesh.errors import MeshError
 from mesh.store import Store
+from proxy.hub.errors import OriginUnavailable
 from proxy.hub.urls import FileRoute, Repo, is_commit
 from proxy.resolve import Resolver
 from proxy.units import format_size
@@ -30,7 +31,9 @@ log = logging.getLogger(__name__)
 
 _LOOK_AGAIN = 10.0  # seconds
 _SETTLED = 2.0  # seconds without a write: its owner has done with it
-_PREFIXES = {"models": "models", "datasets": "datasets", "spaces": "spaces"}
+_TYPES = ("models", "datasets", "spaces", "kernels")
+
+_Version = tuple[Path, Path, int]  # of a file: its name, where its bytes are, and when they changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,10 @@ class HfCache:
         self._store = store
         self._blobs = blobs
         self._resolver = resolver
-        self._seen: set[tuple[Path, Path, int]] = set()
-        self._refused: set[tuple[Path, Path, int]] = set()
+        self._seen: set[_Version] = set()
+        self._refused: set[_Version] = set()
+        self._unasked: dict[_Version, tuple[FileRoute, Cached]] = {}  # it is not known yet whether anybody may have it
+        self._is_dark = False
         self._is_over = threading.Event()
 
     async def run(self) -> None:
@@ -75,27 +80,50 @@ class HfCache:
             except OSError as error:  # somebody deletes from it just now
                 log.info("cannot look through %s, again in %.0f s: %s", self._root, _LOOK_AGAIN, error)
                 found = []
+            answers = await self._share()
             for cached in found:
                 version = (cached.name, cached.file, cached.changed)
                 if version not in self._seen:
                     try:
-                        if await self._adopt(cached):
+                        if await self._adopt(cached, version):
                             self._seen.add(version)
+                            answers = answers and await self._share()
                     except (OSError, MeshError) as error:
-                        if version not in self._refused:
-                            self._refused.add(version)
-                            log.warning("cannot take over %s yet: %s", cached.name, error)
+                        self._complain(version, f"cannot take over {cached.name} yet: {error}")
             await asyncio.sleep(_LOOK_AGAIN)
 
-    async def _adopt(self, cached: Cached) -> bool:
+    def _complain(self, version: _Version, trouble: str) -> None:
+        """Once of each: it is tried again, look after look."""
+        if version not in self._refused:
+            self._refused.add(version)
+            log.warning("%s", trouble)
+
+    async def _share(self) -> bool:
+        """Ask whether anybody may have what is here; False when the Hub does not answer, and is not to be asked now."""
+        for version, (route, cached) in list(self._unasked.items()):
+            del self._unasked[version]
+            try:
+                file = await self._resolver.ask_public(route, cached.digest, cached.size)
+            except OriginUnavailable as error:
+                self._unasked[version] = route, cached  # as the last one: it may be about this file alone
+                if not self._is_dark:
+                    log.info("whether %s is public is asked again: %s", cached.name, error)
+                self._is_dark = True
+                return False
+            self._is_dark = False
+            if file is not None:
+                self._blobs.mark_public(cached.digest)
+        return True
+
+    async def _adopt(self, cached: Cached, version: _Version) -> bool:
         """Whether this file needs no further look."""
         is_here = cached.digest in self._store
         about = cached.file.stat()
         if not is_here or not (self._store.is_of(cached.digest, about) or about.st_dev != self._device):
             # What is wanted by nobody yet drives nothing out.
             if not is_here and self._store.size + cached.size > self._store.max_size:
-                log.warning("%s does not fit into --max-size: %s", format_size(cached.size), cached.name)
-                return True
+                self._complain(version, f"{format_size(cached.size)} do not fit into --max-size yet: {cached.name}")
+                return False
             # What is arriving will not be replaced: to read all of this file for it, look after look, would be in vain.
             if cached.digest in self._blobs.swarms or time.time() - about.st_mtime < _SETTLED:
                 return False
@@ -120,9 +148,8 @@ class HfCache:
                 staged.unlink(missing_ok=True)
             how = "shares" if is_here else "took over"
             log.info("%s %s with %s", how, format_size(cached.size), cached.name)
-        route = cached.route  # of what nobody else may have, only those with the key hear
-        if route is not None and await self._resolver.if_public(route, cached.digest, cached.size) is not None:
-            self._blobs.mark_public(cached.digest)
+        if cached.route is not None:  # of what nobody else may have, only those with the key hear
+            self._unasked[version] = cached.route, cached
         return True
 
 
@@ -131,10 +158,10 @@ def scan(root: Path) -> Iterator[Cached]:
     home = Path(os.path.realpath(root))
     for folder in _entries(root):
         kind, _, name = folder.name.partition("--")
-        if kind not in _PREFIXES or not name:
+        if kind not in _TYPES or not name:
             continue
         try:
-            repo = Repo.parse(f"{_PREFIXES[kind]}/{name.replace('--', '/')}")
+            repo = Repo.parse(f"{kind}/{name.replace('--', '/')}")
         except ValueError:
             continue
         blobs = Path(folder.path) / "blobs"

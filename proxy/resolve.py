@@ -145,8 +145,16 @@ class Resolver:
     async def if_public(self, route: FileRoute, digest: Digest, size: int) -> ResolvedFile | None:
         """A file that anybody may have, if it is this blob; None if not, or if the Hub does not say so."""
         try:
+            return await self.ask_public(route, digest, size)
+        except OriginUnavailable as error:
+            log.info("not known to be public: %s of %s: %s", route.path, route.repo, error)
+            return None
+
+    async def ask_public(self, route: FileRoute, digest: Digest, size: int) -> ResolvedFile | None:
+        """The same, but raises OriginUnavailable when the Hub says nothing."""
+        try:
             file = await self.file(route, _ANYBODY)
-        except (HubError, OriginUnavailable) as error:
+        except HubError as error:
             log.info("not known to be public: %s of %s: %s", route.path, route.repo, error)
             return None
         if not file.is_public or (file.digest, file.size) != (digest, size):

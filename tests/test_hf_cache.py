@@ -25,6 +25,8 @@ from mesh.errors import StoreUnusable
 from mesh.outflow import Held, send_some
 from mesh.store import Store
 from proxy.hf_cache import HfCache, scan
+from proxy.hub.errors import OriginUnavailable
+from proxy.hub.urls import Repo
 from tests.http import ask
 from tests.hub.process import HubProcess
 from tests.node import NodeProcess
@@ -348,4 +350,44 @@ async def test_a_file_of_which_the_blob_is_arriving_is_not_read(
             await looks.get()
     life.cancel()
     await asyncio.gather(life, return_exceptions=True)
+    store.close()
+
+
+async def test_what_cannot_be_taken_over_or_shared_yet_is_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    digest = Digest("sha256", hashlib.sha256(BIG).hexdigest())
+    repo = tmp_path / "cache" / "kernels--acme--tiny"
+    file, name = repo / "blobs" / digest.hex, repo / "snapshots" / ("c" * 40) / "build" / "kernel.so"
+    for each in (file, name):
+        each.parent.mkdir(parents=True)
+    file.write_bytes(BIG)
+    os.utime(file, (1, 1))
+    name.symlink_to(file)
+    monkeypatch.setattr("proxy.hf_cache._LOOK_AGAIN", 0.01)
+    looks: asyncio.Queue[None] = asyncio.Queue()
+    shared = asyncio.Event()
+    blobs = SimpleNamespace(
+        settle_doubts=AsyncMock(side_effect=lambda: looks.put_nowait(None)),
+        swarms={},
+        adopt=AsyncMock(return_value=True),
+        mark_public=lambda _: shared.set(),
+    )
+    silent = OriginUnavailable("nobody is there")
+    resolver = SimpleNamespace(ask_public=AsyncMock(side_effect=[silent, silent, "a file"]))
+    store = Store(tmp_path / "data", len(BIG) - 1)
+    cache = HfCache(tmp_path / "cache", tmp_path / "data", store=store, blobs=blobs, resolver=resolver)  # type: ignore[arg-type]
+    life = asyncio.get_running_loop().create_task(cache.run())
+    async with asyncio.timeout(10):
+        for _ in range(3):
+            await looks.get()
+        blobs.adopt.assert_not_awaited()
+        assert caplog.text.count("do not fit into --max-size yet") == 1
+        store.max_size = len(BIG)
+        await shared.wait()
+    life.cancel()
+    await asyncio.gather(life, return_exceptions=True)
+    assert blobs.adopt.await_count == 1
+    (route, *about), _ = resolver.ask_public.await_args
+    assert (route.repo, route.path, about) == (Repo("kernels", "acme/tiny"), "build/kernel.so", [digest, len(BIG)])
     store.close()
