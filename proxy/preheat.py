@@ -155,7 +155,7 @@ class Preheater:
         prefix = Repo.parse(order.repo).api_prefix
         route = parse(f"{prefix}/revision/{quote(order.revision, safe='')}{query}")
         if not isinstance(route, ApiRoute):
-            raise ValueError(f"{order.revision!r} is not a revision")  # noqa: TRY004 -- its text is wrong, not its type
+            raise HubError(400, message=f"nothing at the Hub can be called {order.repo} at {order.revision!r}")
         answer, _ = await self._api.ask(route, client)
         try:
             return msgspec.json.decode(answer.body, type=_Info)

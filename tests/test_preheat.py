@@ -182,6 +182,20 @@ def test_what_there_is_no_room_for_is_said_by_the_command(hub: HubProcess, tmp_p
         assert say(node, "acme/small", "--exclude", "3.bin")[0] == 0  # nothing is lacking
 
 
+@pytest.mark.parametrize(("repo", "revision"), [("acme/tiny", ".."), ("api/tiny", "main")])
+def test_what_nothing_at_the_hub_can_be_called_is_said(
+    hub: HubProcess, tmp_path: Path, repo: str, revision: str
+) -> None:
+    with NodeProcess(tmp_path / "node", hub.url) as node:
+        body = json.dumps({"repo": repo, "revision": revision}).encode()
+        answer = ask(f"{node.url}/-/preheat", "POST", body=body, Content_Type="application/json")
+        assert (answer.status, json.loads(answer.body)) == (
+            400,
+            {"error": f"nothing at the Hub can be called models/{repo} at {revision!r}"},
+        )
+        assert "Traceback" not in node.log()
+
+
 def test_what_comes_over_the_wire_is_no_order(hub: HubProcess, mesh: Start) -> None:
     node = mesh(keyed=False)[0]
     target = f"http://{node.mesh}/mesh/preheat"

@@ -17,12 +17,12 @@ from aiohttp import web
 from mesh.errors import MeshError, StoreFull
 from proxy.admin.view import NodeView, Preheat
 from proxy.hub.errors import HubError, OriginUnavailable
+from proxy.hub.urls import Repo
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
 _Globs = Annotated[tuple[Annotated[str, msgspec.Meta(max_length=1000)], ...], msgspec.Meta(max_length=100)]
 
 _MAX_BODY = 256 << 10  # bytes: a hundred globs of the greatest length fit
-_TYPES = ("models", "datasets", "spaces", "kernels")
 
 
 class Order(msgspec.Struct, forbid_unknown_fields=True):
@@ -35,23 +35,13 @@ class Order(msgspec.Struct, forbid_unknown_fields=True):
     nodes: Annotated[int, msgspec.Meta(ge=1)] | None = 1  # null: all
 
 
-def canonical(repo: str) -> str:
-    """``owner/name`` as ``models/owner/name``; what names its type stays. Raises ValueError for anything else."""
-    parts = repo.strip("/").split("/")
-    if parts[0] not in _TYPES:
-        parts.insert(0, "models")
-    if len(parts) not in (2, 3) or not all(parts):
-        raise ValueError(f"{repo!r} is not a repository such as owner/name or datasets/owner/name")
-    return "/".join(parts)
-
-
 async def act(request: web.Request, node: NodeView, action: str) -> web.Response:
     """Carry out one of `ACTIONS`; what came of it, or what went wrong, as JSON."""
     if refusal := _refuse(request):
         return _answer(403, error=refusal)
     try:
         order = msgspec.json.decode(await _read(request), type=Order)
-        repo = canonical(order.repo)
+        repo = str(Repo.parse(order.repo))
     except ValueError as error:
         return _answer(400, error=str(error))
     try:

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from mesh.content import Digest
 from mesh.errors import StoreUnusable
 from mesh.store import Store
-from proxy.admin.actions import canonical, is_loopback
+from proxy.admin.actions import is_loopback
 from proxy.admin.metrics import Metrics
 from proxy.admin.routes import add_routes
 from proxy.admin.status import decode
@@ -121,6 +121,8 @@ async def test_the_dashboard_itself_may_act(client, node):
         b'{"repo": "a/b/c/d"}',
         b'{"repo": "a/b", "colour": 1}',
         b'{"repo": "a//b"}',
+        b'{"repo": "foo bar/baz"}',
+        b'{"repo": "datasets/../baz"}',
         b" " * 300_000,
     ],
 )
@@ -164,12 +166,6 @@ async def test_a_file_that_cannot_be_removed_keeps_none_of_the_others(tmp_path):
         await inventory.remove("models/acme/tiny")
     assert store.size == 4
     store.close()
-
-
-def test_names_of_repositories():
-    assert canonical("gpt2") == "models/gpt2"
-    assert canonical("acme/tiny") == "models/acme/tiny"
-    assert canonical("spaces/acme/tiny") == "spaces/acme/tiny"
 
 
 def test_loopback():
