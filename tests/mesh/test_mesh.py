@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from math import inf
 from pathlib import Path
 
 import aiohttp
@@ -15,6 +16,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
+from mesh import fetcher
 from mesh.access import OriginAccess
 from mesh.content import Digest
 from mesh.errors import BlobCorrupt, StoreFull, Unavailable
@@ -88,23 +90,32 @@ async def test_what_one_node_holds_the_others_never_fetch(stack: AsyncExitStack,
     assert origin.sent == len(origin.content)
 
 
-@pytest.mark.parametrize(("seconds", "most"), [(0.02, 3), (0.6, 1)], ids=["quick", "slow"])
+@pytest.mark.parametrize(("quick", "seconds", "most"), [(inf, 10.0, 3), (0.0, 0.2, 1)], ids=["quick", "slow"])
 async def test_of_a_slow_peer_pieces_are_asked_one_after_the_other(
-    stack: AsyncExitStack, tmp_path: Path, seconds: float, most: int
+    stack: AsyncExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: float, seconds: float, most: int
 ) -> None:
     """Over a line that takes so long for each the reader would have none of them until all are there."""
+    monkeypatch.setattr(fetcher, "QUICK", quick)
     origin = await stack.enter_async_context(Origin(content(4 * MIB)).running())
-    sending, highest = 0, 0
+    asked, highest, are_together = 0, 0, asyncio.Event()
+    sending: dict[int, web.Request] = {}
 
     @web.middleware
     async def slow(request: web.Request, handler: Handler) -> web.StreamResponse:
-        nonlocal sending, highest
+        nonlocal asked, highest
         if not request.path.startswith("/mesh/blobs/"):
             return await handler(request)
-        sending += 1
-        highest = max(highest, sending)
-        await asyncio.sleep(seconds)
-        sending -= 1
+        number = asked = asked + 1
+        sending[number] = request
+        still_there = [some for some in sending.values() if some.transport is not None]
+        highest = max(highest, len(still_there))
+        if highest == 3:
+            are_together.set()
+        if number > 1:  # by the first it is known how long it takes
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await are_together.wait()
+        del sending[number]
         return await handler(request)
 
     def tamper(app: web.Application) -> None:
