@@ -44,8 +44,8 @@ _VIEWER = "datasets-server."
 
 
 @dataclass
-class Intake:
-    """What is read of an answer while it is passed on; `body` is None when it is longer than `limit`."""
+class Copy:
+    """Of an answer, made while it is passed on; `body` is None when it is longer than `limit`."""
 
     limit: int
     body: bytearray | None = field(default_factory=bytearray)
@@ -83,7 +83,7 @@ class Onward:
         route: Route,
         answer: aiohttp.ClientResponse,
         how: str,
-        intake: Intake | None = None,
+        copy: Copy | None = None,
     ) -> web.StreamResponse:
         response = web.StreamResponse(status=answer.status, reason=answer.reason)
         response.headers.extend(self.answer_headers(request, route, answer.status, answer.headers.items()))
@@ -102,14 +102,14 @@ class Onward:
                     return response
                 if not part:
                     break
-                if intake is not None:
-                    intake.add(part)
+                if copy is not None:
+                    copy.add(part)
                 try:
                     await response.write(part)
                 except ConnectionError:
                     return response  # the client has gone
-        if intake is not None:
-            intake.is_whole = True
+        if copy is not None:
+            copy.is_whole = True
         await response.write_eof()
         return response
 

@@ -66,7 +66,7 @@ class Repository(msgspec.Struct, frozen=True, tag="repository"):
     exclude: _Globs = ()
 
 
-class Held(msgspec.Struct, frozen=True, tag="held"):
+class HeldBlob(msgspec.Struct, frozen=True, tag="held"):
     """(digest, bytes) of a blob that the sender has; only heard in a keyed mesh."""
 
     digest: _Text
@@ -97,7 +97,7 @@ class _Info(msgspec.Struct):
     gated: bool | str | None = None
 
 
-_orders: Decoder[Repository | Held] = Decoder(Repository | Held)
+_orders: Decoder[Repository | HeldBlob] = Decoder(Repository | HeldBlob)
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -138,7 +138,7 @@ class Preheater:
             raise _with_advice(error, order) from error
         self._check_room({file.path for file in files}, info)
         is_open = not info.private and not info.gated
-        landed: Callable[[Held], Coroutine[Any, Any, None]] | None = None
+        landed: Callable[[HeldBlob], Coroutine[Any, Any, None]] | None = None
         if is_open and others:
             self._tasks.start(self._tell(others, request), name=f"preheat {order.repo} elsewhere")
         elif others and self._mesh.auth.is_keyed:
@@ -190,7 +190,7 @@ class Preheater:
         alive = ranked(order.repo, [member.node_id for member in self._mesh.members.alive()])
         return alive if order.nodes is None else alive[: order.nodes - 1]
 
-    async def _tell(self, nodes: Sequence[str], order: Repository | Held) -> None:
+    async def _tell(self, nodes: Sequence[str], order: Repository | HeldBlob) -> None:
         body = _encode(order)
 
         async def tell(node: str) -> None:
@@ -205,7 +205,7 @@ class Preheater:
         self,
         files: Iterable[FileRoute],
         client: Client,
-        landed: Callable[[Held], Coroutine[Any, Any, None]] | None = None,
+        landed: Callable[[HeldBlob], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
         async def bring(route: FileRoute) -> None:
             try:
@@ -214,7 +214,7 @@ class Preheater:
                     access = HubAccess(self._resolver, file, client)
                     await self._blobs.want(file.digest, file.size, access, is_public=self._resolver.may_share(file))
                     if landed is not None:
-                        await landed(Held(str(file.digest), file.size))
+                        await landed(HeldBlob(str(file.digest), file.size))
             except (HubError, OriginUnavailable, MeshError) as error:
                 log.warning("preheating %s: %s: %s", route.repo, route.path, error)
 
@@ -226,7 +226,7 @@ class Preheater:
             raise web.HTTPTooManyRequests(text="too many orders\n", headers={"Retry-After": f"{_ORDER_SECONDS:.0f}"})
         try:
             order = _orders.decode(await read_message(request, _MAX_MESSAGE))
-            if isinstance(order, Held):
+            if isinstance(order, HeldBlob):
                 if not self._mesh.auth.is_keyed:
                     raise web.HTTPForbidden(text="not without a key\n")
                 work = self._join(Digest.parse(order.digest), order.size)

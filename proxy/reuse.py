@@ -15,7 +15,7 @@ from proxy.caching import Fields, Stored
 from proxy.catalog import Catalog
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.urls import Repo, Route
-from proxy.onward import Intake, Onward, end_to_end, is_for_viewer
+from proxy.onward import Copy, Onward, end_to_end, is_for_viewer
 from proxy.ranges import select
 from proxy.shelf import MAX_BODY, Shelf
 
@@ -110,10 +110,10 @@ class Reuse:
         self._mind_word(reading, request, answer, asked_at, is_kept=kept is not None)
         if kept is None or (answer.content_length or 0) > MAX_BODY:
             return await self._onward.relay(request, route, answer, why)
-        intake = Intake(MAX_BODY)
-        response = await self._onward.relay(request, route, answer, f"{why}; stored", intake)
-        if intake.is_whole and intake.body is not None:
-            self._put(reading, asked, replace(kept, body=bytes(intake.body)))
+        copy = Copy(MAX_BODY)
+        response = await self._onward.relay(request, route, answer, f"{why}; stored", copy)
+        if copy.is_whole and copy.body is not None:
+            self._put(reading, asked, replace(kept, body=bytes(copy.body)))
         return response
 
     def _mind_word(

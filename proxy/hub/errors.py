@@ -27,7 +27,7 @@ _PASSED_ON = (
 _BAD_TOKEN = "Invalid credentials in Authorization header"
 
 
-class Asker(Protocol):
+class Waiting(Protocol):
     """The part of a client that decides how it is told to wait."""
 
     @property
@@ -132,7 +132,7 @@ def bad_token() -> HubError:
     return HubError(401, message=_BAD_TOKEN)
 
 
-def come_again(message: str, client: Asker, seconds: int = 2) -> HubError:
+def come_again(message: str, client: Waiting, seconds: int = 2) -> HubError:
     """What makes this client wait and try again: 429 for recent ones, 503 for those that know only that."""
     if client.waits_on_429:
         return HubError(
@@ -141,7 +141,7 @@ def come_again(message: str, client: Asker, seconds: int = 2) -> HubError:
     return HubError(503, message=message, headers={"Retry-After": str(seconds)})
 
 
-def respond(error: HubError | OriginUnavailable, client: Asker) -> web.Response:
+def respond(error: HubError | OriginUnavailable, client: Waiting) -> web.Response:
     """The answer to a client."""
     if isinstance(error, OriginUnavailable):
         if error.retry_after is not None:
