@@ -121,14 +121,14 @@ class Api:
         """The answer to a question: from here or, always if `is_reload`, from the Hub; never if `is_kept_only`."""
         if route.kind not in ("tree", "paths-info") or route.revision is None or is_commit(route.revision):
             return await self._ask(route, client, body, content_type, is_reload=is_reload, is_kept_only=is_kept_only)
-        commit, is_stale = await self._commit(route, client, is_reload=is_reload)
+        commit, is_stale = await self._commit(route, client, is_reload=is_reload, is_kept_only=is_kept_only)
         at = route.at(commit)
         try:
             answer, outcome = await self._ask(
                 at, client, body, content_type, is_reload=is_reload, is_kept_only=is_kept_only
             )
         except HubError as error:
-            if error.code != "RevisionNotFound" or is_reload:
+            if error.code != "RevisionNotFound" or is_reload or is_kept_only:
                 raise
             commit, is_stale = await self._commit(route, client, is_reload=True)  # the branch was rewritten since
             answer, outcome = await self._ask(route.at(commit), client, body, content_type)
@@ -169,7 +169,9 @@ class Api:
             stale = self._stale(route, question, client)
         return stale
 
-    async def _commit(self, route: ApiRoute, client: Client, *, is_reload: bool) -> tuple[str, bool]:
+    async def _commit(
+        self, route: ApiRoute, client: Client, *, is_reload: bool, is_kept_only: bool = False
+    ) -> tuple[str, bool]:
         """What a named revision means now, for this question as for all others; and whether that is stale."""
         assert route.revision is not None
         ref = self._catalog.ref(str(route.repo), route.revision)
@@ -178,7 +180,7 @@ class Api:
         target = f"{route.repo.api_prefix}/revision/{quote(route.revision, safe='')}"
         try:
             info = ApiRoute(route.repo, "revision", route.revision, target, "")
-            answer, outcome = await self.ask(info, client, is_reload=is_reload)
+            answer, outcome = await self.ask(info, client, is_reload=is_reload, is_kept_only=is_kept_only)
         except OriginUnavailable:
             ref = self._catalog.ref(str(route.repo), route.revision)  # others may have told us meanwhile
             if ref is None:
