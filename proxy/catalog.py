@@ -243,20 +243,27 @@ class Catalog:
 
     def files_of(self, repo: str) -> Iterator[tuple[str, str, FileMetadata]]:
         """(commit, path, metadata) of every known file of a repository."""
-        start = _key("file", repo, "")
-        keys = {key for key in (*self._pending, *self._batch) if key.startswith(start)}
-        try:
-            rows = self._disk._sql("SELECT key FROM Cache WHERE key > ? AND key < ?", (start, start[:-1] + "\1"))
-            keys.update(key for (key,) in rows)
-        except (sqlite3.Error, diskcache.Timeout) as error:
-            self._complain("read", error)
-        for key in sorted(keys):
+        for key in self._keys(_key("file", repo, "")):
             _, _, _, commit, path = key.split("\0", 4)
-            file = self.file(repo, commit, path)
-            if file is not None and file.metadata is not None:
+            if (file := self.file(repo, commit, path)) is not None and file.metadata is not None:
                 yield commit, path, file.metadata
 
+    def namesakes(self, repo_type: str, name: str) -> list[str]:
+        """The known repositories of all owners that have this name."""
+        repos = (key.rpartition("\0")[2] for key in self._keys(_key("public", f"{repo_type}/")))
+        return [repo for repo in repos if repo.count("/") == 2 and repo.endswith(f"/{name}")]
+
     # --- inside
+
+    def _keys(self, start: str) -> list[str]:
+        """Those that begin so, in order."""
+        keys = {key for key in (*self._pending, *self._batch) if key.startswith(start)}
+        between = start, start[:-1] + chr(ord(start[-1]) + 1)
+        try:
+            keys.update(key for (key,) in self._disk._sql("SELECT key FROM Cache WHERE key > ? AND key < ?", between))
+        except (sqlite3.Error, diskcache.Timeout) as error:
+            self._complain("read", error)
+        return sorted(keys)
 
     def _get(self, key: str, kind: type[T]) -> T | None:
         if key in self._memory:

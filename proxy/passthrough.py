@@ -101,6 +101,8 @@ class Passthrough:
 
     def _forget(self, repos: list[Repo], effect: Effect) -> None:
         for repo in repos:
+            if effect != "none" and "/" not in repo.id:  # the writer's own, or one without an owner: only the Hub knows
+                self._forget([Repo.parse(each) for each in self._catalog.namesakes(repo.type, repo.id)], "doubtful")
             if effect == "done":
                 self._catalog.changed(str(repo))
                 self._reuse.drop(repo)

@@ -299,6 +299,21 @@ async def test_a_write_voids_what_was_known(node, echo, client, method, target, 
     assert (node.catalog.publicness(str(TINY)).changed_at > 0) is forgets
 
 
+@pytest.mark.parametrize("is_kept", [False, True], ids=["just told", "kept on disk"])
+async def test_a_write_to_a_name_without_an_owner_leaves_all_of_that_name_in_doubt(node, echo, client, is_kept):
+    names = ("models/acme/tiny", "models/alice/tiny", "models/alice/tiny2", "models/alice/not-tiny", "spaces/acme/tiny")
+    for name in names:
+        node.catalog.told(name, 500.0, is_open=True)
+        node.catalog.set_ref(name, "main", Ref("c" * 40, 5.0))
+    while is_kept and node.catalog._writing is not None:
+        await asyncio.wait([node.catalog._writing])
+    body = b'{"name": "tiny", "organization": null}'  # as huggingface_hub deletes what is the user's own
+    async with client.delete(f"{node.url}/api/repos/delete", data=body) as answer:
+        assert answer.status == 200
+    assert [name for name in names if node.catalog.doubted_at(name)] == ["models/acme/tiny", "models/alice/tiny"]
+    assert node.catalog.ref("models/alice/tiny", "main") == Ref("c" * 40, 0.0)
+
+
 SETTINGS, COMMIT = "/api/models/acme/tiny/settings", "/api/models/acme/tiny/commit/main"
 
 
