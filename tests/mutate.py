@@ -9,6 +9,7 @@ The same rows in words are in docs/conformance.md.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -54,7 +55,7 @@ MUTATIONS = [
     edit(1, FILES, '"X-Repo-Commit": commit,', ""),
     edit(1, FILES, 'headers["X-Linked-Etag"] = ', "_ = "),
     edit(1, FILES, 'headers["Content-Length"] = str(file.size)', "pass"),
-    edit(2, FILES, '"Accept-Ranges": "bytes",', '"Accept-Ranges": "bytes", "X-Xet-Hash": file.metadata.xet_hash,'),
+    edit(2, FILES, '"Accept-Ranges": "bytes",', '"Accept-Ranges": "bytes", "X-Xet-Hash": metadata.xet_hash,'),
     edit(3, API, "if b'\"xetHash\"' not in body or", "if body or"),
     edit(4, REWRITE, 'path.startswith(("/buckets/", "/api/buckets/"))', "not path"),
     edit(5, ONWARD, '{"host", "expect"}', '{"host", "expect", "authorization"}'),
@@ -205,7 +206,7 @@ MUTATIONS = [
         34,
         FILES,
         "return self._head(request, file, client, selection, headers)",
-        "(await self._open(file, file.digest, client, selection)).close()  # type: ignore[arg-type]\n"
+        "(await self._open(file, client, 0, file.size, until, is_whole=True)).close()\n"
         "            return self._head(request, file, client, selection, headers)",
     ),
     edit(
@@ -253,13 +254,25 @@ def survives(mutation: Mutation, copies: Copies) -> str:
     with copies.broken(mutation) as copy:
         # -B: two versions of a file that are written in the same second must not share their byte code.
         command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-m", "", "-p", "no:cacheprovider"]
-        command += mutation.selection
+        command += [*mutation.selection, f"--basetemp={copy / 'left'}"]
         try:
-            done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=_SECONDS, check=False)
+            done = subprocess.run(
+                command,
+                cwd=copy,
+                env=os.environ | {"PYTHONPATH": str(copy)},  # or what is there might be the code that is whole
+                capture_output=True,
+                text=True,
+                timeout=_SECONDS,
+                check=False,
+            )
         except subprocess.TimeoutExpired:
             return "its test has no end"
+        logs = [file.read_text(errors="replace") for file in (copy / "left").rglob("*.log")]
     if done.returncode == 1 and re.search(r"\b[1-9]\d* (failed|error)", done.stdout):
-        return "the node does not start" if "RuntimeError: the node" in done.stdout else ""
+        if "RuntimeError: the node" in done.stdout:
+            return "the node does not start"
+        # A node that answers everything with 500 fails every test, and says nothing of any.
+        return "the node fails" if any("Traceback" in log for log in logs) else ""
     return "its test passes" if done.returncode == 0 else f"its test does not run\n{done.stdout[-2000:]}{done.stderr}"
 
 

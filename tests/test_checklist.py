@@ -77,6 +77,7 @@ def test_row_01_head_is_200_with_final_metadata(
 def test_row_02_no_xet_headers_on_files(node: NodeProcess) -> None:
     for method in ("HEAD", "GET"):
         answer = ask(resolve(node, "model.safetensors"), method)
+        assert answer.status == 200
         assert answer["X-Xet-Hash"] is None
         assert answer["Link"] is None
 
