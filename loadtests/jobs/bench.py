@@ -75,13 +75,19 @@ def make_file(path: Path, size: int) -> None:
             left -= min(left, 1 << 20)
 
 
-def measure(load: Load, pid: int, value: str = "rate") -> Sample:
-    """Run a load against the server with this process id. Raises RuntimeError if anything but success came."""
-    before = cpu_seconds(pid)
+def run(load: Load) -> Report:
+    """What came of a load. Raises RuntimeError if anything but success did."""
     report = client.run(load)
-    used = cpu_seconds(pid) - before
     if report.errors:
         raise RuntimeError(f"{load.urls[0]}: {'; '.join(report.errors)}")
+    return report
+
+
+def measure(load: Load, pid: int, value: str = "rate") -> Sample:
+    """Run a load against the server with this process id. Raises as `run` does."""
+    before = cpu_seconds(pid)
+    report = run(load)
+    used = cpu_seconds(pid) - before
     return Sample(_value(report, value), used, report.cpu, report.first_byte, report.p50)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from loadtests.client import Load, run
-from loadtests.jobs.bench import Bench, measure
+from loadtests.client import Load
+from loadtests.jobs.bench import Bench, measure, run
 from loadtests.measure import Bar, Sample, Table, interleave
 from loadtests.rivals import nginx, squid
 
