@@ -23,10 +23,12 @@ from pathlib import Path
 
 import pytest
 
+from mesh.fill import RESERVE
 from mesh.partial import Partial
 from tests.http import ask
 from tests.hub.process import HubProcess
 from tests.hub.repos import Entry
+from tests.lateness import Lateness
 from tests.node import NodeProcess, until
 
 MIB = 1 << 20
@@ -284,37 +286,41 @@ def test_row_16_nothing_private_reaches_who_may_not_have_it(
 
 def test_row_17_a_head_is_answered_in_time_from_a_slow_origin(hub: HubProcess, node: NodeProcess) -> None:
     hub.turn(latency={"resolve": 3.0})
-    began = time.monotonic()
-    assert ask(resolve(node, "model.safetensors"), "HEAD").status == 200
-    assert time.monotonic() - began < 8
-    began = time.monotonic()
-    assert ask(resolve(node, "model.safetensors"), "HEAD").status == 200
-    assert time.monotonic() - began < 2
+    for asked in (1, 0):  # its answer is good for more than one
+        hub.reset()
+        assert ask(resolve(node, "model.safetensors"), "HEAD").status == 200
+        assert hub.stats()["by_kind"] == ({"resolve": 1} if asked else {})
 
 
 def test_row_17_a_head_is_answered_in_time_whatever_the_origin_does(hub: HubProcess, tmp_path: Path) -> None:
     hub.folder.commit(REPO, {"config.json": CONFIG})
     hub.turn(latency={"resolve": 6.0})  # and once more for where a small file's answer leads
-    with NodeProcess(tmp_path / "node", hub.url) as node:
+    with NodeProcess(tmp_path / "node", hub.url) as node, Lateness() as late:
         began = time.monotonic()
         assert ask(resolve(node, "config.json"), "HEAD", User_Agent=NEW).status == 504
-        assert time.monotonic() - began < 9.9, "clients have given up by then"
+        assert time.monotonic() - began < 9.9 + late.seconds, "clients have given up by then"
 
 
 def test_row_18_bytes_flow_steadily_from_a_slow_origin(hub: HubProcess, node: NodeProcess) -> None:
-    hub.turn(bandwidth=MIB)
-    connection = http.client.HTTPConnection(node.url.removeprefix("http://"), timeout=5)
-    began = time.monotonic()
+    """Within pieces, too, what has come is passed on before there is more, but for a little that bridges gaps."""
+    holds = (300_000, 2 * MIB + 700_000, 4 * MIB + 400_000)
+    hub.turn(hold_at=holds[0])
+    connection = http.client.HTTPConnection(node.url.removeprefix("http://"), timeout=20)
     connection.request("GET", f"/{REPO}/resolve/main/model.safetensors")
-    response = connection.getresponse()
-    gaps, got, last = [], b"", began
-    while part := response.read1(1 << 16):
-        gaps.append(time.monotonic() - last)
-        last, got = time.monotonic(), got + part
+    response, got = connection.getresponse(), b""
+    for hold in holds:
+        with Lateness() as late:
+            hub.turn(hold_at=hold)
+            began = time.monotonic()
+            while len(got) < hold - RESERVE:
+                part = response.read1(1 << 16)
+                assert part
+                got += part
+        assert time.monotonic() - began < 3.5 + late.seconds, "by then it is the reader who looks, every four seconds"
+    assert len(got) <= holds[-1]
+    hub.turn(hold_at=-1)
+    assert got + response.read() == BIG
     connection.close()
-    assert got == BIG
-    assert max(gaps) < 4
-    assert last - began > 3, "the origin was not slow"
 
 
 def test_row_19_ranges_as_clients_resume_with_them(node: NodeProcess) -> None:
