@@ -62,6 +62,10 @@ from proxy.xet_tokens import XetTokens
 log = logging.getLogger(__name__)
 
 _UPLOAD_THREADS = 8
+# Until a node that hears of no other is ready. Who is named may be busy; who is there answers a multicast question in a
+# quarter of a second (RFC 6762, sections 5.2 and 6), and most nodes that nobody answers are alone.
+_SEED_SECONDS = 3.0
+_MDNS_SECONDS = 0.6
 # That a thread waits for the interpreter until it asks for it: who holds it on a machine with more to do than it has
 # cores may not be running, and each of the others would wake every 5 ms only to wait on.
 _SWITCH_SECONDS = 0.02
@@ -317,10 +321,17 @@ async def _tidy(store: Store, blobs: Blobs) -> None:
     await blobs.settle_doubts()
 
 
+def _settle_seconds(settings: Settings) -> float:
+    if not (settings.seeds or settings.mdns):
+        return 0.0
+    if settings.discovery_timeout is not None:
+        return settings.discovery_timeout
+    return _SEED_SECONDS if settings.seeds else _MDNS_SECONDS
+
+
 def _start_discovery(ground: Ground, mesh: Mesh) -> None:
     settings, tasks = ground.settings, ground.tasks
-    has_others = bool(settings.seeds) or settings.mdns
-    mesh.start(settle=settings.discovery_timeout if has_others else 0.0)
+    mesh.start(settle=_settle_seconds(settings))
     Seeds([Address(seed.host, seed.port) for seed in settings.seeds], mesh.gossip, tasks).start()
     if settings.mdns:
         from mesh.discovery.mdns import Mdns  # zeroconf is 8 MB that others need not hold

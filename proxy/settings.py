@@ -205,8 +205,13 @@ class Settings:
         _age,
         "TIME",
     )
-    discovery_timeout: float = _setting(
-        "3s", "Call the node ready when no peer has answered for this long.", _time_limit, "TIME"
+    # None: see proxy/node.py.
+    discovery_timeout: float | None = _setting(
+        None,
+        "Call the node ready when no peer has answered for this long. "
+        "Default: 3s where seeds are named, 0.6s with mDNS alone.",
+        _time_limit,
+        "TIME",
     )
     # Container engines kill 10 s after they asked politely.
     drain_timeout: float = _setting(
