@@ -8,13 +8,15 @@ import os
 import random
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.clients.environments import environment
 from tests.hub.process import HubProcess
-from tests.node import NodeProcess
+from tests.hub.repos import Entry
+from tests.node import NodeProcess, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -23,12 +25,16 @@ REPO = "acme/tiny"
 BIG = random.Random(5).randbytes(60 * MIB + 11)  # hf_transfer is used above 50 MiB
 
 CLIENTS = {
+    "0.23": ["huggingface_hub==0.23.4"],
     "0.36": ["huggingface_hub==0.36.0"],
     "0.36+xet": ["huggingface_hub==0.36.0", "hf_xet==1.8.0"],
     "0.36+hf_transfer": ["huggingface_hub==0.36.0", "hf_transfer==0.1.9"],
     "1.0.0": ["huggingface_hub==1.0.0"],
+    "1.33.0": ["huggingface_hub==1.33.0"],  # the first that takes a file whose size is not told
     "newest+xet": ["huggingface_hub==2.4.0", "hf_xet==1.8.0"],
 }
+# What follows the node's address in HF_ENDPOINT: 0.23 does not take a slash off.
+ENDS = {"0.23": "/", "1.33.0": "/hf"}
 _DOWNLOAD = f"""
 import hashlib, json, os, pathlib
 import huggingface_hub as hub
@@ -87,6 +93,7 @@ def test_a_snapshot_arrives_right_and_costs_the_hub_one_copy(
     commit = hub.folder.commit(REPO, files)
     python = environment(*CLIENTS[client]) / "python"
     variables = {"HF_HUB_ENABLE_HF_TRANSFER": "1"} if "transfer" in client else {}
+    variables["HF_ENDPOINT"] = node.url + ENDS.get(client, "")
     for attempt in ("cold", "warm"):
         said = json.loads(run(python, _DOWNLOAD, node, tmp_path / attempt, **variables))
         assert said["sums"] == {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
@@ -96,6 +103,31 @@ def test_a_snapshot_arrives_right_and_costs_the_hub_one_copy(
     stats = hub.stats()
     assert stats["total_bytes"] == sum(map(len, files.values()))
     assert not any("xet-read-token" in request for request in stats["requests"])
+
+
+@pytest.mark.parametrize("client", ["0.23", "0.36", "1.0.0", "1.33.0", "newest+xet"])
+def test_renamed_repositories_and_sizes_that_are_too_large_suit_each_version(
+    hub: HubProcess, node: NodeProcess, tmp_path: Path, client: str
+) -> None:
+    commit = hub.folder.commit(REPO, {"config.json": b"{}", "small.bin": BIG[:MIB]})
+    hub.folder.create("acme/old", moved_to=REPO)
+    hub.folder.commit("acme/huge", {"config.json": b"{}"})
+    huge = hub.folder.load("models", "acme/huge")
+    huge.commits[huge.refs["heads/main"]].files["huge.bin"] = Entry("0" * 40, 60 * 10**9, "1" * 64, "", "none")
+    huge.save(hub.folder.folder("models", "acme/huge"))
+    hub.turn(absolute=True)
+    code = """
+import json, os
+import huggingface_hub as hub
+folder = hub.snapshot_download("acme/old")
+size = hub.get_hf_file_metadata(hub.hf_hub_url("acme/huge", "huge.bin")).size
+print(json.dumps([os.path.basename(folder), sorted(os.listdir(folder)), size]))
+"""
+    python = environment(*CLIENTS[client]) / "python"
+    said = json.loads(run(python, code, node, tmp_path / "home", HF_ENDPOINT=node.url + ENDS.get(client, "")))
+    size = None if client in ("1.33.0", "newest+xet") else 60 * 10**9
+    assert said == [commit, ["config.json", "small.bin"], size]
+    assert hub.stats()["total_bytes"] == MIB + 2, "it went past the node"
 
 
 @pytest.mark.parametrize("client", ["0.36+xet", "newest+xet"])
@@ -136,6 +168,42 @@ print(hashlib.sha256(output.numpy().tobytes()).hexdigest())
     assert run(binaries / "python", f"NAME = 'acme/minilm'\n{code}", node, tmp_path / "dark") == direct
     with NodeProcess(tmp_path / "other", hub.url, "--seed", node.mesh) as other:  # which never saw it
         assert run(binaries / "python", f"NAME = 'acme/minilm'\n{code}", other, tmp_path / "elsewhere") == direct
+
+
+def test_transformers_loads_shards_of_one_commit_while_the_branch_moves(
+    hub: HubProcess, node: NodeProcess, tmp_path: Path
+) -> None:
+    """4.57 asks for the index by the branch's name, then which commit that is, and for the shards by that."""
+    python = environment("transformers==4.57.6", "huggingface_hub==0.36.0", "torch==2.13.0") / "python"
+    make = """
+import torch
+from transformers import BertConfig, BertModel
+config = BertConfig(hidden_size=32, num_hidden_layers=10, num_attention_heads=2, vocab_size=200)
+for seed, name in enumerate(("before", "after")):
+    torch.manual_seed(seed)
+    BertModel(config).save_pretrained(f"{FOLDER}/{name}", max_shard_size="50KB")
+print("made")
+"""
+    run(python, f"FOLDER = {str(tmp_path)!r}\n{make}", node, tmp_path / "make")
+    load = """
+import hashlib
+from transformers import AutoModel
+weights = AutoModel.from_pretrained(NAME).state_dict()
+print(hashlib.sha256(b"".join(weights[name].numpy().tobytes() for name in sorted(weights))).hexdigest())
+"""
+    before, after = contents(tmp_path / "before"), contents(tmp_path / "after")
+    assert before.keys() == after.keys()
+    direct = run(python, f"NAME = {str(tmp_path / 'before')!r}\n{load}", node, tmp_path / "direct")
+    hub.folder.commit("acme/shards", before)
+    hub.turn(bandwidth=2_000_000)
+    with ThreadPoolExecutor(1) as pool:
+        loaded = pool.submit(run, python, f"NAME = 'acme/shards'\n{load}", node, tmp_path / "moving")
+        until(lambda: loaded.done() or "cdn" in hub.stats()["by_kind"], "it does not ask for shards")
+        asked = sum("-of-" in request for request in hub.stats()["requests"])
+        hub.folder.commit("acme/shards", after)
+        assert loaded.result() == direct
+    assert 0 < asked < sum("-of-" in request for request in hub.stats()["requests"]), "it moved too late to matter"
+    assert any("/revision/main" in request for request in hub.stats()["requests"])
 
 
 def test_sentence_transformers_computes_the_same_sentence_bit_for_bit(
