@@ -27,6 +27,7 @@ from proxy.hub.urls import ApiRoute, is_commit
 from proxy.hub.xet import XetUse
 from proxy.listings import Listings
 from proxy.origin import Answer, Origin
+from proxy.visible import visible_base
 
 log = logging.getLogger(__name__)
 
@@ -119,14 +120,12 @@ class Api:
         is_kept_only: bool = False,
     ) -> tuple[ApiAnswer, Outcome]:
         """The answer to a question: from here or, always if `is_reload`, from the Hub; never if `is_kept_only`."""
+        how = {"is_reload": is_reload, "is_kept_only": is_kept_only}
         if route.kind not in ("tree", "paths-info") or route.revision is None or is_commit(route.revision):
-            return await self._ask(route, client, body, content_type, is_reload=is_reload, is_kept_only=is_kept_only)
-        commit, is_stale = await self._commit(route, client, is_reload=is_reload, is_kept_only=is_kept_only)
-        at = route.at(commit)
+            return await self._ask(route, client, body, content_type, **how)
+        commit, is_stale = await self._commit(route, client, **how)
         try:
-            answer, outcome = await self._ask(
-                at, client, body, content_type, is_reload=is_reload, is_kept_only=is_kept_only
-            )
+            answer, outcome = await self._ask(route.at(commit), client, body, content_type, **how)
         except HubError as error:
             if error.code != "RevisionNotFound" or is_reload or is_kept_only:
                 raise
@@ -153,7 +152,7 @@ class Api:
         if self._origin.is_failing and (stale := await self._told(route, question, client)) is not None:
             return stale, "stale"
         try:
-            return await self._fetch(route, question, client, body, content_type, is_reload=is_reload), "miss"
+            return await self._asked(route, question, client, body, content_type, is_reload=is_reload), "miss"
         except OriginUnavailable:
             if (stale := await self._told(route, question, client)) is not None:
                 return stale, "stale"
@@ -218,9 +217,8 @@ class Api:
         """What this client may see of what is kept, and whether it was kept for its token alone."""
         repo, now = str(route.repo), time.time()
         hidden_at = self._catalog.publicness(repo).hidden_at
-        questions = [question]
-        if commit and route.kind in ("info", "revision"):
-            questions.append(question_at(route, commit))
+        is_info = bool(commit) and route.kind in ("info", "revision")
+        questions = [question, question_at(route, commit)] if is_info else [question]
         for kept in questions:
             answer = self._catalog.answer(repo, EVERYBODY, kept)
             if answer is not None and answer.said_at > hidden_at:
@@ -243,6 +241,21 @@ class Api:
         return ref.commit if ref is not None else ""
 
     # --- asking the Hub
+
+    async def _asked(
+        self, route: ApiRoute, question: str, client: Client, body: bytes, content_type: str, *, is_reload: bool
+    ) -> ApiAnswer:
+        """A name stands for what files come from, as long as that is fresh: clients load some before they ask."""
+        ref = self._catalog.ref(str(route.repo), route.revision or "main")
+        is_named = route.kind in ("info", "revision") and not is_commit(route.revision or "")
+        if is_named and not is_reload and ref is not None and self._freshness.is_fresh(ref.said_at, time.time()):
+            at = route.at(ref.commit)
+            try:
+                return await self._fetch(at, key_of(at, b"", ""), client, b"", "", is_reload=False)
+            except HubError as error:
+                if error.code != "RevisionNotFound":  # rewritten since
+                    raise
+        return await self._fetch(route, question, client, body, content_type, is_reload=is_reload)
 
     async def _fetch(
         self, route: ApiRoute, question: str, client: Client, body: bytes, content_type: str, *, is_reload: bool
@@ -385,10 +398,3 @@ def _as_stored(answer: ApiAnswer) -> Stored:
     """The same in the terms of HTTP."""
     headers = tuple(answer.headers.items())
     return Stored(answer.status, "", headers, answer.body, answer.said_at, answer.said_at)
-
-
-def visible_base(request: web.BaseRequest) -> str:
-    """Scheme and host under which the client sees this node, through whatever stands between."""
-    scheme = request.headers.get("X-Forwarded-Proto", request.scheme).partition(",")[0].strip()
-    host = request.headers.get("X-Forwarded-Host", request.host).partition(",")[0].strip()
-    return f"{scheme}://{host}{request.headers.get('X-Forwarded-Prefix', '').rstrip('/')}"

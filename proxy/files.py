@@ -20,7 +20,6 @@ from mesh.outflow import Outflow
 from mesh.transfer import Location
 from mesh.whole import WholeResponse
 from proxy import resumed
-from proxy.api import visible_base
 from proxy.catalog import Catalog
 from proxy.hub import errors
 from proxy.hub.errors import HubError, OriginUnavailable
@@ -30,6 +29,7 @@ from proxy.hub.xet import PLAIN_HTTP_LIMIT, XetUse, is_hash, is_spoken
 from proxy.locations import as_source
 from proxy.ranges import Selection, select
 from proxy.resolve import Client, ResolvedFile, Resolver
+from proxy.visible import visible_base
 
 # Clients give up after 10 s without a byte: we say so before they do. Counted from their request on: what it takes to
 # find out which file they mean is part of it.

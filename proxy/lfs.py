@@ -17,7 +17,6 @@ from mesh.blobs import Blobs
 from mesh.outflow import Outflow
 from mesh.transfer import Location
 from proxy import bodies, resumed
-from proxy.api import visible_base
 from proxy.catalog import Catalog, File
 from proxy.files import Wanted, first_byte_by, is_refused, open_blob
 from proxy.hub import errors, lfs
@@ -31,6 +30,7 @@ from proxy.locations import as_source, renew_at
 from proxy.origin import Origin, Question
 from proxy.passthrough import Passthrough
 from proxy.ranges import select
+from proxy.visible import visible_base
 
 _MAX_QUESTION = 4 << 20
 _MAX_KEPT = 5000

@@ -16,12 +16,12 @@ from multidict import CIMultiDict
 
 from mesh.outflow import FIRST_BYTE_AT
 from proxy import caching
-from proxy.api import visible_base
 from proxy.caching import Fields
 from proxy.hub import rewrite
 from proxy.hub.errors import needs_code
 from proxy.hub.urls import Route
 from proxy.origin import Origin
+from proxy.visible import visible_base
 
 log = logging.getLogger(__name__)
 

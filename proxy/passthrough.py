@@ -17,7 +17,6 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from proxy import caching
-from proxy.api import visible_base
 from proxy.catalog import Catalog
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.urls import Repo, Route
@@ -25,6 +24,7 @@ from proxy.onward import ADDRESSES, Onward
 from proxy.origin import Origin
 from proxy.presence import while_waiting
 from proxy.reuse import Reuse, mind_gate
+from proxy.visible import visible_base
 
 _READS = ("GET", "HEAD", "OPTIONS")
 # What is sent with POST and changes nothing in a repository: git's and LFS's questions, and previews.

@@ -23,7 +23,6 @@ from mesh.outflow import FIRST_BYTE_AT
 from mesh.stats import Stats
 from mesh.whole import WholeResponse
 from proxy import resumed
-from proxy.api import visible_base
 from proxy.catalog import Catalog
 from proxy.files import Files, first_byte_by
 from proxy.hub.client import agent_of
@@ -42,6 +41,7 @@ from proxy.hub.xet import (
 from proxy.passes import Passes
 from proxy.ranges import Selection, select
 from proxy.resolve import Client, ResolvedFile, Resolver
+from proxy.visible import visible_base
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 import msgspec
 from aiohttp import web
 
-from proxy.api import Api, visible_base
+from proxy.api import Api
 from proxy.catalog import Catalog, XetName
 from proxy.hub import rewrite
 from proxy.hub.access import is_card
@@ -21,6 +21,7 @@ from proxy.hub.urls import ApiRoute, FileRoute, OtherRoute, Repo, is_commit, par
 from proxy.hub.xet import XetUse, token_route
 from proxy.passes import Passes
 from proxy.resolve import Resolver
+from proxy.visible import visible_base
 
 log = logging.getLogger(__name__)
 

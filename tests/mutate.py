@@ -64,7 +64,7 @@ MUTATIONS = [
     edit(6, FILES, "file.size > PLAIN_HTTP_LIMIT and client.accepts_unknown_size", "file.size > PLAIN_HTTP_LIMIT"),
     edit(6, FILES, "if not is_spoken(self._xet, file.size) or", "if True or"),
     edit(7, API, 'headers["Link"] = rewritten', 'headers["Link"] = link'),
-    edit(7, API, 'request.headers.get("X-Forwarded-Host", request.host)', "request.host"),
+    edit(7, "proxy/visible.py", 'request.headers.get("X-Forwarded-Host", request.host)', "request.host"),
     edit(8, REWRITE, "return value if relative is None else prefix + relative", "return value"),
     edit(8, RESOLVE, "target = self._origin.follow(target, where)", "raise OriginUnavailable(where)"),
     edit(9, "proxy/app.py", "else parse(target)", "else parse(request.path_qs.replace('%2F', '/'))"),

@@ -194,13 +194,15 @@ def test_row_11_a_branch_means_one_commit_everywhere_at_a_time(hub: HubProcess, 
     assert json.loads(ask(f"{node.url}/api/models/{REPO}/revision/main").body)["sha"] == before
     after = hub.folder.commit(REPO, {"config.json": b"{}", "new.txt": b"new"})
     assert ask(resolve(node, "config.json"), "HEAD")["X-Repo-Commit"] == before
-    assert json.loads(ask(f"{node.url}/api/models/{REPO}").body)["sha"] in (before, after)
-    main = json.loads(ask(f"{node.url}/api/models/{REPO}/revision/main").body)["sha"]
+    # Questions that were never asked, too: who loads a file before and another after them has both of one commit.
+    for tail in ("", "/revision/main", "?blobs=true", "?securityStatus=true"):
+        assert json.loads(ask(f"{node.url}/api/models/{REPO}{tail}").body)["sha"] == before
     paths = {entry["path"] for entry in json.loads(ask(f"{node.url}/api/models/{REPO}/tree/main").body)}
-    assert ("new.txt" in paths) == (main == after)
-    assert ask(resolve(node, "config.json"), "HEAD")["X-Repo-Commit"] == main
-    # A question that was never asked brings the new commit: all that was kept has to follow.
-    assert json.loads(ask(f"{node.url}/api/models/{REPO}?blobs=true").body)["sha"] == after
+    assert "new.txt" not in paths
+    assert ask(resolve(node, "config.json"), "HEAD")["X-Repo-Commit"] == before
+    # Who wants it as it is now gets the new commit: all that was kept has to follow.
+    newest = ask(f"{node.url}/api/models/{REPO}?blobs=true", Cache_Control="no-cache")
+    assert json.loads(newest.body)["sha"] == after
     for tail in ("", "/revision/main"):
         assert json.loads(ask(f"{node.url}/api/models/{REPO}{tail}").body)["sha"] == after
     paths = {entry["path"] for entry in json.loads(ask(f"{node.url}/api/models/{REPO}/tree/main").body)}

@@ -95,7 +95,11 @@ class ApiRoute:
         return method == "POST" if self.kind == "paths-info" else method in ("GET", "HEAD")
 
     def at(self, commit: str) -> ApiRoute:
-        """The same question about a commit."""
+        """The same question about a commit; of a repository itself, about its revision."""
+        if self.kind == "info":
+            revision = f"{self.repo.api_prefix}/revision/{commit}"
+            target = f"{revision}?{self.query}" if self.query else revision
+            return ApiRoute(self.repo, "revision", commit, target, self.query, self.prefix)
         assert self.revision is not None
         head = f"{self.repo.api_prefix}/{self.kind}/"
         _, _, rest = _split_revision(self.target.partition("?")[0][len(head) :])
