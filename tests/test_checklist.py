@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -497,6 +498,13 @@ def test_row_26_signed_addresses_are_renewed(hub: HubProcess, node: NodeProcess)
     hub.turn(fail={"cdn": [403, 403]})
     answer = ask(resolve(node, "model.safetensors"))
     assert answer.body == BIG
+    # And in the midst of a body, when the line has broken, of one that should be good and is not any more.
+    sha = hub.folder.commit(REPO, {"other.bin": BIG[::-1]})
+    hub.turn(url_life=3600, cut_after=2 * MIB, cut_times=1)
+    with urllib.request.urlopen(resolve(node, "other.bin", sha), timeout=20) as response:
+        got = response.read(MIB)
+        hub.turn(key_number=1)
+        assert got + response.read() == BIG[::-1]
 
 
 def test_row_27_secrets_go_nowhere_else(hub: HubProcess, node: NodeProcess) -> None:

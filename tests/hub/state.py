@@ -42,6 +42,7 @@ class Knobs:
     retry_after: int = 1  # what a 429 asks for
     ignore_range: bool = False
     url_life: float = 3600.0
+    key_number: int = 0  # of the key that addresses are signed with: what earlier ones signed is refused
     page_size: int = 1000
     as_https: bool = False  # what clients infer from a 401 over https only is said
     cache_control: str = ""  # of the API's answers
@@ -129,7 +130,9 @@ class State:
         return hmac.compare_digest(expected, signature) and expires.isdigit() and int(expires) > time.time()
 
     def _signature(self, target: str, expires: str) -> str:
-        return hmac.new(self._secret, f"{unquote(target)}\n{expires}".encode(), hashlib.sha256).hexdigest()
+        return hmac.new(
+            self._secret, f"{unquote(target)}\n{expires}\n{self.knobs.key_number}".encode(), hashlib.sha256
+        ).hexdigest()
 
     # --- knobs and counts
 
