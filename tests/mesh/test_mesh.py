@@ -148,6 +148,8 @@ async def test_a_host_that_reads_as_slowly_as_it_can_leaves_others_their_turn(
     assert [answer.status for answer in begun] == [206] * 32 + [503]
     async with other.get(url, headers=whole) as answer:
         assert await answer.read() == origin.content
+    for answer in begun:
+        answer.close()
 
 
 @pytest.mark.parametrize("is_missed", [False, True])
