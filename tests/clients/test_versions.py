@@ -203,7 +203,7 @@ print(hashlib.sha256(b"".join(weights[name].numpy().tobytes() for name in sorted
         hub.folder.commit("acme/shards", after)
         assert loaded.result() == direct
     assert 0 < asked < sum("-of-" in request for request in hub.stats()["requests"]), "it moved too late to matter"
-    assert any("/revision/main" in request for request in hub.stats()["requests"])
+    assert any("/revision/" in request for request in hub.stats()["requests"])
 
 
 def test_sentence_transformers_computes_the_same_sentence_bit_for_bit(
