@@ -8,7 +8,9 @@ from collections.abc import Awaitable
 import pytest
 from aiohttp import web
 
+from proxy.hub.client import Client
 from proxy.hub.errors import HubError, OriginUnavailable
+from proxy.hub.urls import parse
 from tests.hub.process import HubProcess
 from tests.proxy.parts import TINY, Parts, parts
 
@@ -116,7 +118,8 @@ async def test_info_tree_and_files_speak_of_one_commit(hub, tmp_path):
         new = hub.folder.commit(TINY.id, {"new.json": b"{}"})
         assert (await node.file("config.json")).commit == old
         assert await sha(node) == old
-        await node.ask(f"{INFO}?blobs=true")  # not known yet: asked now, and all else follows
+        assert await sha(node, f"{INFO}?blobs=true") == old  # not known yet, and asked for that commit
+        await node.api.ask(parse(f"{INFO}?blobs=true"), Client(), is_reload=True)  # and all else follows
         assert (await node.file("config.json")).commit == new
         assert await sha(node) == await sha(node, f"{INFO}/revision/main") == new
         assert "new.json" in (await node.ask(TREE))[1].decode()
