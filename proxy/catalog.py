@@ -215,7 +215,8 @@ class Catalog:
         return self._get(_key("sources", str(digest)), dict[str, int]) or {}
 
     def set_sources(self, digest: Digest, sources: dict[str, int]) -> None:
-        self._set(_key("sources", str(digest)), sources)
+        """Seldom asked for, and one for each blob: it is not to take the memory of what is."""
+        self._set(_key("sources", str(digest)), sources, in_memory=False)
 
     def disproof(self, digest: Digest) -> Disproof:
         """Kept over restarts, as clients keep what they were sent."""
@@ -281,9 +282,10 @@ class Catalog:
         self._remember(key, value, len(raw or b""))
         return value
 
-    def _set(self, key: str, value: object) -> None:
+    def _set(self, key: str, value: object, *, in_memory: bool = True) -> None:
         raw = msgspec.msgpack.encode(value)
-        self._remember(key, value, len(raw))
+        if in_memory or key in self._memory:
+            self._remember(key, value, len(raw))
         self._pending[key] = raw
         if self._writing is None:
             self._flush()

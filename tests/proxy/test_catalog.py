@@ -283,3 +283,18 @@ async def test_memory_is_bounded_in_bytes(tmp_path, monkeypatch):
         assert answer is not None
         assert answer.said_at == 10.0 + number
     await catalog.close()
+
+
+async def test_who_sent_what_is_kept_on_disk_and_what_was_read_is_not_out_of_date(tmp_path):
+    digest = Digest("sha256", "a" * 64)
+    catalog = Catalog(tmp_path / "catalog")
+    before = catalog._memory_size
+    catalog.set_sources(digest, {"origin": 5})
+    assert catalog._memory_size == before
+    assert catalog.sources(digest) == {"origin": 5}
+    catalog.set_sources(digest, {"node-b": 5})
+    assert catalog.sources(digest) == {"node-b": 5}
+    await catalog.close()
+    catalog = Catalog(tmp_path / "catalog")
+    assert catalog.sources(digest) == {"node-b": 5}
+    await catalog.close()
