@@ -78,3 +78,16 @@ async def test_what_nodes_that_come_and_go_leave_behind_is_bounded(monkeypatch: 
         ledger.expire(time.monotonic() + 2 * policy.NODE_SECONDS)
         assert ledger.slots == 0, "nobody's place"
     mine.report(digest(0), TIB, announced("one more"))
+
+
+async def test_the_clock_of_hundreds_of_files_that_hundreds_of_nodes_hold_gives_way() -> None:
+    mine = Tracker(holders=lambda _: [f"n{number}" for number in range(200)])
+    for number in range(200):
+        mine.report(digest(number), 4 * MIB, announced("me", 4 * MIB), is_ours=True)
+    turns = 0
+    async with asyncio.TaskGroup() as group:
+        ticking = group.create_task(mine.tick())
+        while not ticking.done():
+            turns += 1
+            await asyncio.sleep(0)
+    assert turns > 3
