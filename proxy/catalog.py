@@ -212,11 +212,11 @@ class Catalog:
 
     def sources(self, digest: Digest) -> dict[str, int]:
         """Who sent how many bytes of a blob, as it came in; empty when that is not known (any more)."""
-        return self._get(_key("sources", str(digest)), dict[str, int]) or {}
+        return self._read(_key("sources", str(digest)), dict[str, int])[0] or {}
 
     def set_sources(self, digest: Digest, sources: dict[str, int]) -> None:
         """Seldom asked for, and one for each blob: it is not to take the memory of what is."""
-        self._set(_key("sources", str(digest)), sources, in_memory=False)
+        self._write_soon(_key("sources", str(digest)), msgspec.msgpack.encode(sources))
 
     def disproof(self, digest: Digest) -> Disproof:
         """Kept over restarts, as clients keep what they were sent."""
@@ -269,8 +269,15 @@ class Catalog:
     def _get(self, key: str, kind: type[T]) -> T | None:
         if key in self._memory:
             self._memory.move_to_end(key)
-            value: T | None = self._memory[key][0]
-            return value
+            known: T | None = self._memory[key][0]
+            return known
+        value, size = self._read(key, kind)
+        if size is not None:
+            self._remember(key, value, size)
+        return value
+
+    def _read(self, key: str, kind: type[T]) -> tuple[T | None, int | None]:
+        """What was written, memory apart, and its bytes on disk; None for those when it cannot be told."""
         raw = self._pending.get(key, self._batch.get(key))
         try:
             if raw is None and not self._is_broken:
@@ -278,14 +285,15 @@ class Catalog:
             value = None if raw is None else msgspec.msgpack.decode(raw, type=kind)
         except Exception as error:  # diskcache makes anything of a row with a wrong bit
             self._complain("read", error, is_all=isinstance(error, sqlite3.Error) and is_damage(error))
-            return None
-        self._remember(key, value, len(raw or b""))
-        return value
+            return None, None
+        return value, len(raw or b"")
 
-    def _set(self, key: str, value: object, *, in_memory: bool = True) -> None:
+    def _set(self, key: str, value: object) -> None:
         raw = msgspec.msgpack.encode(value)
-        if in_memory or key in self._memory:
-            self._remember(key, value, len(raw))
+        self._remember(key, value, len(raw))
+        self._write_soon(key, raw)
+
+    def _write_soon(self, key: str, raw: bytes) -> None:
         self._pending[key] = raw
         if self._writing is None:
             self._flush()
