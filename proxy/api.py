@@ -13,7 +13,7 @@ from aiohttp import web
 
 from mesh.whole import WholeResponse
 from proxy import caching
-from proxy.caching import Stored
+from proxy.answers import as_stored, may_keep
 from proxy.catalog import ApiAnswer, Catalog, Ref, XetName
 from proxy.hearsay import Hearsay, Lookup
 from proxy.hub import metadata, rewrite
@@ -88,14 +88,14 @@ class Api:
             "miss": "hubmesh; fwd=uri-miss; stored",
             "stale": "hubmesh; fwd=stale; detail=origin-unavailable",
         }[outcome]
-        if outcome == "miss" and not _may_keep(answer, client.token):
+        if outcome == "miss" and not may_keep(answer, client.token):
             headers["Cache-Status"] = "hubmesh; fwd=uri-miss"
         if outcome != "miss":
             headers["Age"] = str(int(max(0.0, time.time() - answer.said_at)))
         if "ETag" in headers:  # weak: what it names was perhaps changed here
             headers["ETag"] = "W/" + headers["ETag"].removeprefix("W/")
             wanted = fields.get("If-None-Match")
-            if wanted is not None and caching.is_not_modified(_as_stored(answer), {"If-None-Match": wanted}):
+            if wanted is not None and caching.is_not_modified(as_stored(answer), {"If-None-Match": wanted}):
                 headers.pop("Content-Type", None)
                 return WholeResponse(304, headers)
         return WholeResponse(answer.status, headers, self.shown(answer.body))
@@ -174,8 +174,8 @@ class Api:
         """What a named revision means now, for this question as for all others; and whether that is stale."""
         assert route.revision is not None
         ref = self._catalog.ref(str(route.repo), route.revision)
-        if ref is not None and not is_reload and self._freshness.is_fresh(ref.said_at, time.time()):
-            return ref.commit, False
+        if not is_reload and (commit := self._fresh_commit(route)):
+            return commit, False
         target = f"{route.repo.api_prefix}/revision/{quote(route.revision, safe='')}"
         try:
             info = ApiRoute(route.repo, "revision", route.revision, target, "")
@@ -202,7 +202,7 @@ class Api:
             if immutable:  # but it may have been made private; what is kept for one token was looked at already
                 is_fresh = is_own or self._origin.is_offline or 0 <= now - answer.said_at < OPEN_SECONDS
             is_fresh = is_fresh and answer.said_at > doubted_at
-            if is_fresh and not caching.has_ended(_as_stored(answer), now) and _is_coherent(answer, commit):
+            if is_fresh and not caching.has_ended(as_stored(answer), now) and _is_coherent(answer, commit):
                 return answer
         return None
 
@@ -210,7 +210,7 @@ class Api:
         """The best of what was said before: if possible, of the commit that files come from."""
         commit = self._commit_of(route)
         kept = (answer for answer, _ in self._kept(route, question, client, commit))
-        answers = [answer for answer in kept if not caching.must_be_fresh(_as_stored(answer))]
+        answers = [answer for answer in kept if not caching.must_be_fresh(as_stored(answer))]
         return next((answer for answer in answers if _is_coherent(answer, commit)), answers[0] if answers else None)
 
     def _kept(self, route: ApiRoute, question: str, client: Client, commit: str) -> Iterator[tuple[ApiAnswer, bool]]:
@@ -233,6 +233,11 @@ class Api:
             ):
                 yield answer, True
 
+    def _fresh_commit(self, route: ApiRoute) -> str:
+        """What a named revision was said to be so lately that nobody has to be asked; empty when it was not."""
+        ref = self._catalog.ref(str(route.repo), route.revision or "main")
+        return ref.commit if ref is not None and self._freshness.is_fresh(ref.said_at, time.time()) else ""
+
     def _commit_of(self, route: ApiRoute) -> str:
         """The commit that a question is about, as far as we know; empty if we do not."""
         if route.revision is not None and is_commit(route.revision):
@@ -246,10 +251,9 @@ class Api:
         self, route: ApiRoute, question: str, client: Client, body: bytes, content_type: str, *, is_reload: bool
     ) -> ApiAnswer:
         """A name stands for what files come from, as long as that is fresh: clients load some before they ask."""
-        ref = self._catalog.ref(str(route.repo), route.revision or "main")
         is_named = route.kind in ("info", "revision") and not is_commit(route.revision or "")
-        if is_named and not is_reload and ref is not None and self._freshness.is_fresh(ref.said_at, time.time()):
-            at = route.at(ref.commit)
+        if is_named and not is_reload and (commit := self._fresh_commit(route)):
+            at = route.at(commit)
             try:
                 return await self._fetch(at, key_of(at, b"", ""), client, b"", "", is_reload=False)
             except HubError as error:
@@ -352,7 +356,7 @@ class Api:
         kept = ApiAnswer(answer.status, headers, body, said_at, commit)
         if route.kind == "info" and not (isinstance(document, dict) and "id" in document):
             return kept  # not about one repository, whatever its path looks like
-        if not _may_keep(kept, token):
+        if not may_keep(kept, token):
             return kept
         self._learn(route, commit, document, token, said_at)
         return self._remember(route, question, kept, token)
@@ -383,18 +387,6 @@ class Api:
         return kept
 
 
-def _may_keep(answer: ApiAnswer, token: str | None) -> bool:
-    """Whether the origin lets us: what it calls private may be kept for one token."""
-    said = caching.directives(answer.headers.items())
-    return "no-store" not in said and ("private" not in said or token is not None)
-
-
 def _is_coherent(answer: ApiAnswer, commit: str) -> bool:
     """Whether the commit it speaks of is the one that files come from now, as far as both are known."""
     return not commit or not answer.commit or commit == answer.commit
-
-
-def _as_stored(answer: ApiAnswer) -> Stored:
-    """The same in the terms of HTTP."""
-    headers = tuple(answer.headers.items())
-    return Stored(answer.status, "", headers, answer.body, answer.said_at, answer.said_at)
