@@ -147,10 +147,10 @@ class Ledger:
         """A node is known to hold all of it, and to be alive, without a report. `is_news`: it has just said so."""
         node = self._books.enter(name, now)
         node.heard_at = now
-        if node.have == self._books.all and not is_news:
-            return  # as is said of each holder of each blob, again and again
         if is_news:
             node.announced(now)
+        elif node.have == self._books.all:
+            return  # as is said of each holder of each blob, again and again
         self._books.end_all(node)
         self._books.add(node, self._books.all)
         self._books.note(node)

@@ -30,7 +30,7 @@ MAX_VERSION = 32
 # bring back a node that left. Others are told of them for a shorter time, or they would keep each other's memory fresh.
 KEPT_SECONDS = 3600.0
 TOLD_SECONDS = 600.0
-_NODE_ID = re.compile(r"[0-9A-Za-z_-]{1,128}")
+NODE_ID = re.compile(r"[0-9A-Za-z_-]{1,128}")
 LOOPBACK = "127.0.0.1"
 _MAX_CALM = 60.0
 
@@ -72,7 +72,7 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, order=True):
 
     def check(self) -> None:
         """Raise ValueError if it could not have been said by a sane node."""
-        if not _NODE_ID.fullmatch(self.node_id) or self.node_id == ORIGIN:
+        if not NODE_ID.fullmatch(self.node_id) or self.node_id == ORIGIN:
             raise ValueError("not a node id")
         if not 0 <= self.incarnation < MAX_INCARNATION:
             raise ValueError(f"incarnation {self.incarnation}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 import time
 import uuid
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesh.auth import Auth
-from mesh.membership import Address
+from mesh.membership import NODE_ID, Address
 from mesh.stats import Stats
 from mesh.store import Store
 from mesh.tasks import Tasks
@@ -27,8 +26,6 @@ from proxy.trust import auth_of
 from proxy.units import HostPort
 
 log = logging.getLogger(__name__)
-
-_NODE_ID = re.compile(r"[0-9A-Za-z_-]{1,128}")  # what peers take for one
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +102,7 @@ def _node_id(data_dir: Path) -> str:
         known = file.read_text("latin-1").strip()
     except FileNotFoundError:
         known = ""
-    if _NODE_ID.fullmatch(known):
+    if NODE_ID.fullmatch(known):
         return known
     node_id = uuid.uuid4().hex
     temporary = file.with_suffix(".new")
