@@ -149,7 +149,7 @@ def make_durable(partial: Partial, final: Path, mode: int) -> None:
     partial.path.rename(final)
     try:
         os.fchmod(partial.fd, mode)
-        _flush_directory(final.parent)
+        flush_directory(final.parent)
         # The journal follows, as the record of the piece digests: if we die here, the next start moves it.
         Partial.journal_of(partial.path).rename(manifest_of(final))
     except OSError as error:  # it is there all the same, at least until the power is cut
@@ -198,11 +198,12 @@ def take_over(
     if stamp is not None and (renamed := Stamp.of(final)).looks_like(stamp):  # a rename is a change, too
         stamp = renamed
         stamp.write(stamp_of(final))
-    _flush_directory(final.parent)
+    flush_directory(final.parent)
     return stamp
 
 
-def _flush_directory(path: Path) -> None:
+def flush_directory(path: Path) -> None:
+    """What was named or renamed in it keeps its name, whenever the power is cut. Raises OSError."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from mesh import layout
 from mesh.content import Digest
 from mesh.errors import StoreUnusable
 
@@ -111,8 +112,4 @@ class Pins:
             written.flush()
             os.fsync(written.fileno())
         temporary.replace(self._file)
-        directory = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        layout.flush_directory(self._file.parent)

@@ -64,7 +64,7 @@ async def test_what_a_failed_flush_left_is_never_taken_for_kept(
 async def test_what_has_its_final_name_is_kept_whatever_fails_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layout, "_flush_directory", fail)
+    monkeypatch.setattr(layout, "flush_directory", fail)
     async with Origin(content(3 * MIB)).running() as origin, node(tmp_path) as (house, blobs):
         async with asyncio.timeout(LIMIT):
             await blobs.want(origin.digest, 3 * MIB, origin)
