@@ -14,12 +14,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import pytest
+
 _COUNTER = itertools.count()
 _MIN_BURST = 128 << 10  # bytes: less than one segmentation-offload packet would never pass
-
-
-class Unsupported(Exception):
-    """This machine or user cannot make namespaces."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +64,9 @@ class Network:
 
 @contextmanager
 def network(count: int, *, prefix: str = "10.213.0") -> Iterator[Network]:
-    """`count` hosts, at most 250, with the addresses `prefix`.1 and so on. Raises Unsupported."""
+    """`count` hosts, at most 250, with the addresses `prefix`.1 and so on. Skips the test where there are none."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
-        raise Unsupported("network namespaces need root and iproute2")
+        pytest.skip("network namespaces need root and iproute2")
     name = f"hubmesh-{os.getpid()}-{next(_COUNTER)}"
     switch = f"{name}-switch"
     hosts = tuple(Host(f"{name}-{index}", index, f"{prefix}.{index + 1}") for index in range(count))
@@ -80,7 +78,7 @@ def network(count: int, *, prefix: str = "10.213.0") -> Iterator[Network]:
                 _ip("-n", switch, "link", "add", bridge, "type", "bridge", "mcast_snooping", "0", "forward_delay", "0")
                 _ip("-n", switch, "link", "set", bridge, "up")
         except subprocess.CalledProcessError as error:
-            raise Unsupported(f"no network namespaces here: {error.stderr.strip()}") from error
+            pytest.skip(f"no network namespaces here: {error.stderr.strip()}")
         for host in hosts:
             port = f"port{host.index}"
             _ip("netns", "add", host.namespace)

@@ -19,7 +19,7 @@ import pytest
 from loadtests.network import Site
 from tests.http import ask
 from tests.hub.process import HubProcess
-from tests.netns import Unsupported, network
+from tests.netns import network
 from tests.node import NodeProcess, meet, until
 
 REPO, FILE = "acme/tiny", "model.safetensors"
@@ -29,10 +29,7 @@ CONTENT = random.Random(8).randbytes((3 << 20) + 77)
 
 def test_where_no_address_is_told_nodes_find_each_other_and_share_one_copy(tmp_path: Path) -> None:
     with ExitStack() as stack:
-        try:
-            net = stack.enter_context(network(3, prefix="10.215.0"))
-        except Unsupported as reason:
-            pytest.skip(str(reason))
+        net = stack.enter_context(network(3, prefix="10.215.0"))
         away, *places = (Site(host.ip, host.namespace) for host in net.hosts)
         hub = HubProcess(tmp_path / "hub", host=away.host, prefix=away.prefix)
         hub.folder.commit(REPO, {FILE: CONTENT})

@@ -16,7 +16,7 @@ from loadtests.network import Site
 from mesh.placement import ranked
 from tests.http import Answer, ask
 from tests.hub.process import HubProcess
-from tests.netns import Host, Unsupported, network
+from tests.netns import Host, network
 from tests.node import NodeProcess, meet, until
 
 MIB = 1 << 20
@@ -92,10 +92,7 @@ def test_one_copy_between_all_is_enough_when_the_origin_goes(hub: HubProcess, no
 @pytest.mark.slow
 def test_two_halves_cost_a_copy_each_and_are_one_swarm_when_healed(tmp_path: Path) -> None:
     with ExitStack() as stack:
-        try:
-            net = stack.enter_context(network(8, prefix="10.214.0"))
-        except Unsupported as reason:
-            pytest.skip(str(reason))
+        net = stack.enter_context(network(8, prefix="10.214.0"))
         first, second = net.hosts[:4], net.hosts[4:]
         # The Hub is within reach of both halves: it has a front in each.
         fronts = [

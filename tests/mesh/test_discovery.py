@@ -18,7 +18,7 @@ from mesh.discovery.mdns import _nearest
 from mesh.discovery.seeds import Seeds
 from mesh.membership import Address
 from tests.mesh.members import Node, until
-from tests.netns import Unsupported, network
+from tests.netns import network
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 60.0  # seconds
@@ -159,23 +159,20 @@ class Process:
 
 @contextmanager
 def net(count):
-    try:
-        with ExitStack() as stack:
-            made = stack.enter_context(network(count))
-            started = []
+    with ExitStack() as stack:
+        made = stack.enter_context(network(count))
+        started = []
 
-            def start(host, name, **arguments):
-                started.append(Process(host, name, **arguments))
-                return started[-1]
+        def start(host, name, **arguments):
+            started.append(Process(host, name, **arguments))
+            return started[-1]
 
-            try:
-                yield made, start
-            finally:
-                for process in started:
-                    if process.process.poll() is None:
-                        process.end(signal.SIGKILL)
-    except Unsupported as error:
-        pytest.skip(str(error))
+        try:
+            yield made, start
+        finally:
+            for process in started:
+                if process.process.poll() is None:
+                    process.end(signal.SIGKILL)
 
 
 def wait(condition, *processes):
