@@ -74,12 +74,12 @@ class Inventory:
             for m in some
         ]
 
-    async def blobs(self) -> Sequence[BlobView]:
+    async def blobs(self, *, with_sources: bool = False) -> Sequence[BlobView]:
         views, turns = [], Turns()
         for digest, size, used_at in list(self._store.blobs()):
             await turns.give()
             name, is_pinned = self._name(digest), self.is_pinned(digest)
-            sources = self._catalog.sources(digest)
+            sources = self._catalog.sources(digest) if with_sources else {}
             views.append(
                 BlobView(str(digest), size, size, name.repo or None, name.path or None, is_pinned, used_at, sources)
             )

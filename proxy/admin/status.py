@@ -37,7 +37,7 @@ async def status_of(node: NodeView, metrics: Metrics) -> Status:
         usage=node.usage(),
         metrics=metrics.figures(),
         peers=node.peers(),
-        blobs=await node.blobs(),
+        blobs=await node.blobs(with_sources=True),
         downloads=node.downloads(),
     )
 

@@ -41,7 +41,7 @@ class PaperNode:
             PeerView("node-c", "10.0.0.3:8091", "peer", is_alive=False, seen_seconds_ago=50),
         ]
 
-    async def blobs(self) -> Sequence[BlobView]:
+    async def blobs(self, *, with_sources: bool = False) -> Sequence[BlobView]:
         return self.held
 
     def downloads(self) -> Sequence[DownloadView]:
