@@ -12,11 +12,11 @@ from typing import Any
 import diskcache
 
 from mesh.errors import StoreUnusable
+from proxy.aside import names_aside
 
 log = logging.getLogger(__name__)
 
 _SIZE_LIMIT = 1 << 30  # bytes on disk; diskcache then drops what was stored longest ago
-_MAX_DAMAGED = 9  # catalogs put aside; whose disk damages more has to look at it first
 
 
 def open_database(root: Path) -> Any:
@@ -73,12 +73,12 @@ def is_damage(error: Exception) -> bool:
 
 def _aside(root: Path) -> Path:
     """A name for a damaged catalog; never one that another has."""
-    for number in range(1, _MAX_DAMAGED + 1):
-        aside = root.with_name(root.name + (".damaged" if number == 1 else f".damaged-{number}"))
+    names = names_aside(root)
+    for aside in names:
         if not aside.exists():
             return aside
     raise StoreUnusable(
-        f"the catalog in {root} is damaged, as {_MAX_DAMAGED} were before it: "
+        f"the catalog in {root} is damaged, as {len(names)} were before it: "
         f"check the disk, then delete what is called {root}.damaged…"
     )
 

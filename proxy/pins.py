@@ -13,10 +13,9 @@ import msgspec
 from mesh import layout
 from mesh.content import Digest
 from mesh.errors import StoreUnusable
+from proxy.aside import names_aside
 
 log = logging.getLogger(__name__)
-
-_MAX_DAMAGED = 9  # files put aside
 
 _Repos = dict[str, list[str]]  # digests, by repository
 
@@ -96,10 +95,8 @@ class Pins:
 
     def _put_aside(self) -> Path:
         """The last name is given again and again: a disk that damages so many has to be looked at."""
-        for number in range(1, _MAX_DAMAGED + 1):
-            aside = self._file.with_name(self._file.name + (".damaged" if number == 1 else f".damaged-{number}"))
-            if not aside.exists():
-                break
+        names = names_aside(self._file)
+        aside = next((name for name in names if not name.exists()), names[-1])
         self._file.replace(aside)
         return aside
 

@@ -18,7 +18,7 @@ import pytest
 import proxy.catalog as module
 from mesh.content import Digest
 from mesh.errors import StoreUnusable
-from proxy import database
+from proxy import aside, database
 from proxy.catalog import ApiAnswer, BlobName, Catalog, File, Ref
 from proxy.hub.metadata import FileMetadata
 
@@ -188,7 +188,7 @@ async def test_a_damaged_entry_is_not_there_and_the_others_are(tmp_path):
 
 
 async def test_what_was_put_aside_is_never_overwritten(tmp_path, monkeypatch):
-    monkeypatch.setattr(database, "_MAX_DAMAGED", 2)
+    monkeypatch.setattr(aside, "MAX_DAMAGED", 2)
     for content in (b"first", b"second"):
         await filled(tmp_path / "catalog")
         (tmp_path / "catalog" / "cache.db").write_bytes(content * 1000)
