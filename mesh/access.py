@@ -1,4 +1,4 @@
-"""How a blob's bytes may be had from the origin, without knowing what the origin is."""
+"""The interface through which `mesh` reaches a blob at the origin, without knowing what the origin is."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from mesh.transfer import Location
 
 
 class OriginAccess(Protocol):
-    """One way to a blob's bytes at the origin, as one client is allowed to go. Its secrets stay inside."""
+    """One client's permitted way to a blob's bytes at the origin. The client's secrets stay inside."""
 
     @property
     def key(self) -> Hashable:
-        """Equal for the same way."""
+        """Equal for two accesses that are the same way."""
 
     @property
     def hint(self) -> bytes:
-        """What a seed needs to go there itself; empty when nothing may be passed on."""
+        """What a seed needs to reach the bytes itself; empty when nothing may be passed on."""
 
     async def locate(self, refused: Location | None) -> Location:
-        """Where the bytes are. `refused` is the address that was just turned down.
+        """Return where the bytes are. `refused` is the location that the origin just refused, if any.
 
-        Raises LocationRefused when this client may not have them, SourceFailed when the origin cannot say now.
+        Raises LocationRefused when this client may not have the bytes, SourceFailed when the origin cannot say now.
         """

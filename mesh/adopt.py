@@ -1,8 +1,8 @@
-"""Taking over a file that was here before, under another program's name: proven first, and on disk once if it can be.
+"""Adoption of a file that another program already has on disk: it is proven first, and stored only once if possible.
 
-Where the file system can (Btrfs, XFS), ours is a clone: the two share their blocks until one is written to. Elsewhere
-ours is a second name of the same file, and what its owner writes to it later is noticed (`mesh.shared`). Between two
-file systems it is a copy.
+Where the file system supports it (Btrfs, XFS), the blob is a clone: both files share their blocks until one is written
+to. Elsewhere the blob is a hard link to the same file, and later writes by the file's owner are detected
+(`mesh.shared`). Across file systems it is a copy.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from mesh.errors import StoreUnusable
 from mesh.shared import Stamp
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
-_STEP = 64 << 20  # bytes asked of the kernel at a time
-_READ = 1 << 20
-_ATTEMPTS = 3
-# The clock of file times ticks in milliseconds: a write must be told from one that came before the proof.
+_STEP = 64 << 20  # bytes per copy_file_range(2) call; between calls the copy can be stopped
+_READ = 1 << 20  # bytes per read
+_ATTEMPTS = 3  # proofs of a file that keeps changing
+# Seconds since a linked file was last written to before it may be proven. File times advance in steps of milliseconds:
+# a write in the same step as the proof could not be told from one before it.
 _SETTLED_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A proven file, ready to be renamed: the BLAKE3 digest of each piece, and a stamp if its owner has it too."""
+    """A proven file, ready to be renamed: the BLAKE3 digest of each piece, and a stamp if its owner shares the file."""
 
     staged: Path
     pieces: list[bytes]
@@ -46,10 +47,10 @@ def take(
     may_copy: bool = True,
     is_over: Callable[[], bool] = lambda: False,
 ) -> Taken | None:
-    """Clone, link or copy `source` to `staged` and prove that; None if it is something else than `digest`.
+    """Clone, link or copy `source` to `staged` and prove the result; None if it is not the blob named by `digest`.
 
-    Blocks for as long as it takes to read the file, or until `is_over`: call it in a thread. Raises OSError;
-    StoreUnusable when somebody is writing to the file just now, or it is over.
+    Blocks while it reads the whole file, or until `is_over()`: call it in a worker thread. Raises OSError;
+    StoreUnusable when another program is writing to the file, or when `is_over()`.
     """
     theirs = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -58,7 +59,7 @@ def take(
             return None
         if not _clone(theirs, staged):
             if _link(source, staged, stamp):
-                before, stamp = stamp, Stamp.of(theirs)  # with the change that our link is
+                before, stamp = stamp, Stamp.of(theirs)  # the new link has moved the time of change
                 if not stamp.looks_like(before):
                     raise StoreUnusable("it is being written to")
                 if time.time() - stamp.modified / 1e9 < _SETTLED_SECONDS:
@@ -73,7 +74,7 @@ def take(
         try:
             pieces = prove(ours, digest, size, is_over)
             os.fsync(ours)
-            os.utime(ours, ns=(time.time_ns(), stamp.modified))  # by this we know it as taken over
+            os.utime(ours, ns=(time.time_ns(), stamp.modified))  # by its time the copy is recognised: `Store.is_of`
             return Taken(staged, pieces, None) if pieces is not None else None
         finally:
             os.close(ours)
@@ -82,10 +83,10 @@ def take(
 
 
 def take_again(file: Path, digest: Digest, size: int, is_over: Callable[[], bool]) -> tuple[Stamp, list[bytes]] | None:
-    """Prove a file of ours anew, as another program did something to it; None if it is not `digest` any more.
+    """Prove a blob's file again after it was changed in some way; None if it is not `digest` any more.
 
-    Returns how it is now, and the BLAKE3 digest of each piece. Blocks as `take` does. Raises OSError; StoreUnusable
-    when it is being changed all the time, or it is over.
+    Returns the file's present stamp and the BLAKE3 digest of each piece. Blocks as `take` does. Raises OSError;
+    StoreUnusable when the file changed during each of the attempts, or when `is_over()`.
     """
     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -101,7 +102,10 @@ def take_again(file: Path, digest: Digest, size: int, is_over: Callable[[], bool
 
 
 def prove(fd: int, digest: Digest, size: int, is_over: Callable[[], bool]) -> list[bytes] | None:
-    """The BLAKE3 digests of the pieces of a file, None if the file is not `digest`. Raises as `take` does."""
+    """Return the BLAKE3 digests of the pieces of a file; None if the file is not `digest`.
+
+    Raises OSError; StoreUnusable when `is_over()`.
+    """
     whole, cut, found = digest.hasher(size), Pieces.of(size), []
     buffer = memoryview(bytearray(_READ))
     for piece in range(cut.count):
@@ -120,12 +124,12 @@ def prove(fd: int, digest: Digest, size: int, is_over: Callable[[], bool]) -> li
 
 
 def _clone(theirs: int, staged: Path) -> bool:
-    # What a process that died left there may be a second name of the very file: never written to, only taken away.
+    # A process that died may have left a hard link to the source itself here: remove it, never write to it.
     staged.unlink(missing_ok=True)
     ours = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         fcntl.ioctl(ours, _FICLONE, theirs)
-    except OSError:  # another file system, or one that cannot
+    except OSError:  # the files are on two file systems, or on one that cannot clone
         return False
     else:
         return True
@@ -134,7 +138,7 @@ def _clone(theirs: int, staged: Path) -> bool:
 
 
 def _link(source: Path, staged: Path, stamp: Stamp) -> bool:
-    """A second name for the file that was opened. False where that cannot be: file systems, owners."""
+    """Give the opened file the name `staged` as well. False where that fails, as across file systems or owners."""
     staged.unlink()
     try:
         os.link(source, staged, follow_symlinks=False)
@@ -157,7 +161,7 @@ def _copy(theirs: int, staged: Path, size: int, is_over: Callable[[], bool]) -> 
             _check(is_over)
             try:
                 count = os.copy_file_range(theirs, ours, min(_STEP, size - done), done, done)
-            except (AttributeError, OSError):  # macOS; two file systems
+            except (AttributeError, OSError):  # macOS has no such call; some file systems refuse it
                 count = os.pwrite(ours, os.pread(theirs, min(_READ, size - done), done), done)
             if not count:
                 return

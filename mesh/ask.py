@@ -1,4 +1,4 @@
-"""One message to a peer and its answer: signed, bounded in size, and checked before anybody looks at it."""
+"""One message to a peer and its answer: signed, bounded in size, and checked before the caller sees it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ async def ask(
 ) -> bytes:
     """POST a message and return the answer's body, of at most `limit` bytes. The caller sets the time limit.
 
-    `to` is the node id of whom we mean to ask, where it is known. Raises OSError when nobody answers
-    (ConnectionRefusedError: nobody listens there), NotAuthentic (which is logged once for each peer) or Unavailable
-    when the answer is of no use.
+    `to` is the node id of the intended receiver, where it is known. Raises OSError when there is no answer
+    (ConnectionRefusedError when nothing listens at the address), NotAuthentic (logged once for each peer and reason)
+    when either side refuses the other, and Unavailable when the answer is unusable or this node is stopping.
     """
     if session.closed:
         raise Unavailable("this node is stopping")
@@ -36,7 +36,7 @@ async def ask(
                 answer += data
                 if len(answer) > limit:
                     raise Unavailable(f"{address} answers with more than {limit} bytes")
-            if response.status not in (200, 401):  # whoever says so: it is of no use
+            if response.status not in (200, 401):  # unusable, so its signature need not be checked
                 raise Unavailable(f"{address} answers HTTP {response.status}")
             auth.check_answer(headers, response.status, response.headers, bytes(answer))
             return bytes(answer)
@@ -51,10 +51,10 @@ async def ask(
 
 
 def _refusal(auth: Auth, error: aiohttp.ClientError) -> NotAuthentic | None:
-    """What certificates have to do with a connection that failed."""
+    """Return the certificate problem behind a failed connection; None when there is none."""
     if isinstance(error.__cause__, ssl.SSLError):
         return NotAuthentic.of_tls(error.__cause__)
-    # Who refuses ours hangs up, and has no other way to say why.
+    # A peer that refuses our certificate just closes the connection, so look at the certificate's dates ourselves.
     trouble = "" if auth.tls is None else auth.tls.trouble(time.time())
     return NotAuthentic("unwelcome", f"it {trouble}") if trouble else None
 

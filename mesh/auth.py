@@ -1,13 +1,14 @@
-"""Who may speak in this mesh: requests and answers signed with the key that its nodes share.
+"""Authentication between nodes: requests and answers are signed with the key that the nodes of a mesh share.
 
-Certificates do the same for whole connections (mesh/tls.py): a mesh may have them, a key, both or neither.
+Certificates do the same for whole connections (mesh/tls.py): a mesh may use a key, certificates, both or neither.
 
-A request carries HMAC-SHA256 over its method, target, body digest, sender, receiver, time and nonce in one
-`Authorization` header. What a node answers is signed in turn, over the request's own signature, so that nobody without
-the key can give an answer that is believed. Bodies travel in the clear: the key proves who speaks, it hides nothing.
+A request carries an HMAC-SHA256 over its method, target, body digest, sender, receiver, time and nonce in one
+`Authorization` header. The answer is signed as well, over the request's own signature, so that only a holder of the
+key can give an answer that is accepted. Bodies travel in the clear: the key authenticates, it does not encrypt.
 
-All holders of the key trust each other: one could sign as another. Nonces are remembered while their time is
-acceptable, so a running node accepts a request once; one that names its receiver is accepted by that node alone.
+All holders of the key trust each other: any of them could sign as another. Nonces are remembered while their time is
+acceptable, so a running node accepts a request only once. A request that names its receiver is accepted by that node
+alone.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ from mesh.tls import Tls
 
 log = logging.getLogger(__name__)
 
-MAX_SKEW = 60  # seconds that two clocks may differ
-MIN_KEY = 16  # bytes: what is shorter can be guessed from one request that was overheard
-MAX_KEY = 4096
+MAX_SKEW = 60  # seconds by which the clocks of two nodes may differ
+MIN_KEY = 16  # bytes; a shorter key could be guessed offline from one overheard request
+MAX_KEY = 4096  # bytes
 ANSWER_HEADER = "Hubmesh-Answer"
 _SCHEME = "Hubmesh"
-_MAX_NONCES = 1 << 16  # some 10 MB at worst
-_MAX_LOGGED = 256
-_BODY_SECONDS = 20.0  # for a message of half a megabyte at most
-# What X509_verify says when it does not get to an authority that we know: four ways to say the same.
+_MAX_NONCES = 1 << 16  # nonces remembered: about 10 MB at worst
+_MAX_LOGGED = 256  # pairs of peer and reason that are logged; later ones are not
+_BODY_SECONDS = 20.0  # that a request's body, half a megabyte at most, may take to arrive
+# OpenSSL's verify codes (X509_V_ERR_*) for a chain that does not end at a known authority: all four mean the same.
 _ANOTHER = dict.fromkeys((18, 19, 20, 21), "another authority signed it")
 _EMPTY = hashlib.sha256().hexdigest()
 _AUTHORIZATION = re.compile(
@@ -65,12 +66,15 @@ _SENTENCES: dict[Reason, str] = {
     "unwelcome": "it does not accept our certificate (--mesh-tls-cert-file)",
 }
 
-# The node that signed a request, in a mesh with a key; absent in others, where nobody can tell.
+# The node id of a request's signer. Set only in a mesh with a key; without one the sender is not authenticated.
 SENDER = web.RequestKey("sender", str)
 
 
 class NotAuthentic(MeshError):
-    """A request or an answer that was not made with our key, for us, now and once."""
+    """A request or an answer that is not signed with this mesh's key, not meant for this node, stale or replayed.
+
+    Also a TLS handshake that failed for want of an accepted certificate.
+    """
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(f"{_SENTENCES[reason]}: {detail}" if detail else _SENTENCES[reason])
@@ -78,7 +82,7 @@ class NotAuthentic(MeshError):
 
     @classmethod
     def of_tls(cls, error: ssl.SSLError) -> NotAuthentic:
-        """What a failed handshake means, on either side of it."""
+        """Translate the error of a failed handshake, seen from either side of it."""
         reason = (error.reason or "").lower().replace("_", " ")
         if isinstance(error, ssl.SSLCertVerificationError):
             return cls("certificate", _ANOTHER.get(error.verify_code, error.verify_message))
@@ -92,7 +96,10 @@ class NotAuthentic(MeshError):
 
 
 def load_key(path: Path) -> bytes:
-    """The secret in a file, without the white space around it. Raises ValueError (or OSError) with what is wrong."""
+    """Return the secret in a file, without surrounding white space. Raises OSError, or ValueError saying what is wrong.
+
+    The secret is 16 to 4096 bytes long.
+    """
     with path.open("rb") as file:
         key = file.read(MAX_KEY + 1).strip()
     if not MIN_KEY <= len(key) <= MAX_KEY:
@@ -102,7 +109,7 @@ def load_key(path: Path) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """What a signature that holds says of the request."""
+    """What a valid signature says about its request."""
 
     sender: str
     body_digest: str
@@ -110,10 +117,10 @@ class Signed:
 
 
 class Nonces:
-    """Those seen while their time is acceptable, by the second that they were signed in.
+    """The nonces seen within the acceptable time, grouped by the second they were signed in.
 
-    Memory is bounded without letting a replay through: when there are too many, the oldest second is forgotten and
-    nothing from that second or earlier is accepted any more.
+    Memory is bounded without letting a replay through: when there are too many nonces, those of the oldest second are
+    forgotten, and nothing signed in that second or earlier is accepted any more.
     """
 
     def __init__(self, limit: int = _MAX_NONCES) -> None:
@@ -126,7 +133,11 @@ class Nonces:
         return self._count
 
     def add(self, second: int, nonce: bytes, now: float) -> bool:
-        """Whether this one is new. `second` is what the request says; `now` decides what may be forgotten."""
+        """Return whether a nonce is new, and remember it.
+
+        `second` is the time that the request states; `now` decides which nonces may be forgotten. Both are seconds
+        since the epoch.
+        """
         for expired in [known for known in self._seconds if known < now - MAX_SKEW]:
             self._count -= len(self._seconds.pop(expired))
         if second < self._floor:
@@ -144,10 +155,10 @@ class Nonces:
 
 
 class Auth:
-    """Signs and checks for one node. Without a key nothing is signed, and what is signed is refused.
+    """Signs and checks messages for one node. Without a key nothing is signed, and signed requests are refused.
 
-    `tls`: how connections are made and who may make them, in a mesh with certificates. Signing is safe from any
-    thread; checking belongs to the event loop.
+    `tls` holds the certificates, in a mesh that has them. Signing is safe from any thread; checking belongs to the
+    event loop's thread.
     """
 
     def __init__(
@@ -161,9 +172,9 @@ class Auth:
         self.tls = tls
         self.scheme = "http" if tls is None else "https"
         self._has_key = key is not None
-        # Whether only those are in the mesh who were meant to be, be it by key or by certificate.
+        # Whether membership is restricted, be it by a key or by certificates.
         self.is_keyed = self._has_key or tls is not None
-        # Tells meshes apart where they meet (mDNS, gossip) without saying anything of the key itself.
+        # Tells meshes apart where they meet (mDNS, gossip) without revealing anything about the key.
         self.mesh_id = ("" if key is None else _derive(key, b"name").hex()[:16]) + ("" if tls is None else "+tls")
         self._request_key = b"" if key is None else _derive(key, b"request")
         self._answer_key = b"" if key is None else _derive(key, b"answer")
@@ -172,7 +183,7 @@ class Auth:
         self._logged: set[tuple[str, str]] = set()
 
     def sign(self, method: str, target: str, body: bytes = b"", to: str = "") -> dict[str, str]:
-        """Headers for a request; none without a key.
+        """Return the headers that sign a request; {} without a key.
 
         `target` is path and query exactly as they are sent. `to` is the node id of the receiver, where it is known:
         then no other node accepts the request.
@@ -188,9 +199,9 @@ class Auth:
         }
 
     def check(self, method: str, target: str, headers: Mapping[str, str]) -> Signed | None:
-        """Who signed this request; None without a key. Raises NotAuthentic.
+        """Check the signature of a request; None without a key. Raises NotAuthentic.
 
-        The body is not looked at, so that it need not be read for strangers: see `check_body`.
+        The body is left to `check_body`, so that it need not be read before the sender is known to hold the key.
         """
         authorization = headers.get("Authorization", "")
         is_signed = authorization.startswith(_SCHEME + " ")
@@ -216,16 +227,16 @@ class Auth:
         return Signed(sender, digest, mac)
 
     def check_body(self, signed: Signed | None, body: bytes) -> None:
-        """Raise NotAuthentic unless this is the body that was signed."""
+        """Raise NotAuthentic unless `body` is the one that was signed."""
         if signed is not None and hashlib.sha256(body).hexdigest() != signed.body_digest:
             raise NotAuthentic("body")
 
     def sign_answer(self, signed: Signed, status: int, body: bytes) -> str:
-        """The value of ANSWER_HEADER for what we answer to a request."""
+        """Return the value of ANSWER_HEADER for an answer to a signed request."""
         return self._answer_mac(signed.mac, status, body)
 
     def check_answer(self, sent: Mapping[str, str], status: int, headers: Mapping[str, str], body: bytes) -> None:
-        """Raise NotAuthentic unless a node with our key gave this answer to the request that had the headers `sent`."""
+        """Raise NotAuthentic unless a node with our key gave this answer to the request with the headers `sent`."""
         if status == 401:
             raise NotAuthentic(_reason_in(headers.get("WWW-Authenticate", "")))
         if not self._has_key:
@@ -238,14 +249,14 @@ class Auth:
             raise NotAuthentic("key")
 
     def complain(self, peer: str, error: NotAuthentic, did: str) -> None:
-        """Say what is wrong with a peer, once for each peer and reason."""
+        """Log what is wrong with a peer, once for each peer and reason."""
         if (peer, error.reason) in self._logged or len(self._logged) >= _MAX_LOGGED:
             return
         self._logged.add((peer, error.reason))
         log.warning("%s %s: %s", did, peer, error, extra={"peer": peer, "reason": error.reason})
 
     def _request_mac(self, *parts: str) -> str:
-        # No part can hold a line end: the HTTP parser refuses it in method and target, the pattern in the rest.
+        # No part can contain a line end: the HTTP parser refuses one in method and target, _AUTHORIZATION in the rest.
         return hmac.digest(self._request_key, "\n".join(parts).encode(errors="surrogateescape"), "sha256").hex()
 
     def _answer_mac(self, request_mac: str, status: int, body: bytes) -> str:
@@ -257,10 +268,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def guard(auth: Auth) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
-    """Middleware for the server that peers talk to: 401 to whoever is not in the mesh, before a body is read.
+    """Return the middleware of the mesh port: requests from outside the mesh get 401 before their body is read.
 
-    Handlers find the node that asks under SENDER. Answers made whole are signed; streamed ones cannot be, and
-    must be checked by other means (pieces are, against digests that came in a signed answer).
+    Handlers find the sender's node id under SENDER. Complete answers are signed. Streamed answers cannot be, and need
+    another check (pieces are checked against digests that came in a signed answer).
     """
 
     @web.middleware
@@ -294,7 +305,7 @@ def _derive(key: bytes, purpose: bytes) -> bytes:
 
 
 def _reason_in(header: str) -> Reason:
-    """Why a peer refused us, seen from here: what it lacks there is what we have too much, and the reverse."""
+    """Return why a peer refused this node, as seen from here: if the peer misses a key, this node has one too many."""
     match = re.search(r'reason="(\w+)"', header)
     mirrored: dict[str, Reason] = {"unsigned": "keyless", "keyless": "unsigned"}
     reason = match[1] if match else "malformed"

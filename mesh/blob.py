@@ -20,14 +20,14 @@ class Blob:
     stamp: Stamp | None
     _release: Callable[[], None] = field(repr=False)
 
-    is_here = True  # not so a reader's, until the blob is proven
+    is_here = True  # as in `Reader.is_here`, which is False until the blob is proven
 
     def ready(self, position: int) -> int:
-        """All of it is."""
+        """Return the end of the blob: all bytes are ready."""
         return self.size
 
     async def wait(self, position: int) -> None:
-        """Nothing to wait for."""
+        """Return at once: all bytes are ready."""
 
     def close(self) -> None:
         if self.fd >= 0:

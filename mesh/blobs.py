@@ -1,4 +1,4 @@
-"""Every blob of this node: complete, arriving, or to be brought in."""
+"""All blobs of this node behind one interface, whether complete, arriving, or still to be fetched."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from mesh.swarm import Swarm
 
 log = logging.getLogger(__name__)
 
-_PROOF_SECONDS = 5.0  # that a reader waits for one; clients give up after 10 without a byte
+# Seconds a reader waits for the new proof of a blob in doubt. Clients give up after 10 s without a byte.
+_PROOF_SECONDS = 5.0
 
 
 class Blobs:
-    """The one way to a blob's bytes. Belongs to the event loop's thread."""
+    """The only way to a blob's bytes. Belongs to the event loop's thread."""
 
     def __init__(self, house: House) -> None:
         self._house = house
@@ -33,12 +34,12 @@ class Blobs:
 
     @property
     def swarms(self) -> Mapping[Digest, Swarm]:
-        """What is arriving now."""
+        """The swarms of the blobs that are arriving now."""
         return self._swarms
 
     @property
     def is_crowd(self) -> bool:
-        """Whether it can take long until this node has a turn, as so many may want the same at once."""
+        """Whether so many nodes may want the same blob at once that this node can wait long for its turn."""
         return self._house.exchange.is_crowd
 
     async def read(
@@ -52,10 +53,13 @@ class Blobs:
         is_whole: bool,
         is_public: bool = True,
     ) -> Blob | Reader:
-        """The bytes from `start` up to `stop`, as a source for `Outflow`; close it when done.
+        """Open the bytes from `start` up to `stop` as a source for `Outflow`; close it when done.
 
-        A complete blob, or a reader that follows as the bytes arrive. `access` is how this client may go to the
-        origin; None when it cannot be asked. `is_public`: anybody could get it. Raises StoreFull and StoreUnusable.
+        Returns a complete blob, or a reader that follows the bytes as they arrive. `access` is this client's way to
+        the origin; None when the origin cannot be asked. `is_public`: anyone can get the blob from the origin.
+
+        Raises StoreFull and StoreUnusable; SourceFailed while the blob is in doubt; Unavailable when the node is
+        stopping, or knows the blob with another size.
         """
         if is_public:
             self.mark_public(digest)
@@ -70,9 +74,9 @@ class Blobs:
                 return swarm.read(start, stop, access, is_whole=is_whole)
 
     async def want(self, digest: Digest, size: int, access: OriginAccess | None, *, is_public: bool = True) -> None:
-        """Have all of it brought in, without reading it; returns when it is here.
+        """Fetch a whole blob without reading it; returns when it is complete.
 
-        Raises the error that ended the attempt.
+        Raises as `read` does, or the error that ended the fill.
         """
         if is_public:
             self.mark_public(digest)
@@ -89,29 +93,29 @@ class Blobs:
                 return
 
     def check_fit(self, sizes: Mapping[Digest, int]) -> None:
-        """Raise StoreFull for blobs that cannot be here at the same time, whatever is evicted for them."""
+        """Raise StoreFull if blobs of these sizes (bytes) cannot be held at the same time, whatever is evicted."""
         store = self._house.store
         if (total := sum(sizes.values())) > store.max_size:
             raise StoreFull(f"{total} bytes in all can never fit in --max-size {store.max_size}")
         if lacking := [digest for digest in sizes if digest not in store]:
-            largest = max(lacking, key=sizes.__getitem__)  # to look at each would take long where there are many
+            largest = max(lacking, key=sizes.__getitem__)  # checking each of many blobs would take long
             store.check_fits(largest, sizes[largest])
 
     def mark_public(self, digest: Digest) -> None:
-        """Anybody could get this blob from the Hub: an open mesh may have it too."""
+        """Record that anyone can get this blob from the origin, so that it may be shared in an open mesh."""
         if not self._house.store.is_public(digest):
             self._house.store.mark_public(digest)
             if digest in self._house.store:
                 self._house.exchange.announce(digest)
 
     async def help(self, digest: Digest, size: int, access: OriginAccess) -> None:
-        """Take part in the swarm of a blob for the sake of others. It is known to be public, and to have this size."""
+        """Fetch a blob for other nodes by joining its swarm. The caller knows that it is public and has this size."""
         self.mark_public(digest)
         if digest not in self._house.store and (swarm := await self._swarm(digest, size)) is not None:
             swarm.help(access)
 
     async def adopt(self, digest: Digest, size: int, taken: Taken) -> bool:
-        """Make a proven file a blob, in place of what is here of it; False when that is in use: come again.
+        """Make a proven file the blob, replacing what is here of it; False when that is in use, so try again later.
 
         Raises OSError.
         """
@@ -127,13 +131,13 @@ class Blobs:
         return True
 
     async def prove_again(self, digest: Digest) -> None:
-        """Find out whether a blob in doubt is still what it was. Raises SourceFailed when that takes too long."""
+        """Prove a blob in doubt again. Raises SourceFailed when that takes longer than _PROOF_SECONDS."""
         await asyncio.wait([self.begin_proof(digest)], timeout=_PROOF_SECONDS)
         if digest in self._house.store.doubts:
             raise SourceFailed("disk", f"{digest} is read anew: something was done to its file", 2.0)
 
     def begin_proof(self, digest: Digest) -> asyncio.Task[None]:
-        """Have a blob in doubt proven; the task that does."""
+        """Start to prove a blob in doubt, unless that is under way; returns the task."""
         if (proof := self._proofs.get(digest)) is None:
             proof = self._house.tasks.start(self._house.store.doubts.settle(digest), name=f"proof {digest}")
             self._proofs[digest] = proof
@@ -141,19 +145,22 @@ class Blobs:
         return proof
 
     async def settle_doubts(self) -> None:
-        """What something was done to is proven anew, one after the other, before somebody waits for it."""
+        """Prove all blobs in doubt again, one after the other, before a reader has to wait for one."""
         async for digest in self._house.store.doubts:
             await asyncio.wait([self.begin_proof(digest)])
 
     async def close(self) -> None:
-        """End all swarms; what has arrived is kept for the next start."""
+        """End all swarms. The pieces that have arrived are kept for the next start."""
         self._is_closing = True
         for life in list(self._lives.values()):
             life.cancel()
         await asyncio.gather(*self._lives.values(), return_exceptions=True)
 
     async def _swarm(self, digest: Digest, size: int) -> Swarm | None:
-        """The live swarm of a blob, begun if there is none. None: look again, things have changed."""
+        """Return the live swarm of a blob, starting it if needed; None when the caller has to look at the store again.
+
+        Raises Unavailable, SourceFailed, StoreFull and StoreUnusable.
+        """
         if self._is_closing:
             raise Unavailable("the node is stopping")
         if (adopted := self._adopting.get(digest)) is not None:
@@ -182,10 +189,10 @@ class Blobs:
     async def _live(self, swarm: Swarm) -> None:
         try:
             await swarm.run()
-        except MeshError as error:  # it could not even begin
+        except MeshError as error:  # the swarm could not start
             swarm.fill.finish(error)
         finally:
-            if not swarm.fill.is_over:  # whatever broke: nobody waits for what will never come
+            if not swarm.fill.is_over:  # after an unexpected error: no reader may wait for ever
                 swarm.fill.finish(Unavailable(f"{swarm.digest}: fetching it failed; the log says why"))
             del self._swarms[swarm.digest], self._lives[swarm.digest]
             self._house.exchange.ended(swarm.digest, is_complete=swarm.fill.is_stored)

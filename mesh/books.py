@@ -1,6 +1,7 @@
-"""The state behind a ledger: the nodes of one swarm, what they hold, what they were sent for, whom they trust. Pure.
+"""The state behind a ledger: the nodes of one swarm, the pieces they hold, their tasks, and whom they trust. Pure.
 
-A node has a *slot*, a small number, so that sets of nodes are integers, too: bit n is slot n, or piece n.
+Each node has a *slot*, a small number, so that sets of nodes are integers as sets of pieces are: bit n is slot n or
+piece n. Times are seconds of the ledger's clock.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from mesh.messages import HELD, ORIGIN
 
 @dataclass(slots=True)
 class Assignment:
-    """A task that a node was sent, until it is done, has failed, or time is up."""
+    """A task given to a node, kept until it is done, has failed, or has run out of time."""
 
     source: str
     since: float
     until: float
-    among: int = 0  # uploads outstanding at the source, this one included
+    among: int = 0  # uploads outstanding at the source when it was assigned, this one included
 
 
 @dataclass(slots=True)
 class Avoided:
-    """A source that failed a node."""
+    """A source that failed a node, and until when the node is not sent to it."""
 
     until: float
     failures: int  # in a row
@@ -33,46 +34,49 @@ class Avoided:
 
 @dataclass(slots=True)
 class Node:
-    """What is known of one node. `have`, `wanted`, `urgent` and `under_way` are sets of pieces."""
+    """The state of one node. `have`, `wanted`, `urgent` and `under_way` are sets of pieces."""
 
     slot: int
     heard_at: float
     have: int = 0
     wanted: int = 0
     urgent: int = 0
-    slots: int = 0  # tasks that it would run at a time
-    can_fetch: bool = False
+    slots: int = 0  # tasks that it can run at a time
+    can_fetch: bool = False  # it may be sent to the origin
     seed: bool = False
-    fetched: int = 0
-    rate: float = 0.0  # at which bytes came from the origin between its last two reports
-    delivered_at: float = 0.0  # when it last brought a piece from the origin
+    fetched: int = 0  # bytes it has received from the origin so far
+    rate: float = 0.0  # bytes per second from the origin between its last two reports
+    delivered_at: float = 0.0  # when it last brought a whole piece from the origin
     announced_at: float = 0.0
-    announce_by: float | None = None  # it is said to miss what it announced
+    announce_by: float | None = None  # deadline to announce again, as a peer reported that it lacks an announced piece
     tasks: dict[int, Assignment] = field(default_factory=dict)
     under_way: int = 0  # the pieces of `tasks`
     leases: int = 0  # how many of `tasks` are leases
-    uploads: policy.Uploads = field(default_factory=policy.Uploads)
+    uploads: policy.Uploads = field(default_factory=policy.Uploads)  # it as a source
     shown: tuple[bool, bool, bool] = (False, False, False)  # whether it is in `open`, `spare` and `idle`
-    room: int = 0  # its part in the room of all
-    lacks: int = 0  # pieces that it wants and does not hold
-    pace: policy.Mean = field(default_factory=policy.Mean)  # seconds until a piece from a peer is here
-    avoid: dict[str, Avoided] = field(default_factory=dict)
-    missed_by: set[str] = field(default_factory=set)  # who said that it misses what it announced
-    accusers: set[str] = field(default_factory=set)
-    accused: set[str] = field(default_factory=set)
+    room: int = 0  # its part of `Books.room`
+    lacks: int = 0  # number of pieces that it wants and does not hold
+    pace: policy.Mean = field(default_factory=policy.Mean)  # seconds from assignment to arrival of a piece from a peer
+    avoid: dict[str, Avoided] = field(default_factory=dict)  # by source
+    missed_by: set[str] = field(default_factory=set)  # nodes that reported that it lacks a piece it announced
+    accusers: set[str] = field(default_factory=set)  # nodes that had wrong bytes from it
+    accused: set[str] = field(default_factory=set)  # sources that it had wrong bytes from
 
     @property
     def missing(self) -> int:
-        """What it wants and is not sent for."""
+        """Pieces that it wants, does not hold, and has no task for."""
         return (self.wanted | self.urgent) & ~self.have & ~self.under_way
 
     def announced(self, now: float) -> None:
-        """It says anew what it holds: whatever was said of that before counts no more."""
+        """Record that the node announced its pieces: earlier reports that it lacks some no longer count."""
         self.announced_at, self.announce_by = now, None
         self.missed_by.clear()
 
     def failures(self, source: str, now: float, *, is_late: bool) -> int:
-        """How often in a row a source has failed this node by now. One delay of many pieces counts once."""
+        """Return how often in a row a source has failed this node, the failure at `now` included.
+
+        When one delay makes several pieces late (`is_late`), it counts once.
+        """
         before = self.avoid.get(source)
         if before is None:
             return 1
@@ -84,30 +88,30 @@ class Node:
 
 
 class Books:
-    """Keeps sets and counts in step with each other. Decides nothing."""
+    """Keeps the sets and counts of a swarm consistent with each other. Makes no decisions."""
 
     def __init__(self, count: int, piece_size: int) -> None:
         self._room = policy.first_room(piece_size)
         self.all = (1 << count) - 1
         self.nodes: dict[str, Node] = {}
-        self.open = Group()  # those who can take another upload
-        self.spare = Group()  # those who can, for a node that has next to nothing to do
-        self.idle = Group()  # those who have no upload at all, and are not slow
-        self._groups = (self.open, self.spare, self.idle)  # in the order of what a node has shown
+        self.open = Group()  # nodes that can take another upload
+        self.spare = Group()  # nodes that can take another upload for a node with hardly any tasks
+        self.idle = Group()  # nodes without any upload that are not slow
+        self._groups = (self.open, self.spare, self.idle)  # in the order of `Node.shown`
         self.holdings = Holdings(count, self._groups)
         self.digests: dict[int, bytes] = {}
         self.leases: dict[int, str] = {}  # piece → node
-        self.leased = 0  # the same as a set
-        self.holding = 0  # slots of those who hold something
-        self.hungry = 0  # slots of those who asked and got nothing
-        self.fetching_seeds = 0  # slots
-        self.wanting = 0  # slots of those who miss something
-        self.lacks = 0  # pieces that nodes want and do not hold, all together
-        self.room = 0  # uploads that all who hold something can have outstanding
-        self.freed = 0  # pieces that may be had now by more nodes than before
-        self._names: list[str] = []  # by slot; empty for a free one
-        self._vouched: set[int] = set()  # pieces whose digest was told by who brought them from the origin
-        self._disputed: dict[int, set[str]] = {}  # piece → sources whose bytes its digest contradicts
+        self.leased = 0  # the pieces in `leases`, as a set
+        self.holding = 0  # slots of nodes that hold any piece
+        self.hungry = 0  # slots of nodes that had room for tasks in their last plan and got none
+        self.fetching_seeds = 0  # slots of seeds that can fetch from the origin
+        self.wanting = 0  # slots of nodes that lack a piece they want
+        self.lacks = 0  # sum of `Node.lacks` over all nodes
+        self.room = 0  # uploads that all holders together can have outstanding
+        self.freed = 0  # pieces that have become available to more nodes since `freed` was last cleared
+        self._names: list[str] = []  # by slot; empty for a free slot
+        self._vouched: set[int] = set()  # pieces whose digest comes from a node that fetched them from the origin
+        self._disputed: dict[int, set[str]] = {}  # piece → sources whose bytes contradict its digest
 
     # --- nodes
 
@@ -123,7 +127,7 @@ class Books:
         return self.nodes[self._names[slot]]
 
     def enter(self, name: str, now: float) -> Node:
-        """The node of this name, which may be new. Raises ValueError when there are too many."""
+        """Return the node of this name, added if it is new. Raises ValueError when the swarm is full."""
         node = self.nodes.get(name)
         if node is not None:
             return node
@@ -136,7 +140,7 @@ class Books:
         return node
 
     def leave(self, name: str) -> None:
-        """A node is gone, with all that it held and was to do, and with what it said of others."""
+        """Remove a node, with its pieces, its tasks, and its accusations against others."""
         node = self.nodes.pop(name, None)
         if node is None:
             return
@@ -146,18 +150,18 @@ class Books:
         self.lacks -= node.lacks
         self._withdraw(name, node)
         self._names[node.slot] = ""
-        while self._names and not self._names[-1]:  # what is kept of each piece is as long as there are places
+        while self._names and not self._names[-1]:  # the set of holders of each piece is as long as the highest slot
             self._names.pop()
         others = ~(1 << node.slot)
         for group in self._groups:
-            group.leave(node.slot, 0)  # what it held has been removed from them
+            group.leave(node.slot, 0)  # no pieces: `holdings.remove` has taken them out of the groups
         self.holding &= others
         self.hungry &= others
         self.fetching_seeds &= others
         self.wanting &= others
 
     def note(self, node: Node) -> None:
-        """After its wishes or its means have changed."""
+        """Update the sets and counts after a node's pieces, interests or abilities changed."""
         self.fetching_seeds = with_slot(self.fetching_seeds, node.slot, node.seed and node.can_fetch)
         lacks = ((node.wanted | node.urgent) & ~node.have).bit_count()
         self.lacks += lacks - node.lacks
@@ -167,7 +171,7 @@ class Books:
     # --- pieces
 
     def replace(self, node: Node, have: int) -> None:
-        """The node holds exactly these pieces, and nothing is known of what it does."""
+        """Record that a node holds exactly these pieces; all its tasks are ended."""
         self.end_all(node)
         if node.have & ~have:
             self.holdings.remove(node.slot)
@@ -176,7 +180,7 @@ class Books:
         self.add(node, have)
 
     def add(self, node: Node, pieces: int) -> None:
-        """The node holds these pieces (as well)."""
+        """Record that a node holds these pieces too."""
         node.have |= pieces
         if not self.holding >> node.slot & 1 and node.have:
             self.holding |= 1 << node.slot
@@ -213,7 +217,7 @@ class Books:
             del self.leases[piece]
             self.leased &= ~(1 << piece)
             node.leases -= 1
-            self.freed |= self.all & ~self.holdings.held  # there is room for another lease
+            self.freed |= self.all & ~self.holdings.held  # any piece without a holder can be leased now
         elif (server := self.nodes.get(task.source)) is not None:
             server.uploads.outstanding = max(0, server.uploads.outstanding - 1)
             self.show(server)
@@ -224,7 +228,7 @@ class Books:
             self.end(node, piece)
 
     def show(self, server: Node) -> None:
-        """After its uploads changed: whether it can take another one."""
+        """Update the groups after a source's uploads changed: can it take another one?"""
         uploads = server.uploads
         room = int(uploads.room) if server.have else 0
         self.room += room - server.room
@@ -251,22 +255,25 @@ class Books:
         node.avoid[source] = Avoided(until, failures)
 
     def forgive(self, source: str) -> None:
-        """A source has let go of what it held and said so: that it failed others before is no sign of what is to come.
+        """Let nodes use a source again that has announced anew what it holds: earlier failures say nothing about that.
 
-        But for wrong bytes.
+        Nodes that had wrong bytes from it still avoid it.
         """
         for node in self.nodes.values():
             if source not in node.accused:
                 node.avoid.pop(source, None)
 
     def avoided(self, node: Node, now: float) -> Iterator[tuple[int, int]]:
-        """The slot and the number of failures of sources that a node is not to be sent to."""
+        """Yield slot and number of failures of each source that a node must not be sent to now."""
         for source, avoided in node.avoid.items():
             if avoided.until > now and (server := self.nodes.get(source)) is not None:
                 yield server.slot, avoided.failures
 
     def accuse(self, name: str, node: Node, source: str, server: Node) -> None:
-        """Wrong bytes from `source`, says `name`: heard as long as it does not say so of everybody."""
+        """Record that `name` had wrong bytes from `source`.
+
+        A node that accuses more than `policy.MAX_ACCUSED` sources is not believed: all its accusations are withdrawn.
+        """
         node.accused.add(source)
         if len(node.accused) > policy.MAX_ACCUSED:
             self._withdraw(name, node)
@@ -275,9 +282,10 @@ class Books:
             self._judge(server)
 
     def name_digest(self, piece: int, digest: bytes, source: str) -> None:
-        """Who brought a piece from the origin knows its digest best, then who held it before.
+        """Keep the digest of a piece, as reported by a node that has it from `source`.
 
-        Who had it from a peer knows it from here, or not at all: it may have been lied to.
+        A node that fetched the piece from the origin is the best authority, then one that held it before. A node that
+        has it from a peer is none: it knows the digest from this tracker, or the peer may have lied to it.
         """
         if source == ORIGIN and piece not in self._vouched:
             self._vouched.add(piece)
@@ -286,7 +294,10 @@ class Books:
             self.digests.setdefault(piece, digest)
 
     def dispute(self, piece: int, source: str) -> None:
-        """The digest of a piece contradicts a source. When it contradicts several, it is itself what is wrong."""
+        """Record that a source's bytes contradict a piece's digest.
+
+        When `policy.ACCUSERS` sources do, the digest itself is taken to be wrong and is dropped.
+        """
         sources = self._disputed.setdefault(piece, set())
         sources.add(source)
         if len(sources) >= policy.ACCUSERS:
@@ -308,5 +319,5 @@ class Books:
 
 
 def with_slot(slots: int, slot: int, is_in: bool) -> int:
-    """The set with a slot in it, or without."""
+    """Return the set with the slot added or removed."""
     return slots | 1 << slot if is_in else slots & ~(1 << slot)

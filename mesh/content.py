@@ -1,4 +1,4 @@
-"""What a blob is: its digest, and the pieces it is exchanged in. Pure."""
+"""The identity of a blob, its digest, and the pieces in which it is exchanged. Pure."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from typing import Self
 
-MIN_PIECE = 1 << 20
-MAX_PIECE = 16 << 20
-# Aim for this many pieces: enough that hundreds of nodes can each hold a different one early on,
-# few enough that a report of all of them is a small message.
+MIN_PIECE = 1 << 20  # bytes
+MAX_PIECE = 16 << 20  # bytes
+# Pieces per blob to aim for: enough that hundreds of nodes can each hold a different one early on, few enough that a
+# report of all of them is a small message.
 _TARGET_PIECES = 512
 
 _HEX = {"sha256": re.compile(r"[0-9a-f]{64}\Z"), "git-sha1": re.compile(r"[0-9a-f]{40}\Z")}
 
 
 class Hasher(Protocol):
-    """The part of a hashlib object that we use."""
+    """The part of a hashlib object that is used here."""
 
     def update(self, data: bytes | bytearray | memoryview, /) -> None: ...
     def hexdigest(self) -> str: ...
@@ -29,12 +29,12 @@ class Hasher(Protocol):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Digest:
-    """The name of a blob: an algorithm and lower-case hex, both recomputable from the bytes.
+    """The name of a blob: an algorithm and lower-case hex, which can be recomputed from the blob's bytes.
 
-    `sha256` is the plain hash of the content (large files on the Hub); `git-sha1` is git's blob hash,
-    the SHA-1 of ``b"blob <size>\\0" + content`` (small files).
+    `sha256` is the plain SHA-256 of the content (large files on the Hub); `git-sha1` is git's blob id, the SHA-1 of
+    ``b"blob <size>\\0" + content`` (small files).
 
-    Raises ValueError when built from anything else, so a Digest is always safe as a file name.
+    Raises ValueError for anything else, so a Digest is always safe as a file name.
     """
 
     algorithm: Literal["sha256", "git-sha1"]
@@ -50,22 +50,22 @@ class Digest:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read the form that `str` writes: ``sha256:<64 hex>`` or ``git-sha1:<40 hex>``."""
+        """Parse the form that `str` writes: ``sha256:<64 hex>`` or ``git-sha1:<40 hex>``. Raises ValueError."""
         algorithm, _, hexdigits = text.partition(":")
         return cls(algorithm, hexdigits)  # type: ignore[arg-type]  # __post_init__ refuses the rest
 
     def hasher(self, size: int) -> Hasher:
-        """A fresh hash object for a blob of `size` bytes; its hexdigest is to equal `hex`."""
+        """Return a new hash object for a blob of `size` bytes; once fed the blob, its hexdigest must equal `hex`."""
         if self.algorithm == "sha256":
             return hashlib.sha256()
-        # git hashes its header first; not a security choice of ours, and the Hub names small files so.
+        # git hashes a header first. SHA-1 is the Hub's choice for small files, not a security decision made here.
         return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
 
 
 def piece_size(size: int) -> int:
-    """Bytes per piece of a blob of `size` bytes: a power of two from 1 to 16 MiB.
+    """Return the piece size, in bytes, of a blob of `size` bytes: a power of two from 1 to 16 MiB.
 
-    Depends on the size alone, so that all nodes cut a blob alike without having to agree.
+    It depends on the size alone, so that all nodes divide a blob alike without having to agree.
     """
     wanted = max(1, -(-size // _TARGET_PIECES))
     return min(MAX_PIECE, max(MIN_PIECE, 1 << (wanted - 1).bit_length()))
@@ -73,7 +73,7 @@ def piece_size(size: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """How a blob of `size` bytes divides into pieces, numbered from 0. An empty blob has none."""
+    """The division of a blob of `size` bytes into pieces, numbered from 0. An empty blob has none."""
 
     size: int
     piece_size: int
@@ -87,14 +87,14 @@ class Pieces:
         return -(-self.size // self.piece_size)
 
     def span(self, piece: int) -> tuple[int, int]:
-        """First byte and one past the last byte of a piece."""
+        """Return the first byte of a piece and one past its last. Raises IndexError."""
         if not 0 <= piece < self.count:
             raise IndexError(f"piece {piece} of {self.count}")
         start = piece * self.piece_size
         return start, min(self.size, start + self.piece_size)
 
     def covering(self, start: int, stop: int) -> range:
-        """The pieces that hold the bytes from `start` up to `stop`."""
+        """Return the pieces that hold the bytes from `start` up to `stop`."""
         if start >= stop:
             return range(0)
         return range(start // self.piece_size, -(-min(stop, self.size) // self.piece_size))
@@ -113,7 +113,7 @@ class PieceSet:
 
     @classmethod
     def from_bytes(cls, count: int, data: bytes) -> Self:
-        """Read what `to_bytes` wrote. Raises ValueError for a wrong length or stray bits."""
+        """Parse the result of `to_bytes`. Raises ValueError for a wrong length or stray bits."""
         if len(data) != -(-count // 8):
             raise ValueError(f"{len(data)} bytes cannot be a set of {count} pieces")
         return cls(count, int.from_bytes(data, "little"))
@@ -135,7 +135,7 @@ class PieceSet:
 
     @property
     def bits(self) -> int:
-        """Piece n is bit n: for bulk set arithmetic."""
+        """The set as an integer, for bulk set arithmetic: piece n is bit n."""
         return self._bits
 
     @property

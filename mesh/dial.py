@@ -1,7 +1,7 @@
-"""Connections to peers on which a machine that is gone shows within seconds, however busy those are that are there.
+"""TCP sockets to peers that fail within seconds when the peer's machine is gone, however slow live peers may be.
 
-A process that has too much to do answers late; its kernel acknowledges at once all the same. So what is not
-acknowledged tells a dead machine or a broken line from a slow node, which no time limit on answers can.
+An overloaded process answers late, but its kernel still acknowledges at once. Missing acknowledgements therefore tell
+a dead machine or a broken line from a slow node, which a time limit on answers cannot.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ import socket
 import sys
 from typing import Any
 
-_ALONE_SECONDS = 1  # without a word, until the kernel asks whether the other one is there
-_DEAF_SECONDS = 2.5  # without an acknowledgement, of such a question or of data: three retransmissions on a LAN
+_ALONE_SECONDS = 1  # of silence before the kernel sends a keepalive probe, and between two probes
+# Seconds without an acknowledgement, of a probe or of data, until the connection fails: three retransmissions on a LAN.
+_DEAF_SECONDS = 2.5
 
 
 def peer_socket(address: tuple[Any, ...]) -> socket.socket:
-    """An unconnected socket for an address as getaddrinfo(3) gives it. Reads and writes on it raise OSError in time."""
+    """Return an unconnected socket for an address in the form of `socket.getaddrinfo`.
+
+    On Linux its reads and writes raise OSError once the peer's kernel has been silent for a few seconds.
+    """
     family, kind, protocol = address[:3]
     sock = socket.socket(family, kind, protocol)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -1,4 +1,4 @@
-"""Which nodes hold which blobs completely, as they announced it to us as the tracker. Pure, and bounded."""
+"""The directory of complete blobs: which nodes announced them to this node as their tracker. Pure, and bounded."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterable
 
 from mesh.content import Digest
 
-_MAX_ENTRIES = 1 << 20
-_MAX_OF_NODE = 100_000  # more than the blobs of a large store that one tracker leads
-_ROOM = 500  # entries that are given up at once: finding out whose is the work
+_MAX_ENTRIES = 1 << 20  # pairs of node and blob, of all nodes together
+_MAX_OF_NODE = 100_000  # blobs of one node: more than the part of a large store that one tracker leads
+_ROOM = 500  # entries dropped at a time to make room: the cost is in finding the node that has the most
 
 
 class Directory:
-    """Holders by blob. Each node's part goes with the node."""
+    """Holders by blob. A node's entries are dropped when the node leaves."""
 
     def __init__(self, max_entries: int = _MAX_ENTRIES, max_of_node: int = _MAX_OF_NODE) -> None:
         self._max_entries = max_entries
@@ -25,7 +25,10 @@ class Directory:
         return sorted(self._holders.get(digest, ()))
 
     def add(self, node: str, digests: Iterable[Digest]) -> None:
-        """A node holds these. What is beyond the limits is not kept: others then fetch those blobs from the origin."""
+        """Record that a node holds these blobs.
+
+        Entries beyond the limits are not kept: other nodes then fetch those blobs from the origin.
+        """
         held = self._by_node.setdefault(node, set())
         for digest in digests:
             if digest in held:
@@ -37,21 +40,21 @@ class Directory:
             self._entries += 1
 
     def discard(self, node: str, digest: Digest) -> None:
-        """A node does not hold this (any more)."""
+        """Record that a node does not hold a blob (any more)."""
         held = self._by_node.get(node)
         if held is not None and digest in held:
             held.discard(digest)
             self._drop(node, digest)
 
     def forget(self, node: str) -> None:
-        """A node is gone."""
+        """Drop all entries of a node that is gone."""
         for digest in self._by_node.pop(node, ()):
             self._drop(node, digest)
 
     def _has_room(self, count: int) -> bool:
-        """Whether a node with so many entries may have one more; if need be from the one that has most.
+        """Return whether a node with `count` entries may add one, dropping some of the largest node's if necessary.
 
-        Else whoever comes first with a million made-up ones would keep all others out.
+        Otherwise the first node to announce a million invented blobs would keep all others out.
         """
         if self._entries < self._max_entries:
             return True

@@ -1,1 +1,1 @@
-"""Ways of learning the addresses of other nodes."""
+"""Discovery: how a node learns the addresses of other nodes."""

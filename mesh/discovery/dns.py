@@ -1,4 +1,4 @@
-"""Addresses behind a name: a headless service or several A records name several nodes at once."""
+"""DNS resolution of node addresses: one name (a headless service, several A records) can stand for several nodes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import socket
 
 from mesh.membership import Address
 
-MAX_ADDRESSES = 256
-_SECONDS = 5.0
+MAX_ADDRESSES = 256  # addresses of one name that are used
+_SECONDS = 5.0  # that one lookup may take
 
 
 async def resolve(named: Address) -> list[Address]:
-    """All addresses of a host, in no particular order; an IP address is its own. Raises OSError."""
+    """Return all addresses of a host, in no particular order; an IP address is returned as it is.
+
+    Raises OSError when the name cannot be resolved in time or at all.
+    """
     try:
         ipaddress.ip_address(named.host)
     except ValueError:
@@ -24,7 +27,7 @@ async def resolve(named: Address) -> list[Address]:
     try:
         async with asyncio.timeout(_SECONDS):
             found = await loop.getaddrinfo(named.host, named.port, type=socket.SOCK_STREAM)
-    except UnicodeError as error:  # a label that is empty or too long
+    except UnicodeError as error:  # a label of the name is empty or too long
         raise OSError(f"{named.host!r} is not a DNS name") from error
     hosts = dict.fromkeys(str(info[4][0]) for info in found)
     return [Address(host, named.port) for host in hosts][:MAX_ADDRESSES]

@@ -1,8 +1,8 @@
-"""Nodes of the local network, found by multicast DNS (RFC 6762, RFC 6763): no address is configured anywhere.
+"""Discovery on the local network by multicast DNS (RFC 6762, RFC 6763), without any configured address.
 
-Announced is one instance of `_hubmesh._tcp.local.` named by the node id, with TXT `mesh` (which tells keys apart
-without telling the key) and `version`. Whom we hear of we join, unless gossip knows it already. A network without
-multicast, or no network at all, costs nothing but a line in the log.
+Each node announces one instance of `_hubmesh._tcp.local.`, named by its node id, with the TXT keys `mesh` (it tells
+meshes apart without revealing their keys) and `version`. A node joins every announced node that gossip does not
+know yet. Without multicast, or without a network, the only effect is a line in the log.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from mesh.tasks import Tasks
 log = logging.getLogger(__name__)
 
 TYPE = "_hubmesh._tcp.local."
-MAX_HEARD = 1000  # instances that we keep
-_MAX_ADDRESSES = 8  # of one instance that we try
-_JOINS = 4  # at the same time: the first answer names most of the others
-_FIRST_PAUSE = 0.5  # seconds
-_MAX_PAUSE = 30.0
-_KNOWN_PAUSE = 5.0
-_LOOK_AGAIN = 10.0  # seconds between two looks at our own interfaces
-_RESOLVE_MS = 3000
+MAX_HEARD = 1000  # announced instances that are followed
+_MAX_ADDRESSES = 8  # addresses tried of one instance
+_JOINS = 4  # concurrent joins; few, because the first answer names most of the other nodes
+_FIRST_PAUSE = 0.5  # seconds before a failed join is repeated; doubled each time
+_MAX_PAUSE = 30.0  # the most that this pause grows to
+_KNOWN_PAUSE = 5.0  # seconds between two checks that a joined node is still alive
+_LOOK_AGAIN = 10.0  # seconds between two looks at this machine's interfaces
+_RESOLVE_MS = 3000  # milliseconds to wait for an instance's address records
 
 
 class Mdns:
-    """Announces this node and joins those that are announced.
+    """Announces this node and joins the nodes that are announced. Belongs to the event loop's thread.
 
-    `address` is what we announce: with an empty host, all addresses of this machine.
+    `address` is announced; with an empty host, all addresses of this machine are.
     """
 
     def __init__(self, gossip: Gossip, tasks: Tasks, *, address: Address, mesh_id: str = "") -> None:
@@ -57,18 +57,18 @@ class Mdns:
         self._has_met_strangers = False
 
     def start(self) -> None:
-        # What matters of it we say ourselves, once.
+        # Failures that matter are logged here, once each.
         logging.getLogger("zeroconf").setLevel(logging.CRITICAL)
         self._run_task = self._tasks.start(self._run(), name="mdns")
 
     async def close(self) -> None:
-        """Say goodbye to the network. To be called before the tasks are closed."""
+        """Withdraw the announcement. Call this before the tasks are closed."""
         if self._run_task is not None:
             self._run_task.cancel()
         await self._stop()
 
     async def _run(self) -> None:
-        """Be on all interfaces that there are, while they come and go."""
+        """Keep announcing and browsing on all interfaces, as interfaces come and go."""
         used: list[ipaddress.IPv4Interface] = []
         while True:
             present = _interfaces(self._address.host)
@@ -85,7 +85,7 @@ class Mdns:
             self._zeroconf = AsyncZeroconf(interfaces=ips, ip_version=IPVersion.V4Only)
             await self._zeroconf.zeroconf.async_wait_for_start()
             self._browser = AsyncServiceBrowser(self._zeroconf.zeroconf, TYPE, handlers=[self._notice])
-            # The name holds 128 random bits: nobody needs to be asked whether it is taken.
+            # The instance name holds 128 random bits, so no probing for a conflict is needed.
             await self._zeroconf.async_register_service(self._service(ips), cooperating_responders=True)
         except (OSError, RuntimeError, ValueError, ZeroconfError) as error:
             if not self._is_told:
@@ -114,7 +114,7 @@ class Mdns:
 
     def _service(self, ips: list[str]) -> AsyncServiceInfo:
         host = self._address.host
-        # Other machines can do nothing with our loopback address; it is announced only if there is nothing else.
+        # A loopback address is of no use to other machines: announce it only if there is no other.
         hosts = [host] if _is_ip(host) else [ip for ip in ips if not is_local(ip)] or ips
         return AsyncServiceInfo(
             TYPE,
@@ -135,7 +135,7 @@ class Mdns:
             self._heard[name] = self._tasks.start(self._meet(zeroconf, name, node_id), name=f"mdns {node_id}")
 
     async def _meet(self, zeroconf: Zeroconf, name: str, node_id: str) -> None:
-        """Join a node that is announced, again whenever it is not known to be alive."""
+        """Join an announced node, and join it again whenever it is not known to be alive."""
         pause = _FIRST_PAUSE
         while True:
             async with self._joins:
@@ -170,12 +170,12 @@ class Mdns:
                 await self._gossip.join(address)
             except (OSError, MeshError, ValueError) as error:
                 log.debug("announced by mDNS, but no answer from %s: %s", address, error)
-            if self._is_known(node_id):  # which may not be who is at this address
+            if self._is_known(node_id):  # asked even after an answer: another node may have answered at this address
                 return
 
 
 def _interfaces(host: str) -> list[ipaddress.IPv4Interface]:
-    """Where to speak mDNS, sorted: if we listen on one address only, there."""
+    """Return the interfaces to use for mDNS, sorted: only that of `host` if this machine has it, otherwise all."""
     present = sorted(
         {
             ipaddress.IPv4Interface(f"{ip.ip}/{ip.network_prefix}")
@@ -188,10 +188,10 @@ def _interfaces(host: str) -> list[ipaddress.IPv4Interface]:
 
 
 def _nearest(hosts: list[str], own: list[ipaddress.IPv4Interface]) -> list[str]:
-    """Which addresses of an instance to try, best first: those on our networks, and last those that are our own, too.
+    """Return the addresses of an instance to try, best first: those on our networks, then others, then our own.
 
-    Container bridges have the same address on each machine. What others say of a loopback interface is no concern of
-    ours, unless we have no other.
+    An address that equals one of ours comes last because container bridges have the same address on every machine.
+    Loopback addresses are left out, unless loopback is all that this machine has.
     """
     near = [interface.network for interface in own]
     ips = [ipaddress.IPv4Address(host) for host in hosts]

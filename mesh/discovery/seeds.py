@@ -1,6 +1,6 @@
-"""Seeds that were named explicitly: each is tried until it answers, for ever, and found again when it was away.
+"""Explicitly named seeds: each is tried until it answers, without limit, and joined again after it was away.
 
-A seed may be down when this node starts, and its name may come to stand for other addresses.
+A seed may be down when this node starts, and its DNS name may later resolve to other addresses.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from mesh.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-_FIRST_PAUSE = 0.25  # seconds
-_MAX_PAUSE = 5.0
-_LOOK_AGAIN = 15.0  # seconds until a name is resolved anew
+_FIRST_PAUSE = 0.25  # seconds before a failed attempt is repeated; doubled each time
+_MAX_PAUSE = 5.0  # the most that this pause grows to
+_LOOK_AGAIN = 15.0  # seconds until a name is resolved again, or a second address of a live seed is tried again
 
 Resolve = Callable[[Address], Awaitable[list[Address]]]
 
 
 class Seeds:
-    """Joins the mesh at all addresses of all named seeds and keeps these marked as such (`Member.named_seed`)."""
+    """Joins the mesh at all addresses of all named seeds, and keeps those members marked as `Member.named_seed`."""
 
     def __init__(
         self,
@@ -49,13 +49,13 @@ class Seeds:
             self._tasks.start(self._follow(seed), name=f"seed {seed}")
 
     async def _follow(self, seed: Address) -> None:
-        """Keep in touch with every address that a name stands for now."""
+        """Keep joined to every address that the seed's name resolves to now."""
         kept: dict[Address, asyncio.Task[None]] = {}
         pause, is_lost = _FIRST_PAUSE, False
         while True:
             try:
                 found = set(await self._resolve(seed))
-            except OSError as error:  # what was found before still holds
+            except OSError as error:  # the addresses found before stay in use
                 if not is_lost:
                     log.warning("seed %s cannot be resolved, trying again: %s", seed, _words(error))
                 is_lost = True
@@ -71,12 +71,12 @@ class Seeds:
             await asyncio.sleep(self._look_again * random.uniform(0.8, 1.2))
 
     async def _keep(self, address: Address) -> None:
-        """Join at one address, again whenever nobody alive is known to be there."""
-        pause, lost = _FIRST_PAUSE, None  # the kind of error that was last said: another one is another trouble
+        """Join the node at one address, and join again whenever no live member is known there."""
+        pause, lost = _FIRST_PAUSE, None  # `lost`: the type of the last logged error; only another type is logged
         own = self._gossip.members.me.node_id
         who, again_at = "", 0.0
         while True:
-            # One node can have several addresses, and is known by one of them at a time.
+            # A node can have several addresses, but is a member under one of them at a time.
             known = who if time.monotonic() < again_at else ""
             if not any(
                 m.named_seed and (m.address == address or m.node_id == known) for m in self._gossip.members.alive()
@@ -85,7 +85,7 @@ class Seeds:
                     who = await self._gossip.join(address, named_seed=True)
                     again_at = time.monotonic() + _LOOK_AGAIN
                     if who == own:
-                        return  # one list for all seeds names ourselves, too
+                        return  # seeds may share one list, which then names this node too
                 except (OSError, MeshError, ValueError) as error:
                     if type(error) is not lost:
                         log.warning("seed %s does not answer, trying again: %s", address, _words(error))
