@@ -1,6 +1,6 @@
-"""The way in at the mesh port: over TLS where the mesh has certificates, and never more at once than there is room for.
+"""The listener of the mesh port: accepts connections, over TLS where the mesh has certificates, up to a limit.
 
-Connections are accepted here rather than by the server, which would not say why a handshake failed.
+Connections are accepted here rather than by aiohttp's server, which would not report why a handshake failed.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ from aiohttp import web
 from mesh.auth import Auth, NotAuthentic
 from mesh.tasks import Tasks
 
-_HANDSHAKE_SECONDS = 5.0
-_MAX_HANDSHAKES = 256  # at the same time
+_HANDSHAKE_SECONDS = 5.0  # that a TLS handshake may take
+_MAX_HANDSHAKES = 256  # concurrent handshakes
 _MAX_CONNECTIONS = 4096
-_SHARE = 0.5  # of the files that this process may have open
-_PAUSE = 0.1  # seconds, when the machine has no file left for another connection
-_AT_ONCE = 128  # connections let in before others have their turn
+_SHARE = 0.5  # part of the process's limit on open files that connections may use
+_PAUSE = 0.1  # seconds before accepting again after an error, such as too many open files
+_AT_ONCE = 128  # connections accepted in one turn of the event loop, so that its other work is not held up
 
 
 class Door:
-    """Lets connections in to a server of aiohttp's. Belongs to the event loop's thread."""
+    """Accepts connections for an aiohttp server. Belongs to the event loop's thread.
+
+    `limit` is the number of connections at a time; by default half the limit on open files, at most 4096.
+    """
 
     def __init__(self, server: web.Server, auth: Auth, tasks: Tasks, *, limit: int | None = None) -> None:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -35,40 +38,40 @@ class Door:
         self._auth = auth
         self._tasks = tasks
         self._entering = Tasks()
-        self._has_room = asyncio.Event()  # for another one that enters
+        self._has_room = asyncio.Event()  # set while another handshake may start
         self._has_room.set()
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
 
     def open(self, listener: socket.socket) -> None:
-        """Let in whoever connects to `listener`, from now on."""
+        """Begin to accept connections from `listener`."""
         listener.setblocking(False)
         self._listener = listener
         self._accepting = self._tasks.start(self._accept(listener), name="door")
 
     async def close(self) -> None:
-        """Let nobody in any more. Who is in stays."""
+        """Stop accepting, and break off handshakes. Established connections stay open."""
         if self._accepting is not None and self._listener is not None:
             self._accepting.cancel()
-            await asyncio.wait([self._accepting])  # the loop must forget the descriptor before another gets its number
+            await asyncio.wait([self._accepting])  # the loop must forget the descriptor before its number is reused
             self._listener.close()
         await self._entering.close()
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            # Who does not fit waits in the kernel's queue: sent away unread, it would take us for dead.
+            # At the limit new connections wait in the kernel's queue: a peer that was refused would take us for dead.
             await self._has_room.wait()
             try:
                 self._receive(*await loop.sock_accept(listener))
-                # That took a turn of the loop, and busy ones are long: all who wait come in with the first.
+                # Each `sock_accept` costs a turn of the loop, which is long on a busy node: accept all that wait.
                 for _ in range(_AT_ONCE):
                     if not self._has_room.is_set():
                         break
                     self._receive(*listener.accept())
             except BlockingIOError:
                 continue
-            except OSError:  # it hung up at once, or there are too many files open
+            except OSError:  # the peer hung up at once, or too many files are open
                 await asyncio.sleep(_PAUSE)
 
     def _receive(self, connection: socket.socket, address: tuple[str, ...]) -> None:
@@ -78,7 +81,7 @@ class Door:
 
         def entered(entering: asyncio.Task[None]) -> None:
             self._has_room.set()
-            if entering.cancelled():  # perhaps before its first step: it has closed nothing
+            if entering.cancelled():  # perhaps before its first step, when nothing else closes the connection
                 connection.close()
 
         entering.add_done_callback(entered)
@@ -94,11 +97,11 @@ class Door:
             await loop.connect_accepted_socket(self._server, connection, ssl=tls, ssl_handshake_timeout=patience)
         except ssl.SSLError as error:
             self._auth.complain(host, NotAuthentic.of_tls(error), "refused a connection of")
-        except OSError:  # it went away, or said nothing
+        except OSError:  # the peer went away, or sent nothing
             connection.close()
 
     def _make_room(self) -> None:
-        """At the limit the oldest connection goes, of whichever host has the most: honest nodes come again."""
+        """At the limit, drop the oldest connection of the host that has the most: an honest node connects again."""
         handlers = self._server.connections
         if len(handlers) < self._limit:
             return

@@ -1,7 +1,7 @@
-"""Complete blobs whose file is not as it was when its bytes were proven, and what becomes of them.
+"""Blobs in doubt: complete blobs whose file has changed in some way since its bytes were proven.
 
-Another program wrote to the file, or a repair of the disk did, or a copy of the data directory lost its times. Nobody
-is sent such bytes: the file is read from beginning to end first, and what is not what its name says is dropped.
+Another program or a repair of the disk wrote to the file, or a copy of the data directory lost the file's times. Such
+bytes are not sent to anyone until the whole file has been read again; a blob that does not match its digest is dropped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 class Doubts:
     """The blobs of a store that are in doubt. Belongs to the event loop's thread.
 
-    `path` is where one lies, `mark` writes down anew who may have it, `drop` takes it away.
+    `path` returns a blob's file, `mark` writes its public mark again, `drop` deletes it, `is_over` says that the store
+    is closed.
     """
 
     def __init__(
@@ -54,16 +55,19 @@ class Doubts:
         return entry.is_doubted
 
     async def __aiter__(self) -> AsyncIterator[Digest]:
-        turns = Turns()  # of what is shared with other programs, each file is looked at
+        turns = Turns()  # each file that is shared with another program costs a stat(2)
         for digest in list(self._entries):
             await turns.give()
             if digest in self:
                 yield digest
 
     async def settle(self, digest: Digest) -> None:
-        """Read a blob in doubt from beginning to end, and keep it only if it is still what it was."""
+        """Read a blob in doubt from beginning to end, and keep it only if it still matches its digest.
+
+        When the file cannot be read now, or keeps changing, the blob stays in doubt.
+        """
         if (entry := self._entries.get(digest)) is None:
-            return  # it has gone meanwhile
+            return  # the blob has been removed meanwhile
         log.info("something was done to the file of %s since it was proven: reading it anew", digest)
         entry.users += 1
         try:
@@ -72,7 +76,7 @@ class Doubts:
             log.info("cannot prove %s anew yet: %s", digest, error)
             if not isinstance(error, OSError) or error.errno != errno.EIO:
                 return
-            again = None  # a bad sector will not get better
+            again = None  # a bad sector: reading again will not help
         finally:
             entry.users -= 1
         if self._entries.get(digest) is not entry:
@@ -83,7 +87,7 @@ class Doubts:
             return
         stamp, pieces = again
         path = self._path(digest)
-        with contextlib.suppress(OSError):  # then it is in doubt again after the next start
+        with contextlib.suppress(OSError):  # if this fails, the blob is in doubt again after the next start
             if entry.stamp is not None:
                 entry.stamp = stamp
                 stamp.write(layout.stamp_of(path))

@@ -1,4 +1,4 @@
-"""What a store remembers of each blob, complete or partial, and which of them go first when there is no room."""
+"""The records that a store keeps of its complete and partial blobs, and the order in which it evicts them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mesh.shared import Stamp
 
 
 class Uses:
-    """The times of uses, in seconds since the epoch: each is later than all before, though clocks may be set back.
+    """Clock for times of use, in seconds since the epoch: each is later than the one before, even if clocks go back.
 
-    `last`: when the latest known of was.
+    `last` is the latest time of use known at the start.
     """
 
     def __init__(self, last: float = 0.0) -> None:
@@ -33,30 +33,30 @@ class Entry:
     """A complete blob. Sizes in bytes, times in seconds since the epoch."""
 
     size: int
-    used_at: float  # as the file system keeps it
-    touched_at: float = 0.0  # when the file system was told, by the wall clock
-    users: int = 0
-    stamp: Stamp | None = None  # when the file has a name elsewhere too
-    modified: int = 0  # when its file was last written to, as it was proven; in nanoseconds since the epoch
-    is_doubted: bool = False  # somebody has written to it since
+    used_at: float  # last use; at the start, the access time of its file
+    touched_at: float = 0.0  # when `used_at` was last written to the file system, by the wall clock
+    users: int = 0  # open `Blob`s and running proofs; a blob in use is not evicted
+    stamp: Stamp | None = None  # set when another program has the file too
+    modified: int = 0  # time of the file's last write before its proof, in nanoseconds since the epoch
+    is_doubted: bool = False  # its file was written to since the proof
 
 
 @dataclass(slots=True)
 class PartialEntry:
-    """A partial blob."""
+    """A partial blob. Times in seconds since the epoch."""
 
     path: Path
-    held: int  # bytes accounted for: what is on disk plus what is reserved for pieces under way
+    held: int  # bytes counted against the budget: on disk, or reserved for pieces under way
     used_at: float
-    partial: Partial | None = None  # while in use
+    partial: Partial | None = None  # set while it is in use
 
 
 def eviction_order(
     entries: Mapping[Digest, Entry], partials: Mapping[Digest, PartialEntry], is_kept: Callable[[Digest], bool]
 ) -> Iterator[Digest]:
-    """What nobody is using and what is not to be kept, beginning with what was used longest ago.
+    """Yield the blobs that may be evicted, least recently used first: those neither in use nor `is_kept`.
 
-    Most often the first is all that is needed, so the rest is not put in order before it is asked for.
+    Mostly only the first is needed, so the rest is sorted only as it is asked for.
     """
     idle = [(entry.used_at, digest) for digest, entry in entries.items() if not entry.users]
     idle += [(entry.used_at, digest) for digest, entry in partials.items() if entry.partial is None]
@@ -79,9 +79,10 @@ def check_fits(
     used: int,
     free: int,
 ) -> None:
-    """Raise StoreFull if a blob of `size` bytes cannot be kept whole, whatever makes room for it.
+    """Raise StoreFull if a blob of `size` bytes cannot be kept whole, whatever is evicted.
 
-    `used` of `max_size` bytes are, and `free` are on the disk. What `is_elsewhere` goes from the budget, not the disk.
+    `used` of the budget's `max_size` bytes are taken; `free` bytes are free on the disk. Evicting a blob that
+    `is_elsewhere` frees budget but no disk space.
     """
     if size > max_size:
         raise StoreFull(f"{size} bytes can never fit in --max-size {max_size}")
@@ -109,7 +110,10 @@ def no_room(
     max_size: int,
     used: int,
 ) -> StoreFull:
-    """What to raise for `count` more bytes of a blob when nothing is left to evict; StoreBusy if there will be."""
+    """Return what to raise when `count` more bytes of a blob do not fit and nothing is left to evict.
+
+    That is StoreBusy if there is room once other blobs are no longer in use, otherwise StoreFull.
+    """
     in_use = sum(entry.size for other, entry in entries.items() if entry.users and not is_pinned(other))
     in_use += sum(
         entry.held

@@ -1,4 +1,4 @@
-"""What can go wrong with a blob, split by who is at fault."""
+"""The exceptions of `mesh`, divided by who is at fault."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from mesh.messages import Reason
 
 
 class MeshError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of all exceptions that this package raises deliberately."""
 
 
 class StoreFull(MeshError):
-    """Our disk: there is no room for these bytes, and nothing left that may be evicted."""
+    """Local disk: there is no room for these bytes, and nothing left that may be evicted."""
 
 
 class StoreBusy(StoreFull):
-    """Our disk: what could make room for these bytes is in use just now."""
+    """Local disk: the blobs that could be evicted for these bytes are in use now."""
 
 
 class StoreInUse(MeshError):
-    """Our disk: another process already works in this data directory."""
+    """Local disk: another process already uses this data directory."""
 
 
 class StoreUnusable(MeshError):
-    """Our disk: the data directory cannot be read or written."""
+    """Local disk: the data directory cannot be read or written."""
 
 
 class SourceFailed(MeshError):
-    """A source (the origin or a peer) could not give the bytes it was asked for.
+    """A source (the origin or a peer) could not supply the requested bytes.
 
-    `retry_after` is in seconds, when the source itself named a time. `failure` is what the tracker is told of a peer.
+    `retry_after` is in seconds, set when the source named a time. `failure` is the reason reported to the tracker when
+    the source is a peer.
     """
 
     failure: ClassVar[Reason] = "refused"
@@ -43,50 +44,50 @@ class SourceFailed(MeshError):
 
 
 class SourceLate(SourceFailed):
-    """A source kept silent, or was broken off because it took too long."""
+    """A source was silent, or its transfer was cancelled because it took too long."""
 
     failure = "timeout"
 
 
 class SourceBusy(SourceFailed):
-    """A source has too much to do, and says so (429, 503)."""
+    """A source answered that it is overloaded (429, 503)."""
 
     failure = "busy"
 
 
 class SourceDishonest(SourceFailed):
-    """A source sent what none would that means well: wrong bytes, or an answer that is not to what it was asked."""
+    """A source sent what an honest one would not: wrong bytes, or an answer that does not match the request."""
 
     failure = "corrupt"
 
 
 class PieceCorrupt(SourceDishonest):
-    """A source sent a piece whose bytes are not those its digest names."""
+    """A source sent a piece whose bytes do not match its digest."""
 
 
 class LocationRefused(SourceFailed):
-    """The address has expired or was refused (401, 403, 404, 410): ask for a new one."""
+    """A location has expired or was refused (401, 403, 404, 410): ask for a new one."""
 
     failure = "missing"
 
 
 class RangeIgnored(SourceFailed):
-    """The source answers every request with the whole blob."""
+    """A source answers a range request with the whole blob."""
 
 
 class SourceBanned(SourceFailed):
-    """A peer that sent wrong bytes before is not asked again for a while."""
+    """A peer is not asked now, because it sent wrong bytes before."""
 
     failure = "corrupt"
 
 
 class BlobCorrupt(MeshError):
-    """The bytes that arrived are not the blob that was named: its digest does not match."""
+    """The bytes that arrived do not match the blob's digest."""
 
 
 class Unavailable(MeshError):
-    """No source can supply the bytes now, or a node gives no useful answer."""
+    """No source can supply the bytes now, or a node gives no usable answer."""
 
 
 class Unreachable(Unavailable):
-    """Nobody listens where a node should be."""
+    """A node cannot be connected to, or the connection broke before it answered."""

@@ -1,4 +1,4 @@
-"""The one conversation between nodes: from this node to whoever tracks a blob, be it this node itself."""
+"""The exchange with a blob's tracker: finds the node that leads the swarm, which may be this one, and reports to it."""
 
 from __future__ import annotations
 
@@ -25,27 +25,29 @@ from mesh.wire import Decoder
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 256 << 10  # bytes
-_PATIENCE = 3  # questions in a row without an answer
-_BROKEN_OF_CROWD = 2  # connections in a row that many nodes may lose to a tracker which all of them ask at once
-_LONGEST_DOWN = 60.0
-_DOWN_SECONDS = 5.0  # that a tracker which did not answer is passed over
-_HERE_SECONDS = 1.0  # for one that is near and has time to answer that it is there
-_RESIGN_SECONDS = 1.0  # that the end of a swarm may wait for its tracker to hear of it
-_CANDIDATES = 16  # asked for that at once
-_BANNED_SECONDS = 600.0  # that a peer which sent wrong bytes is not asked
-_MAX_RANKS = 64  # blobs whose trackers are known without asking again: those that move now
-_REMOTE_INTERVAL = 0.08
-_LOCAL_INTERVAL = 0.01
+_PATIENCE = 3  # reports in a row without an answer until a tracker is passed over
+# Broken connections in a row until a tracker is passed over, in a crowd; elsewhere one is enough. A tracker that
+# hundreds of nodes ask at once may lose one.
+_BROKEN_OF_CROWD = 2
+_LONGEST_DOWN = 60.0  # seconds: the most that _DOWN_SECONDS grows to
+_DOWN_SECONDS = 5.0  # that a tracker which did not answer is passed over; doubled for each further failure
+_HERE_SECONDS = 1.0  # that the next possible tracker has to accept a connection: enough for any reachable machine
+_RESIGN_SECONDS = 1.0  # that the end of a swarm waits for the tracker to hear of it
+_CANDIDATES = 16  # possible trackers that are tried at once
+_BANNED_SECONDS = 600.0  # that a peer which sent wrong bytes, or a tracker which sent an invalid plan, is not asked
+_MAX_RANKS = 64  # blobs whose trackers by rank are cached: enough for those arriving now
+_REMOTE_INTERVAL = 0.08  # seconds between two reports to another node
+_LOCAL_INTERVAL = 0.01  # seconds between two reports to this node's own tracker
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """Another live node, as far as sources and trackers are concerned."""
+    """Another live node, as a possible source or tracker."""
 
     node: str
     base_url: str  # http(s)://host:port
     is_seed: bool
-    is_named_seed: bool = False  # named here, by whoever started this node: its word is believed
+    is_named_seed: bool = False  # named by this node's operator, so that its metadata is believed
 
 
 class Neighbours(Protocol):
@@ -59,32 +61,32 @@ class Neighbours(Protocol):
         """Whether this node is itself too slow to judge others."""
 
     def alive(self) -> Sequence[Neighbour]:
-        """The same object as long as nothing has changed."""
+        """Return the live nodes: the same object as long as nothing has changed."""
 
     def get(self, node: str) -> Neighbour | None:
-        """A live node by its id."""
+        """Return a live node by its id."""
 
     def heard(self, node: str) -> None:
-        """A node showed that it is alive."""
+        """Record that a node showed that it is alive."""
 
     async def ask(self, node: str, target: str, body: bytes, limit: int = MAX_MESSAGE) -> bytes:
         """POST a message to a live node and return its answer, of at most `limit` bytes. Raises Unavailable."""
 
     async def answers(self, node: str, seconds: float) -> bool:
-        """Whether a node speaks to us now, within this time: one that hangs, or has much to do, does not."""
+        """Return whether a node's process answers within this time. One that hangs or is overloaded does not."""
 
     async def is_reachable(self, node: str, seconds: float) -> bool:
-        """Whether a node's machine takes a connection within this time, whatever its process is doing."""
+        """Return whether a node's machine accepts a connection within this time, whatever its process is doing."""
 
     def parted(self, node: str) -> None:
-        """Nobody need wait for this node's answers any more."""
+        """End all waiting for answers of a node."""
 
     def sign(self, target: str, node: str) -> dict[str, str]:
-        """Headers for a GET that prove to a node that we hold the key of this mesh; {} without one."""
+        """Return headers for a GET that prove to `node` that this node holds the mesh's key; {} without a key."""
 
 
 class Alone:
-    """No other nodes."""
+    """The neighbours of a node that is alone: none."""
 
     is_keyed = False
     is_strained = False
@@ -115,7 +117,7 @@ class Alone:
 
 
 class Envelope(msgspec.Struct, frozen=True):
-    """A report on the wire, with the size of the blob it is about and a seed's way to the origin."""
+    """A report on the wire, with the size of its blob in bytes and a hint from which a seed can reach the origin."""
 
     size: int
     report: Report
@@ -128,7 +130,7 @@ _PLAN: Decoder[Plan] = Decoder(Plan)
 
 @contextlib.contextmanager
 def _leading() -> Iterator[None]:
-    """What our own tracker refuses us is no nonsense of a stranger's, but an error for who waits."""
+    """Turn a refusal (ValueError) by this node's own tracker into Unavailable, an error for those who wait."""
     try:
         yield
     except ValueError as error:
@@ -136,11 +138,12 @@ def _leading() -> Iterator[None]:
 
 
 class MeshExchange:
-    """Finds the tracker of each blob among the live nodes and speaks to it.
+    """Finds the tracker of each blob among the live nodes and reports to it. Belongs to the event loop's thread.
 
-    `may_share` says whether others may know that this node deals with a blob: in an open mesh only what anybody could
-    get from the Hub. Whatever may not be shared is tracked here, as if there were no other nodes, and by a tracker that
-    no other node can ask: it would learn that the blob is here, and how far, and could take its leases.
+    `may_share` says whether other nodes may know that this node deals with a blob: in an open mesh only if anyone can
+    get it from the origin. A blob that may not be shared is tracked here as if there were no other nodes, by a separate
+    tracker that other nodes cannot reach: through it they could learn that and how much of the blob is here, and take
+    its leases.
     """
 
     def __init__(
@@ -158,12 +161,12 @@ class MeshExchange:
         self._neighbours: Neighbours = neighbours or Alone()
         self._is_seed = is_seed
         self._may_share = may_share
-        self._failures: dict[str, int] = {}  # of trackers, in a row
+        self._failures: dict[str, int] = {}  # by tracker: reports in a row without an answer
         self._down_until: dict[str, float] = {}
         self._banned_until: dict[str, float] = {}
         self._last_tracker: dict[Digest, str] = {}
         self._known: Sequence[Neighbour] = ()
-        self._ranks: dict[Digest, list[str]] = {}  # of those who can lead a blob, first to last, while `_known` holds
+        self._ranks: dict[Digest, list[str]] = {}  # cache of `_order`, valid while the live nodes are `_known`
         self.on_news: Callable[[Digest], None] = lambda _: None
 
     # --- where
@@ -187,9 +190,9 @@ class MeshExchange:
         return _LOCAL_INTERVAL if self.is_local(digest) else _REMOTE_INTERVAL
 
     def tracker_of(self, digest: Digest) -> str:
-        """The id of the node that leads this blob's swarm: the first seed by rank, or the first node without seeds.
+        """Return the id of the node that leads this blob's swarm: the first seed by rank, else the first other node.
 
-        With all seeds down it is the first of the others: if each led for itself, each would fetch a copy.
+        Nodes do not lead for themselves when all seeds are down, or each would fetch a copy from the origin.
         """
         if not self._may_share(digest):
             return self._node_id
@@ -197,7 +200,10 @@ class MeshExchange:
         return next((node for node in self._order(digest) if self._down_until.get(node, 0.0) <= now), self._node_id)
 
     def _order(self, digest: Digest) -> list[str]:
-        """Who can lead the swarm of a blob, by rank. Asked at every turn, and long when there are many nodes."""
+        """Return the nodes that can lead the swarm of a blob, by rank: seeds first.
+
+        Cached, because every report asks for it and ranking many nodes takes long.
+        """
         known = self._neighbours.alive()
         if known is not self._known or len(self._ranks) >= _MAX_RANKS:
             self._known, self._ranks = known, {}
@@ -210,7 +216,7 @@ class MeshExchange:
         return order
 
     def _forget_old(self) -> None:
-        """Nodes come and go with new ids; what is over says nothing any more."""
+        """Drop expired entries: nodes come and go under new ids, so the tables would grow without bound."""
         now, known = time.monotonic(), {other.node for other in self._known}
         for over in (self._down_until, self._banned_until):
             for node in [node for node, until in over.items() if until <= now]:
@@ -245,7 +251,7 @@ class MeshExchange:
             failures = self._failures[tracker] = self._failures.get(tracker, 0) + 1
             broken = _BROKEN_OF_CROWD if self.is_crowd else 1
             if failures >= (broken if isinstance(error, Unreachable) else _PATIENCE):
-                # One that is there and never answers is tried more and more rarely: each time costs seconds.
+                # A tracker that is live but never answers is tried less and less often: each attempt costs seconds.
                 down = _DOWN_SECONDS * 2.0 ** max(0, min(10, failures - _PATIENCE))
                 self._down_until[tracker] = time.monotonic() + min(_LONGEST_DOWN, down)
             if isinstance(error, Unreachable) and not self.is_crowd:
@@ -259,18 +265,18 @@ class MeshExchange:
         return plan
 
     async def tick(self) -> None:
-        """Let time pass for what is tracked here; to be called every second or so."""
+        """Let time pass for the blobs tracked here. Call this about once a second."""
         await self._tracker.tick()
         await self._unshared.tick()
 
     def _own(self, digest: Digest) -> Tracker:
-        """The tracker of a blob that is tracked here."""
+        """Return the tracker to use for a blob that is tracked on this node."""
         return self._tracker if self._may_share(digest) else self._unshared
 
     async def resign(self, digest: Digest, size: int, fetched: int) -> None:
-        """Nothing can be had here any more, and what this node was sent for is free: or others would wait for it.
+        """Report that this node holds no piece any more and gives its tasks up, or other nodes would wait for them.
 
-        `fetched`: bytes that came from the origin, as in `Report`.
+        `fetched` is the number of bytes received from the origin, as in `Report`. Failures are ignored.
         """
         nothing = PieceSet(Pieces.of(size).count).to_bytes()
         report = Report(node=self._node_id, have=nothing, fetched=fetched)
@@ -279,10 +285,10 @@ class MeshExchange:
                 await self.report(digest, size, report, b"")
 
     async def _pass_over(self, digest: Digest) -> None:
-        """A tracker cannot be reached. When a line is cut that goes for others too: find who leads next among the rest.
+        """After a tracker became unreachable, find the next one that is reachable, and mark those before it as down.
 
-        One after the other would take the time of a dead connection for each of them, and of all nodes that lost
-        their tracker each would lead for itself meanwhile.
+        A broken line often cuts off several nodes. Trying one after the other would take as long as a dead connection
+        for each, and meanwhile every node that lost its tracker would lead for itself.
         """
         now = time.monotonic()
         following = [node for node in self._order(digest) if self._down_until.get(node, 0.0) <= now]
@@ -301,7 +307,7 @@ class MeshExchange:
                 answer.cancel()
 
     def doubt(self, digest: Digest) -> None:
-        """Whoever leads this blob's swarm leaves readers without a byte: for a while another one has to."""
+        """Pass over the tracker of this blob for a while, because it leaves readers without a byte."""
         tracker = self.tracker_of(digest)
         if tracker != self._node_id and not self.is_strained:
             log.warning("%s: readers starve with the tracker %s; another one has to lead", digest, tracker)
@@ -309,13 +315,13 @@ class MeshExchange:
             self._neighbours.parted(tracker)
 
     def ended(self, digest: Digest, *, is_complete: bool) -> None:
-        """The swarm of this blob has ended here."""
+        """Record that this node's part in the swarm of a blob has ended."""
         self._last_tracker.pop(digest, None)
         if is_complete:
             self.announce(digest)
 
     def announce(self, digest: Digest) -> None:
-        """This node holds a blob whole, or may share it, as it did not before: let who leads its swarm know."""
+        """Have the blob's tracker told that this node newly holds the whole blob, or may newly share it."""
         self.on_news(digest)
 
     # --- peers as sources

@@ -1,7 +1,7 @@
-"""Carrying out what the tracker assigned for one blob: which transfer runs now, and what to do when one breaks.
+"""Execution of the tracker's assignments for one blob: which transfers run now, and what happens when one fails.
 
-Leases (pieces from the origin) are merged into runs of consecutive pieces, one request each; the first run goes alone
-until the origin answers, so that one that cannot serve ranges is asked once only.
+Leases (pieces from the origin) are merged into runs of consecutive pieces, one request each. The first run goes alone
+until the origin answers, so that an origin that cannot serve ranges is asked only once.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Connections to the origin for one blob. A line may need several; more than cores do not bring more in.
+# Connections to the origin for one blob. One may not fill the line; more than there are cores bring nothing more in.
 ORIGIN_STREAMS = min(6, max(4, os.cpu_count() or 1))
-URGENT_STREAMS = 2  # more of them, for readers that would otherwise wait behind long runs
-PEER_STREAMS = 8
-SOURCE_STREAMS = 4  # from one peer, if it is quick: over a slow line pieces are there sooner one after the other
-RUN_BYTES = 64 << 20
-PEER_RUN_BYTES = 16 << 20
-_MAX_FAILURES = 6  # in a row without a byte: about six seconds
-LEASE_SECONDS = 60.0  # for what is taken back from a transfer of our own
-FIRST_SECONDS = 0.02  # that the first run has the origin to itself, from its first byte on
+URGENT_STREAMS = 2  # connections beyond these, for readers that would otherwise wait behind long runs
+PEER_STREAMS = 8  # connections to all peers for one blob
+SOURCE_STREAMS = 4  # connections to one quick peer; over a slow line pieces are complete sooner one after the other
+RUN_BYTES = 64 << 20  # longest run from the origin
+PEER_RUN_BYTES = 16 << 20  # longest run from a peer
+_MAX_FAILURES = 6  # in a row without a byte until the origin is given up: about six seconds
+LEASE_SECONDS = 60.0  # of a lease that returns to the queue from one of this node's own runs
+FIRST_SECONDS = 0.02  # from its first byte on that the first run has the origin to itself
 
 
 class Fetcher:
     """The transfers of one fill. Belongs to the event loop's thread.
 
-    `changed` is called whenever there is something new to report. `gained` and `failed` collect what is to be
-    reported next; `origin_error` is set while the origin cannot be asked.
+    `changed` is called whenever there is something new to report. `gained` and `failed` collect the next report's
+    entries; `origin_error` is set while the origin cannot be asked.
     """
 
     def __init__(self, house: House, fill: Fill, changed: Callable[[], None]) -> None:
@@ -64,33 +64,33 @@ class Fetcher:
         self.origin_error: SourceFailed | None = None
         self.runs: set[Run] = set()
         self.ways = Ways()
-        # Of the last piece, of the last way to the origin, and when the tracker last sent us for something.
+        # Monotonic times of the last landed piece, of the newest access to the origin, and of the last assignment.
         self.last_landed = self.access_at = self.assigned_at = time.monotonic()
         self._house = house
         self._fill = fill
         self._partial = fill.partial
         self._changed = changed
-        self._leased: dict[int, Task] = {}  # to be fetched from the origin, in this order
-        self._offered: dict[int, Task] = {}  # to be fetched from peers
-        self._begun: dict[int, Begun] = {}
-        self._sources: dict[int, str] = {}
-        self._quick: set[str] = set()  # peers whose last piece came soon
+        self._leased: dict[int, Task] = {}  # waiting to be fetched from the origin, in this order
+        self._offered: dict[int, Task] = {}  # waiting to be fetched from peers
+        self._begun: dict[int, Begun] = {}  # pieces that a broken run from the origin left incomplete
+        self._sources: dict[int, str] = {}  # of landed pieces
+        self._quick: set[str] = set()  # peers whose last piece arrived within `policy.QUICK` seconds
         self._has_answered = False
         self._is_closing = False
         self._is_sequential = False
         self._failures = 0
         self._resume_at = 0.0
 
-    # --- what the conversation with the tracker needs
+    # --- for the exchange with the tracker
 
     def add_access(self, access: OriginAccess) -> None:
-        """Another way to the origin."""
+        """Add a way to the origin, and try the origin again if it had been given up."""
         self.ways.add(access)
         self.origin_error = None
         self.access_at = time.monotonic()
 
     def source_of(self, piece: int) -> str:
-        """Where a landed piece came from; empty when it was here before."""
+        """Return the source of a landed piece; empty for one that was here before."""
         return self._sources.get(piece, "")
 
     @property
@@ -99,11 +99,11 @@ class Fetcher:
 
     @property
     def pending(self) -> int:
-        """Pieces assigned and not landed."""
+        """The number of pieces that are assigned and have not landed."""
         return len(self._leased) + len(self._offered) + sum(len(run.pieces) for run in self.runs)
 
     def active(self) -> Iterable[tuple[int, str]]:
-        """(piece, source) of everything assigned and not landed."""
+        """Yield (piece, source) for each piece that is assigned and has not landed."""
         for run in self.runs:
             for piece in run.pieces:
                 yield piece, run.source
@@ -113,19 +113,19 @@ class Fetcher:
             yield piece, task.sources[0]
 
     def take(self, tasks: Iterable[Task]) -> None:
-        """Take on tasks, and begin what there is room for."""
+        """Take on tasks, and start as many transfers as there is room for."""
         coming = self._coming()
         is_all_coming = any(run.is_sequential for run in self.runs)
         for task in tasks:
             piece = task.piece
             if is_all_coming or piece in self._partial.have or piece in self._partial.unchecked:
                 continue
-            if task.lease and not self.can_fetch:  # it was given up while the plan was on its way
+            if task.lease and not self.can_fetch:  # the origin was given up while the plan was on its way
                 self.failed.append(Failure(piece, ORIGIN, "refused"))
                 self._changed()
-            elif task.lease:  # never from both: two at a time would write over what was checked
+            elif task.lease:  # never from origin and peer at once: one would overwrite bytes that the other has checked
                 self._offered.pop(piece, None)
-                self._leased[piece] = task  # for when the peer that is just sending it fails
+                self._leased[piece] = task  # if a peer is sending the piece now, kept for when that fails
             elif piece not in self._leased and piece not in coming:
                 self._offered[piece] = task
         self.launch()
@@ -137,10 +137,10 @@ class Fetcher:
         return next((piece for coming in [self._coming()] for piece in self._leased if piece not in coming), None)
 
     def hurry(self, urgent: Sequence[int], late: Iterable[int]) -> None:
-        """Readers wait for the pieces in `urgent`: put them first. Free those in `late` from the ends of long runs."""
+        """Put the pieces that readers wait for (`urgent`) first, and take `late` ones out of the ends of long runs."""
         waited = {reader.position // self._partial.pieces.piece_size for reader in self._fill.readers}
         for piece in late if self.can_fetch else ():
-            for run in list(self.runs):  # what somebody will come to is soon here when what is before it is
+            for run in list(self.runs):  # a piece that no reader is at yet may stay if the run reaches it next
                 if run.is_origin and not run.is_sequential and run.piece + (piece not in waited) < piece < run.stop:
                     for taken in run.shorten(piece):
                         self._leased.setdefault(taken, Task(taken, (ORIGIN,), b"", LEASE_SECONDS))
@@ -148,12 +148,12 @@ class Fetcher:
         self.launch(urgent=any(piece in self._leased for piece in urgent))
 
     def launch(self, *, urgent: bool = False) -> None:
-        """Begin as many transfers as there is room for."""
+        """Start as many transfers as there is room for; for `urgent` leases, a few more."""
         if self._fill.is_over or self._is_closing:
             return
         may_fetch = self.can_fetch and time.monotonic() >= self._resume_at
         if self._is_sequential and self._leased and may_fetch and self.runs:
-            for run in self.runs:  # it will write the whole file, hence alone; we come again when they have left it
+            for run in self.runs:  # a sequential run writes the whole file, so it waits: their ends call launch() again
                 if not run.is_origin:
                     run.cancel()
             return
@@ -171,7 +171,7 @@ class Fetcher:
             from_peers += 1
 
     async def close(self) -> None:
-        """Break all transfers off and wait until their threads have left the file."""
+        """Cancel all transfers and wait until their threads no longer use the file."""
         self._is_closing = True
         self._leased.clear()
         self._offered.clear()
@@ -183,8 +183,8 @@ class Fetcher:
     # --- the origin
 
     def _start_origin_run(self, first: int) -> None:
-        pieces, others = self._partial.pieces, self._coming() | set(self._begun)  # what is no part of this run
-        turns = not self._is_sequential and self._fill.begin(first)  # a run of its own
+        pieces, others = self._partial.pieces, self._coming() | set(self._begun)  # `others` cannot be in this run
+        turns = not self._is_sequential and self._fill.begin(first)  # begins inside the piece: a run of one piece
         longest = 1 if turns else max(1, min(-(-len(self._leased) // ORIGIN_STREAMS), RUN_BYTES // pieces.piece_size))
         stop = first
         while stop in self._leased and stop - first < longest and (stop == first or stop not in others):
@@ -205,14 +205,14 @@ class Fetcher:
             await self.refused(location, error)
         except RangeIgnored:
             if run.is_sequential:
-                raise  # it was asked for the whole: cannot be
+                raise  # cannot happen: the whole blob was requested
             log.info("%s: the origin knows no ranges; fetching it in order", self._partial.digest)
             self._is_sequential = True
         except SourceFailed as error:
             self._origin_failed(error, has_moved=run.is_answered)
 
     async def refused(self, location: Location | None, error: LocationRefused) -> None:
-        """An address was refused, or with None all ways to one."""
+        """Handle the refusal of a location, or (None) that no way to the origin gives one any more."""
         try:
             if location is None:
                 raise error
@@ -247,7 +247,7 @@ class Fetcher:
     # --- peers
 
     def _start_peer_run(self) -> bool:
-        """Begin the first transfer on offer whose source has a connection to spare; False when there is none."""
+        """Start the first offered transfer whose source has a connection to spare; False when there is none."""
         pieces, busy = self._partial.pieces, Counter(run.source for run in self.runs)
         free = ((piece, task) for piece, task in self._offered.items() if busy[task.sources[0]] < self._streams(task))
         if (found := next(free, None)) is None:
@@ -270,7 +270,7 @@ class Fetcher:
         return True
 
     def _streams(self, task: Task) -> int:
-        """Connections to a source. In a crowd it is machines that are slow: one does not bring a piece in sooner."""
+        """Return how many connections a source may have. In a crowd, machines are slow, and one would be no faster."""
         return SOURCE_STREAMS if task.sources[0] in self._quick or self._house.exchange.is_crowd else 1
 
     async def _from_peer(self, run: Run, tasks: list[Task]) -> None:
@@ -287,7 +287,7 @@ class Fetcher:
                 self._house.stats.reject(run.source)
                 self._house.peers.blame(run.source, error)
             log.debug("%s: %s", self._partial.digest, error)
-        except StoreFull:  # no fault of the source; there may be room in a moment
+        except StoreFull:  # not the source's fault, and there may be room in a moment
             rest = (task for task in tasks if task.piece in run.pieces and task.piece not in self._leased)
             self._offered |= {task.piece: task for task in rest}
             raise
@@ -297,7 +297,7 @@ class Fetcher:
         for piece in run.pieces:
             self.failed.append(Failure(piece, run.source, reason))
             task = by_piece[piece]
-            if len(task.sources) > 1 and piece not in self._leased:  # turn to the next without asking
+            if len(task.sources) > 1 and piece not in self._leased:  # try the next source without asking the tracker
                 self._offered[piece] = Task(piece, task.sources[1:], task.digest, task.seconds)
 
     # --- both
@@ -327,7 +327,7 @@ class Fetcher:
         return run
 
     async def _fetch(self, run: Run, transfer: Callable[[Run], Awaitable[None]]) -> None:
-        """Around every transfer: room for its bytes before, what broke and what follows after."""
+        """Run a transfer: reserve room for its bytes, deal with its errors, and start the next ones."""
         store, pieces = self._house.store, self._partial.pieces
         reserved = sum(stop - start for start, stop in map(pieces.span, run.pieces))
         try:
@@ -341,12 +341,12 @@ class Fetcher:
         try:
             await transfer(run)
         except StoreFull as error:
-            # The disk is fuller than the budget says. Several runs find that out at once: what one evicted is for all.
+            # The disk is fuller than the budget says. Several runs notice at once; one eviction is enough for all.
             if store.evicted_bytes == evicted and not await store.evict(reserved):
                 self._fill.finish(error)
         except MeshError as error:
             self._fill.finish(error)
-        except Exception:  # whatever it is, it would be so again at once
+        except Exception:  # a new attempt would fail in the same way at once
             self._fill.finish(Unavailable(f"{self._partial.digest}: fetching it failed; the log says why"))
             raise
         finally:
@@ -358,7 +358,7 @@ class Fetcher:
             self.launch()
 
     def _put_back(self, run: Run) -> None:
-        """What the origin still owes of a run is fetched next, from the byte it had reached."""
+        """Queue the missing pieces of an origin run first, to be continued from the byte that the run had reached."""
         if run.begun is not None:
             self._begun[run.piece] = run.begun
         pieces = range(self._partial.pieces.count) if run.is_sequential else run.pieces
@@ -377,7 +377,7 @@ class Fetcher:
     def _answered(self) -> None:
         if not self._has_answered:
             self._has_answered = True
-            # Not at once: more threads would keep the loop from the reader that waits for these bytes.
+            # Not at once: the threads of more runs would delay the loop, which has to serve the waiting reader first.
             asyncio.get_running_loop().call_later(FIRST_SECONDS, self.launch)
 
     def _landed(self, run: Run, piece: int, digest: bytes) -> None:
@@ -386,7 +386,7 @@ class Fetcher:
         self.last_landed = time.monotonic()
         (self._quick.add if self.last_landed - run.landed_at < QUICK else self._quick.discard)(run.source)
         run.landed_at = self.last_landed
-        for pending in (self._begun, self._leased, self._offered):  # what brings all brings more than was asked for
+        for pending in (self._begun, self._leased, self._offered):  # a sequential run brings pieces that wait here
             pending.pop(piece, None)
         if piece not in self._partial.have:
             self._partial.add(piece, digest, run.is_trusted(piece))

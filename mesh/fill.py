@@ -1,18 +1,18 @@
-"""A blob that is arriving, as its readers see it: how far may each of them read on?
+"""A fill: a blob that is arriving, and how far each of its readers may read.
 
 Any number of readers follow one fill, and the fill outlives them. Three rules keep wrong bytes from clients:
 
-1. Bytes that a reader may have seen are never written again. What comes straight from the origin is visible
-   as it arrives, each piece from where it is waited for on, and a broken transfer goes on at the byte it had
-   reached; what comes from a peer is visible only as whole pieces, and once.
-2. A reader of the whole blob gets all of it but a short tail; the tail follows when the digest of the whole
-   has been proven. So does the tail of whichever piece completes the blob, for readers of ranges: clients that
-   fetch a file as parallel ranges cannot finish a wrong one either.
-3. A bare range can never be proven by itself. Its readers see only what came straight from the origin or was
-   checked against a piece digest that we believe, until the whole blob is proven.
+1. Bytes that a reader may have seen are never written again. Bytes from the origin are visible as they arrive, each
+   piece starting where a reader waits for it, and a broken transfer is continued at the byte it had reached. Bytes
+   from a peer become visible only as whole pieces, and once.
+2. A reader of the whole blob gets all of it except a short tail, which follows when the digest of the whole blob has
+   been proven. For readers of ranges, the tail of the piece that completes the blob is held back in the same way:
+   clients that fetch a file as parallel ranges cannot finish a wrong one either.
+3. A bare range cannot be proven by itself. Until the whole blob is proven, its readers see only bytes that came from
+   the origin or were checked against a trusted piece digest.
 
-When the proof fails, every reader's connection breaks. When it holds, the rest is theirs at once: that the blob is then
-flushed to disk is not for them to wait for.
+When the proof fails, every reader's connection breaks. When it succeeds, readers get the rest at once, without waiting
+for the blob to be flushed to disk.
 """
 
 from __future__ import annotations
@@ -28,41 +28,43 @@ from mesh.proof import Proof
 if TYPE_CHECKING:
     from mesh.partial import Partial
 
-# Held back until the proof. Short, because a slow line must not leave a client without a byte for long.
+# Bytes at the end held back until the proof. Few, because on a slow line they must not keep a client waiting for long.
 TAIL = 64 << 10
-# A reader of the whole blob may be this far ahead of the proof: so the wait for the tail stays short when a
-# blob of 100 GB that is mostly on disk already has to be hashed again after a restart.
+# Bytes that a reader of the whole blob may be ahead of the proof. This keeps the wait for the tail short when a blob of
+# 100 GB that is mostly on disk has to be hashed again after a restart.
 _AHEAD = 1 << 30
-_WAKE_SECONDS = 0.005  # between two wakes for bytes of a piece that is arriving
-# Clients give up after ten seconds without a byte, though the next piece may well be on its way. So a reader that gets
-# on is kept a little behind what it may have, and while nothing comes it has a sip of that now and then.
+_WAKE_SECONDS = 0.005  # least time between two wakes for bytes of a piece that is arriving
+# Bytes that a reader is kept behind what it may have while more is to come. Clients give up after 10 s without a byte,
+# though the next piece may be on its way: while nothing arrives, the reader gets a sip of the reserve now and then.
 RESERVE = 64 << 10
-_FAR = 256 << 10  # bytes of a piece that would come before those that are waited for: seconds, on a slow line
-_RESERVE_SHARE = 16  # of what the reader has had: on a slow line the first bytes must not be kept back for long
-_SIPS = 64  # in the reserve: patience for minutes
-_SIP_SECONDS = 4.0
+# A piece from the origin begins where a reader waits if that skips at least this many bytes: seconds on a slow line.
+_FAR = 256 << 10
+# The reserve is at most 1/16 of what the reader may have had, so that its first bytes are not kept back for long.
+_RESERVE_SHARE = 16
+_SIPS = 64  # sips in the reserve: enough for minutes
+_SIP_SECONDS = 4.0  # without a new byte until a reader gets a sip, and between two sips
 
 
 class Fill:
-    """What is visible of a partial blob, and who is waiting for what. Belongs to the event loop's thread.
+    """The visible bytes of a partial blob, and its readers. Belongs to the event loop's thread.
 
-    Only `progress` is written by worker threads: piece → how many of its bytes are visible, in the order in which they
-    come: from where it begins (`begins`) to its end, then from its start.
+    Only `progress` is written by worker threads. It maps a piece to the number of its bytes that have come, in the
+    order in which they come: from the offset in `begins` to the end of the piece, then from its start.
     """
 
     def __init__(self, partial: Partial) -> None:
         self.partial = partial
         self.proof = Proof(partial.digest, partial.size, partial.fd)
         self.progress: dict[int, int] = {}
-        self.begins: dict[int, int] = {}  # piece → an offset in it; those that come from their start on are left out
+        self.begins: dict[int, int] = {}  # piece → offset in it at which its bytes begin to come; absent when it is 0
         self.readers: set[Reader] = set()
-        self.was_read = bool(partial.unchecked)  # by whom an earlier process had is not known
+        self.was_read = bool(partial.unchecked)  # an earlier process may have had readers
         self.is_proven = False
         self.is_stored = False
         self.error: MeshError | None = None
         self._waiting: set[asyncio.Future[None]] = set()
         self._is_poked = False
-        self._poked_at = float("-inf")  # when a poke last woke the readers, or will
+        self._poked_at = float("-inf")  # when the last poke woke the readers, or will wake them
         self._completed_by: int | None = None  # the piece whose tail is held back for readers of ranges
         self._note_last_missing()
 
@@ -71,9 +73,9 @@ class Fill:
         return self.is_stored or self.error is not None
 
     def reader(self, start: int, stop: int, *, is_whole: bool) -> Reader:
-        """Follow the bytes from `start` up to `stop`. `is_whole`: the client means to have the whole blob.
+        """Return a reader of the bytes from `start` up to `stop`. `is_whole`: the client wants the whole blob.
 
-        One that goes on far beyond the proof, as it had what is before from elsewhere, reads it as a range.
+        A client that resumes far ahead of the proof, with the bytes before from elsewhere, gets a reader of a range.
         """
         reader = Reader(self, start, stop, is_whole and start < self.proof.hashed + _AHEAD)
         self.readers.add(reader)
@@ -81,14 +83,14 @@ class Fill:
         return reader
 
     def poke(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have `wake` called on the loop, soon; from any thread, as often as wanted: at most one call is under way."""
+        """Have `wake` called on the loop soon. For any thread, as often as wanted: one call at a time is pending."""
         if not self._is_poked:
             self._is_poked = True
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed, so no reader is waiting
                 loop.call_soon_threadsafe(self._wake_soon, loop)
 
     def _wake_soon(self, loop: asyncio.AbstractEventLoop) -> None:
-        """At once after a pause; on a busy line rarely enough that each wake is worth its price."""
+        """Wake the readers, at once after a pause, but at most once in _WAKE_SECONDS: each wake has its cost."""
         now = loop.time()
         wait = self._poked_at + _WAKE_SECONDS - now
         self._poked_at = max(now, now + wait)
@@ -98,7 +100,7 @@ class Fill:
             self.wake()
 
     def wake(self) -> None:
-        """Something became visible: let every waiting reader look again."""
+        """Let every waiting reader look again, because bytes became visible or the fill ended."""
         self._is_poked = False
         for waiting in self._waiting:
             if not waiting.done():
@@ -110,26 +112,26 @@ class Fill:
         return bool(self._waiting)
 
     def added(self, piece: int) -> None:
-        """A piece is on disk, checked as far as it can be by itself."""
+        """Record that a piece is on disk and checked as far as a single piece can be."""
         self.progress.pop(piece, None)
         self._note_last_missing()
         self.wake()
 
     def prove(self) -> None:
-        """The whole is what its digest names: readers may have the rest of it, whatever comes after."""
+        """Record that the whole blob matches its digest: readers may have the rest, even if storing it fails."""
         self.is_proven = True
         self.wake()
 
     def finish(self, error: MeshError | None) -> None:
-        """The end: proven and stored for good (None), or broken for the reason given."""
+        """End the fill: the blob is proven and stored (None), or `error` broke it."""
         self.is_stored = error is None
         self.error = error
         self.wake()
 
     def begin(self, piece: int) -> bool:
-        """Decide where a piece begins that the origin is to send; whether that is elsewhere than at its start.
+        """Decide at which byte the origin begins to send a piece; return whether that is other than its start.
 
-        It is where somebody waits, as long as nobody waits for what comes before.
+        It is the lowest position of a reader in the piece, if that is at least _FAR in; fixed once bytes have come.
         """
         start, stop = self.partial.pieces.span(piece)
         if not self.progress.get(piece):
@@ -140,20 +142,26 @@ class Fill:
         return piece in self.begins
 
     def reached(self, piece: int, offset: int) -> int:
-        """One past the last byte that has come of a piece, for who has all before `offset`. Offsets in the piece."""
+        """Return one past the last byte of a piece that has come without a gap from `offset` on; `offset` if none has.
+
+        Both are offsets in the piece.
+        """
         start, stop = self.partial.pieces.span(piece)
         begin, count = self.begins.get(piece, 0), self.progress.get(piece, 0)
         return max(offset, min(stop - start, begin + count) if offset >= begin else begin + count - (stop - start))
 
     def came(self, piece: int, offset: int, count: int) -> None:
-        """So many bytes of a piece have come from `offset` on, all before where it begins or all behind. Any thread."""
+        """Record that `count` bytes of a piece have come from `offset` on. Any thread.
+
+        They must lie entirely before or entirely behind the byte at which the piece began to come.
+        """
         start, stop = self.partial.pieces.span(piece)
-        before = (offset - self.begins.get(piece, 0)) % (stop - start)  # what comes before them
+        before = (offset - self.begins.get(piece, 0)) % (stop - start)  # bytes that come before these
         if before <= self.progress.get(piece, 0) < before + count:
             self.progress[piece] = before + count
 
     def prefix(self) -> int:
-        """How many bytes from the start of the blob are on disk without a gap, from the proof's place on."""
+        """Return the length of the gapless prefix on disk. The search starts where the proof has got to."""
         pieces, have = self.partial.pieces, self.partial.have
         piece = self.proof.hashed // pieces.piece_size
         while piece in have:
@@ -161,7 +169,7 @@ class Fill:
         return min(self.partial.size, piece * pieces.piece_size)
 
     def visible(self, start: int, stop: int, *, is_whole: bool) -> int:
-        """One past the last byte, at most `stop`, that a reader at `start` may have now."""
+        """Return one past the last byte, at most `stop`, that a reader at `start` may have now."""
         if self.is_proven:
             return stop
         partial, pieces = self.partial, self.partial.pieces
@@ -187,18 +195,24 @@ class Fill:
         return max(start, min(end, limit))
 
     def _shown(self, piece: int, offset: int) -> int:
-        """`reached`, but for a piece's last byte: two could fill up at once, and neither be the last to come."""
+        """As `reached`, without the last byte to come, which is shown once the piece is recorded as complete.
+
+        Otherwise two pieces could fill up at once, and neither would be held back as the one that completes the blob.
+        """
         start, stop = self.partial.pieces.span(piece)
         begin = self.begins.get(piece, 0)
         last = begin if offset < begin else stop - start + bool(begin)
         return max(offset, min(last - 1, self.reached(piece, offset)))
 
     def _held_back(self, piece: int, offset: int, end: int) -> int:
-        """`end`, but for what comes last of the piece that completes the blob, to who has all of it before `offset`."""
+        """Return `end`, reduced by the tail that is held back if this piece completes the blob.
+
+        The tail is the last bytes of the piece to come; a reader at an `offset` behind them is not affected.
+        """
         begin = self.begins.get(piece, 0)
         if piece != self._completed_by or offset >= begin > 0:
             return end
-        # Long unhashed stretches exist only where ranges alone were read; there the origin's word must do.
+        # A long unhashed stretch exists only where just ranges were read; there the origin has to be trusted.
         if self.prefix() - self.proof.hashed > 2 * _AHEAD:
             return end
         start, stop = self.partial.pieces.span(piece)
@@ -211,7 +225,7 @@ class Fill:
             self._completed_by = missing.bit_length() - 1
 
     def changed(self) -> asyncio.Future[None]:
-        """Done once something became visible after this call, or the fill has ended."""
+        """Return a future that is done once bytes become visible after this call, or the fill ends."""
         waiting = asyncio.get_running_loop().create_future()
         self._waiting.add(waiting)
         waiting.add_done_callback(self._waiting.discard)
@@ -219,28 +233,28 @@ class Fill:
 
 
 class Reader:
-    """One reader's place in a blob that is arriving. Close it when done, or the fill keeps working for it."""
+    """One reader's position in a fill. Close it when done, or the fill keeps working for it."""
 
-    stamp = None  # what is arriving is ours alone
+    stamp = None  # no other program has the file of a partial blob
 
     def __init__(self, fill: Fill, start: int, stop: int, is_whole: bool) -> None:
         self._fill = fill
-        # One of our own: a thread may still be sending when the fill is given up and its file closed.
+        # A descriptor of its own: a thread may still be sending when the fill ends and closes its file.
         self.fd = os.dup(fill.partial.fd)
         self.start = self.position = start
         self.stop = stop
         self.is_whole = is_whole
-        self._sipped = start  # one past the last byte that it may have of its reserve
+        self._sipped = start  # one past the last byte that has been released from the reserve
 
     @property
     def is_here(self) -> bool:
-        """Whether nothing has to come any more: what is left to do is to flush it to disk."""
+        """Whether the blob is complete and proven, though perhaps not yet flushed to disk."""
         return self._fill.is_proven
 
     def ready(self, position: int) -> int:
-        """One past the last byte to be sent now to somebody who has all bytes before `position`.
+        """Return one past the last byte to send now to a client that has all bytes before `position`.
 
-        All that it may have, but for the reserve when the rest is not there yet.
+        That is all it may have, less the reserve while the range is not complete.
         """
         self.position = position
         if self._fill.error is not None and not self._fill.is_proven:
@@ -251,17 +265,17 @@ class Reader:
         return end
 
     def frontier(self) -> int:
-        """One past the last byte that it may have; `stop` when that is all."""
+        """Return one past the last byte that the reader may have; `stop` when that is all."""
         return self._fill.visible(self.position, self.stop, is_whole=self.is_whole)
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it has had all but the reserve, so that it is not the client who takes its time."""
+        """Whether the reader waits for bytes: it has all but the reserve, so the client is not what is slow."""
         end = self.frontier()
         return end < self.stop and end - self.position <= RESERVE
 
     async def wait(self, position: int) -> None:
-        """Until there is something to send from `position` on.
+        """Wait until there are bytes to send from `position` on.
 
         Raises the error that ended the fill; then no more bytes may be sent, whatever is on disk.
         """
@@ -270,7 +284,7 @@ class Reader:
             if self._fill.error is not None:
                 raise self._fill.error
             changed = self._fill.changed()
-            if self.ready(position) > position:  # by a worker thread, before it could see us waiting
+            if self.ready(position) > position:  # a worker thread was faster, before it could see this reader wait
                 changed.cancel()
                 return
             try:
@@ -281,7 +295,7 @@ class Reader:
                 until += _SIP_SECONDS
 
     def _reserve(self, end: int) -> int:
-        """Bytes kept back from somebody who may have those before `end`."""
+        """Return how many bytes are kept back from a reader that may have those before `end`."""
         return min(RESERVE, (end - self.start) // _RESERVE_SHARE)
 
     def close(self) -> None:

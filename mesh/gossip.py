@@ -1,9 +1,8 @@
-"""Keeping the members of all nodes the same: each node asks another one, every second or so, what it knows.
+"""Gossip keeps the member lists of all nodes the same: about once a second, each node asks another what it knows.
 
-An exchange is a digest there and a digest back; only where they differ do the lists travel. A node that does not
-answer is suspected, and the suspicion travels like all else (see mesh/membership.py). A node that is itself
-slow is slow to accuse others, after Dadgar, Phillips and Currey, "Lifeguard: SWIM-ing with situational awareness"
-(2017).
+Both sides send a digest of their list; the lists themselves travel only when the digests differ. A node that does not
+answer is suspected, and suspicions spread like everything else (see mesh/membership.py). A node that is itself slow is
+slow to accuse others, after Dadgar, Phillips and Currey, "Lifeguard: SWIM-ing with situational awareness" (2017).
 """
 
 from __future__ import annotations
@@ -28,39 +27,39 @@ from mesh.wire import Decoder
 
 log = logging.getLogger(__name__)
 
-MAX_MESSAGE = 512 << 10  # bytes; a thousand members with the longest names are less
-# Nodes begin with the second in which they start and count from there: an honest incarnation is ahead of our clock
-# by what a clock is wrong, at most: one that begins at 1970 is to believe those that are right. A bound so far off does
-# no harm, as it moves on: what is said at it can be refuted a second later.
+MAX_MESSAGE = 512 << 10  # bytes; a thousand members with the longest names need less
+# Seconds by which an incarnation may be ahead of this node's clock. Incarnations count from the epoch second in which
+# the node started, so an honest one is ahead by a clock error at most; a node whose clock shows 1970 must still believe
+# others. So wide a bound is harmless: it moves with the clock, and a claim at the bound can be refuted a second later.
 MAX_AHEAD = 1 << 32
 TARGET = "/mesh/gossip"
 _INTERVAL = 1.0  # seconds between two rounds
-_PATIENCE = 2.5  # seconds for an answer: a node that moves 500 MB/s is a busy one
-# The same among many, where machines are likelier to have more to do than they can, and a tracker more to lose: a swarm
-# that takes it for dead fetches everything again. Longer than a connection needs to show that a machine is gone.
+_PATIENCE = 2.5  # seconds to wait for an answer: a node that moves 500 MB/s is busy
+# The same among many nodes: machines are more often overloaded, and a swarm that wrongly takes its tracker for dead
+# fetches everything again. Longer than a connection takes to show that a machine is gone.
 _PATIENCE_OF_MANY = 5.0
-_HUNG_SECONDS = 15.0  # among many: without an answer from a process whose machine is there, until it counts as hung
-_JOIN_PATIENCE = 5.0  # where many may come at once, and nobody is accused
-_MAX_STRAIN = 4
-_LATE = 0.3  # seconds: a loop that comes this late to its timer cannot judge the speed of others
-_STRAIN_SECONDS = 10.0  # after which a node that was late may judge again
-_SETTLE = 2.0  # seconds without any answer, after which we are alone
-_MAX_SETTLE = 5.0  # seconds without agreement
-_MANY = 50  # nodes from which on rounds are rarer
-_RAREST = 4.0  # times the usual interval
+_HUNG_SECONDS = 15.0  # among many nodes: until a process that does not answer on a live machine counts as hung
+_JOIN_PATIENCE = 5.0  # seconds to wait when joining: many nodes may join at once, and no node is accused
+_MAX_STRAIN = 4  # highest strain; patience grows to 1 + strain times its usual length
+_LATE = 0.3  # seconds: an event loop whose timer fires this late cannot judge the speed of others
+_STRAIN_SECONDS = 10.0  # since it was last late until a node may judge others again
+_SETTLE = 2.0  # seconds without any answer after which the node goes on alone
+_MAX_SETTLE = 5.0  # seconds without agreement after which it goes on
+_MANY = 50  # live nodes above which rounds become rarer
+_RAREST = 4.0  # most by which they do, in usual intervals
 _MANY_WITH_NEWS = 100  # the same while there is news to spread
 _RAREST_WITH_NEWS = 3.0
-_HASTE = 0.3  # of the usual time between rounds, while there is news
-_NEWS_ROUNDS = 2.0  # usual rounds that news is news
-_TOLD = 8  # peers that are told when we leave
+_HASTE = 0.3  # part of the usual interval between rounds while there is news
+_NEWS_ROUNDS = 2.0  # usual intervals for which a change counts as news
+_TOLD = 8  # peers told when this node leaves
 
-# POSTs a message to TARGET at an address, where the node of this id is expected ("" if not known), and returns the
-# answer. Raises OSError or MeshError.
+# POSTs a message to TARGET at an address, where the node with the given id is expected ("" if not known), and returns
+# the answer. Raises OSError or MeshError.
 Ask = Callable[[Address, bytes, str], Awaitable[bytes]]
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True):
-    """Both question and answer. `digest` is that of all the sender knows, `claims` all that, or nothing."""
+    """Both question and answer. `digest` stands for all claims that the sender knows; `claims` has all or none."""
 
     mesh_id: Annotated[str, msgspec.Meta(max_length=64)]
     sender: Claim
@@ -73,9 +72,10 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Gossip:
-    """Runs the exchange for one node. `mesh_id` is that of its key: nodes of another mesh are not listened to.
+    """Runs the exchange for one node. Belongs to the event loop's thread.
 
-    `is_open`: anybody may be a member, and what one says of another is a rumour until that one has answered.
+    Messages with another `mesh_id`, made from the key, are refused. `is_open`: membership is not restricted, so what a
+    node says of another is a rumour until that one has answered.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Gossip:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.members = members
-        # Set with the first answer that left us and a peer agreed, or when it is time to go on without.
+        # Set with the first answer after which this node and a peer agree, or after the settling time.
         self.ready = asyncio.Event()
         self._ask = ask
         self._tasks = tasks
@@ -101,28 +101,28 @@ class Gossip:
         self._clock = clock
         self._wall = wall
         self._callbacks: list[Callable[[Sequence[Change]], None]] = []
-        self._seeds: set[Address] = set()  # where named seeds are
-        self._turn: list[str] = []  # of whom to ask, shuffled anew each time everybody was asked
-        self._gone_turn: list[str] = []
-        self._accused: set[str] = set()  # those we found silent: asked again until that is settled
-        self._silent_since: dict[str, float] = {}  # those that let us wait in vain, and did not speak to us since
-        self._strain = 0
+        self._seeds: set[Address] = set()  # addresses of named seeds
+        self._turn: list[str] = []  # live nodes still to be asked; refilled and shuffled when empty
+        self._gone_turn: list[str] = []  # the same for nodes that are gone
+        self._accused: set[str] = set()  # nodes found silent: asked in each round until they answer or are gone
+        self._silent_since: dict[str, float] = {}  # nodes that timed out and have not spoken to this node since
+        self._strain = 0  # how overloaded this node seems, from 0 to _MAX_STRAIN
         self._late_at = float("-inf")
         self._news_at = self._told_at = float("-inf")
         self._is_met = False
         self._is_doubled = False
 
     def start(self, *, settle: float = _SETTLE) -> None:
-        """Begin; `settle` is how many seconds to wait for a first answer before `ready` (0 if none can come)."""
+        """Start. `settle` is how many seconds `ready` waits for a first answer (0 if none can come)."""
         self._tasks.start(self._rounds(), name="gossip")
         self._tasks.start(self._settle(settle), name="gossip settle")
 
     def on_change(self, callback: Callable[[Sequence[Change]], None]) -> None:
-        """Have `callback` called, in the event loop, with what changed."""
+        """Have `callback` called with the members' changes, on the event loop."""
         self._callbacks.append(callback)
 
     async def leave(self) -> None:
-        """Tell some peers that this node leaves; they tell the others. Takes a second at most."""
+        """Tell some peers that this node leaves; they tell the others. Takes one second at most."""
         self.members.leave()
         alive = self.members.alive()
         told = random.sample(alive, min(_TOLD, len(alive)))
@@ -133,7 +133,10 @@ class Gossip:
                 await asking
 
     def handle(self, body: bytes, remote: str | None, signed_by: str | None = None) -> bytes:
-        """The answer to a peer's message; `remote` is the host it came from. Raises ValueError if it is not sane."""
+        """Return the answer to a peer's message. Raises ValueError if the message is invalid.
+
+        `remote` is the host it came from, `signed_by` its signer's node id in a mesh with a key.
+        """
         message = self._decode(body)
         if signed_by is not None and signed_by != message.sender.node_id:
             raise ValueError(f"{signed_by} sends a message as {message.sender.node_id}")
@@ -146,30 +149,30 @@ class Gossip:
         return self._message(with_claims=message.digest != self.members.digest() and self._may_tell())
 
     async def join(self, address: Address, *, named_seed: bool = False) -> str:
-        """Exchange with whoever is at an address, and return its node id (which may be our own).
+        """Exchange with the node at an address, and return its node id, which may be this node's own.
 
-        Raises OSError, MeshError or ValueError when that fails.
+        Raises OSError, MeshError or ValueError.
         """
         if named_seed:
             self._seeds.add(address)
         return await self._exchange(address, "", _JOIN_PATIENCE)
 
     def unname_seed(self, address: Address) -> None:
-        """An address does not stand for a seed any more."""
+        """Stop treating the node at an address as a named seed."""
         self._seeds.discard(address)
         self._tell(self.members.unname_seed(address))
 
     @property
     def is_strained(self) -> bool:
-        """Whether this node has been too late for its own timers to judge how quick others are."""
+        """Whether this node was recently too late for its own timers to judge the speed of others."""
         return self._clock() - self._late_at < _STRAIN_SECONDS
 
     def failed(self, node_id: str, error: OSError) -> None:
-        """Some other part of the node called a peer in vain."""
+        """Report that another part of this node could not reach a peer."""
         self._accuse(node_id, error)
 
     async def answers(self, node_id: str, patience: float) -> bool:
-        """Whether a peer speaks to us now, within so many seconds."""
+        """Return whether a peer answers within `patience` seconds."""
         member = self.members.get(node_id)
         try:
             return member is not None and await self._exchange(member.address, node_id, patience) == node_id
@@ -188,7 +191,7 @@ class Gossip:
             before = self._clock()
             await asyncio.sleep(step * random.uniform(0.8, 1.2))
             now = self._clock()
-            if now - before - step > _LATE:  # then no timer here means anything about others
+            if now - before - step > _LATE:  # this node is slow: its timers say nothing about other nodes
                 self._late_at = now
                 self._strain = min(_MAX_STRAIN, self._strain + 1)
             self._tell(self.members.tick(now, 1.0 + self._strain))
@@ -204,18 +207,18 @@ class Gossip:
         return len(self.members.alive()) > _MANY
 
     def _pause(self, now: float) -> float:
-        # On a machine that has more to do than it can, rounds only add to that.
+        # On an overloaded machine, rounds only add to the load.
         strain = 1.0 + self._strain / 2
         count = len(self.members.alive())
         if now - self._news_at < _NEWS_ROUNDS * self._interval:
             rarity = min(_RAREST_WITH_NEWS, max(1.0, count / _MANY_WITH_NEWS))
-            haste = min(0.9, _HASTE * rarity) if not self._strain else 0.9  # news of many come all the time
+            haste = min(0.9, _HASTE * rarity) if not self._strain else 0.9  # among many nodes there is always news
         else:
             rarity, haste = min(_RAREST, max(1.0, count / _MANY)), 0.9
         return self._interval * rarity * strain * haste
 
     def _chosen(self) -> list[Member]:
-        """Whom to ask in this round: the next in turn (two while there are few), whom we accuse, one that is gone."""
+        """Return the nodes to ask now: the next in turn (two while few), all accused, one gone; for rumours, a seed."""
         alive = {member.node_id: member for member in self.members.alive()}
         gone = {member.node_id: member for member in self.members.gone()}
         self._accused.intersection_update(alive)
@@ -235,7 +238,7 @@ class Gossip:
         return [member for member in among if member.named_seed]
 
     async def _look_into(self, claim: Claim, teller: str) -> None:
-        """Ask at an address whether the node is there that others speak of."""
+        """Look into a rumour: exchange with the address that it names, where the node answers if it exists."""
         address = Address(claim.host or LOOPBACK, claim.port)
         try:
             for found in await resolve(address):
@@ -252,10 +255,10 @@ class Gossip:
             patience = (_PATIENCE_OF_MANY if self._has_many else _PATIENCE) * (1 + self._strain)
             answered = await self._exchange(member.address, expected, patience)
         except TimeoutError as error:
-            self._strain = min(_MAX_STRAIN, self._strain + 1)  # it may be our fault
+            self._strain = min(_MAX_STRAIN, self._strain + 1)  # this node may be what is slow
             hung_after = _HUNG_SECONDS if self._has_many else 0.0
             silent_since = self._silent_since.setdefault(member.node_id, asked_at)
-            if self.members.was_heard(member.node_id, silent_since):  # it has other things to do first
+            if self.members.was_heard(member.node_id, silent_since):  # it is alive, only busy with other things
                 del self._silent_since[member.node_id]
             elif self._late_at < asked_at and self._clock() - silent_since >= hung_after:
                 self._accuse(member.node_id, error)
@@ -268,27 +271,27 @@ class Gossip:
             self._silent_since.pop(member.node_id, None)
             if answered == member.node_id:
                 self._accused.discard(answered)
-            elif not member.named_seed:  # its address has another owner by now; a named one belongs to whoever answers
+            elif not member.named_seed:  # another node has its address now; a named seed is whichever node answers
                 self._accuse(member.node_id, OSError())
             if self._late_at < asked_at:
                 self._strain = max(0, self._strain - 1)
 
     async def _exchange(self, address: Address, expected: str, patience: float) -> str:
         me = self.members.me
-        # Not wait_for(): before Python 3.12 it may swallow a cancellation, and who gave a seed up would go on.
+        # Not wait_for(): before Python 3.12 it may swallow a cancellation, and the task of a removed seed would go on.
         async with asyncio.timeout(patience):
             answer = await self._ask(address, self._message(with_claims=False), expected)
         message = self._decode(answer)
         node_id = message.sender.node_id
         if node_id == me.node_id:
-            if message.sender != me:  # or we have said more of ourselves meanwhile
+            if message.sender != me:  # compared with `me` as it was sent: it may have changed meanwhile
                 self._meet_own(message.sender, address.host)
             return node_id
         self._take(message, as_written(address.host), address)
         self.members.heard(node_id, self._clock(), address)
-        if address in self._seeds:  # now: it may have ceased to be one while we asked
+        if address in self._seeds:  # looked up now: it may have been unnamed during the exchange
             self._tell(self.members.name_seed(node_id, address))
-        if message.digest != self.members.digest() and self._may_tell():  # we know what it does not
+        if message.digest != self.members.digest() and self._may_tell():  # this node knows something the peer does not
             async with asyncio.timeout(patience):
                 answer = await self._ask(address, self._message(with_claims=True), node_id)
             message = self._decode(answer)
@@ -300,7 +303,7 @@ class Gossip:
         return node_id
 
     def _may_tell(self) -> bool:
-        """Whether to send all we know: under strain only now and then, as lists of hundreds are most of the work."""
+        """Return whether to send the whole list: under strain only now and then, as long lists are most of the work."""
         now = self._clock()
         if self._strain and now - self._told_at < self._strain * self._interval:
             return False
@@ -314,11 +317,11 @@ class Gossip:
 
     def _take(self, message: _Message, teller: str, called: Address | None = None) -> None:
         before = self.members.me.incarnation
-        # Most of what is told is known: looking at that again would be most of the work.
+        # Most claims are known already, and checking them again would be most of the work.
         told = [claim for claim in (message.sender, *message.claims) if not self.members.knows(claim)]
         for claim in told:
             claim.check()
-        # Passed over, not refused with all else: whoever tells it may just have a clock that is ahead of ours.
+        # An incredible claim is ignored, and the message's other claims count: the sender's clock may just be fast.
         read = (as_heard(claim, teller) for claim in told if _is_credible(claim, self._wall()))
         heard = [claim for claim in read if claim is not None]
         if self._rumours is not None:
@@ -334,11 +337,11 @@ class Gossip:
             if self._rumours.is_fresh:
                 self._news_at = self._clock()
         self._tell(self.members.merge(heard, self._clock()))
-        if self.members.me.incarnation > before:  # somebody thought that we were gone
+        if self.members.me.incarnation > before:  # some node took this one for suspect or gone, and it refuted that
             self._strain = min(_MAX_STRAIN, self._strain + 1)
 
     def _meet_own(self, sender: Claim, remote: str | None) -> None:
-        # A node that calls itself (it may be among its own seeds) says exactly what it would say.
+        # A node that calls itself, as when it is among its own seeds, receives exactly its own claim.
         if sender != self.members.me and not self._is_doubled:
             self._is_doubled = True
             log.error(
@@ -375,16 +378,16 @@ class Gossip:
 
 
 def _is_credible(claim: Claim, now: float) -> bool:
-    """Whether the node may have come to such an incarnation, `now` being seconds since the epoch.
+    """Return whether a node can have reached this incarnation; `now` is in seconds since the epoch.
 
-    One near MAX_INCARNATION could not be refuted: a word of anybody would banish a node for as long as others remember.
-    Asked of what is said of ourselves, too: refuting it, we would come to where nobody believes us.
+    A claim near MAX_INCARNATION could not be refuted: any node could banish another for as long as members are kept.
+    Claims about this node are tested as well: to refute one, it would take an incarnation that others do not believe.
     """
     return claim.incarnation <= now + MAX_AHEAD
 
 
 def _next(turn: list[str], among: dict[str, Member]) -> str | None:
-    """The next in turn who is still there; every one once before any one twice."""
+    """Return the next node in turn that is still in `among`; each comes once before any comes again."""
     if not among:
         return None
     while turn:

@@ -1,6 +1,6 @@
-"""Who holds which piece, both ways round, and how rare each piece is. Pure.
+"""The index of pieces by node and of nodes by piece, and how rare each piece is. Pure.
 
-Sets are integers: in a set of pieces, piece n is bit n; in a set of nodes, the node with slot n is bit n.
+Sets are integers: in a set of pieces, bit n is piece n; in a set of nodes, bit n is the node in slot n.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 
 
 class Tally:
-    """A count for each piece, bit-sliced: bit k of every count is in one set, so all counts change in a few steps."""
+    """A count for each piece, bit-sliced: one set holds bit k of every count, so all counts change in a few steps."""
 
     def __init__(self) -> None:
         self._levels: list[int] = []
 
     def more(self, pieces: int) -> None:
-        """Add one to the count of each of these pieces: a carry goes from level to level."""
+        """Add one to the count of each of these pieces; carries go from level to level."""
         for level, before in enumerate(self._levels):
             if not pieces:
                 return
@@ -25,7 +25,7 @@ class Tally:
             self._levels.append(pieces)
 
     def fewer(self, pieces: int) -> None:
-        """Take one away from the count of each of these pieces, which is not 0."""
+        """Subtract one from the count of each of these pieces; no count may be 0."""
         for level, before in enumerate(self._levels):
             if not pieces:
                 return
@@ -33,7 +33,7 @@ class Tally:
             pieces &= ~before
 
     def at_least(self, level: int) -> int:
-        """Pieces whose count is 2 ** `level` or more."""
+        """Return the pieces whose count is 2 ** `level` or more."""
         pieces = 0
         for many in self._levels[level:]:
             pieces |= many
@@ -54,7 +54,7 @@ class Tally:
 
 
 class Group:
-    """Some of the nodes, and what they hold between them."""
+    """A set of nodes, and the pieces that they hold between them."""
 
     def __init__(self) -> None:
         self.slots = 0
@@ -62,53 +62,53 @@ class Group:
 
     @property
     def pieces(self) -> int:
-        """What at least one of them holds."""
+        """The pieces that at least one node of the group holds."""
         return self._copies.at_least(0)
 
     def enter(self, slot: int, have: int) -> None:
-        """The node in `slot`, which is in none of this yet, belongs to it from now on."""
+        """Add the node in `slot`, which is not in the group and holds the pieces `have`."""
         self.slots |= 1 << slot
         self._copies.more(have)
 
     def leave(self, slot: int, have: int) -> None:
-        """The node in `slot` belongs to it no longer."""
+        """Remove the node in `slot`, which holds the pieces `have`."""
         self.slots &= ~(1 << slot)
         self._copies.fewer(have)
 
     def gain(self, slot: int, pieces: int) -> None:
-        """A node holds these as well, if it belongs to it."""
+        """Record that a node gained pieces; ignored for a node outside the group."""
         if self.slots >> slot & 1:
             self._copies.more(pieces)
 
     def lose(self, slot: int, pieces: int) -> None:
-        """A node holds these no longer, if it belongs to it."""
+        """Record that a node lost pieces; ignored for a node outside the group."""
         if self.slots >> slot & 1:
             self._copies.fewer(pieces)
 
 
 class Holdings:
-    """What can be had from whom, of a blob of `count` pieces. Memory: two bits for each node and piece.
+    """The available pieces of a blob of `count` pieces, and their holders. Memory: two bits per node and piece.
 
-    `groups` are told of what their nodes gain and lose.
+    `groups` are kept up to date with the pieces that their nodes gain and lose.
     """
 
     def __init__(self, count: int, groups: Sequence[Group] = ()) -> None:
-        self.held = 0  # pieces that somebody holds
+        self.held = 0  # pieces that at least one node holds
         self._groups = groups
-        self._holders = [0] * count  # by piece, the set of slots
-        self._have: dict[int, int] = {}  # by slot, the set of pieces
-        self._copies = Tally()  # of each piece, those under way included
+        self._holders = [0] * count  # by piece: the set of slots
+        self._have: dict[int, int] = {}  # by slot: the set of pieces
+        self._copies = Tally()  # copies of each piece, those under way included
 
     def holders(self, piece: int) -> int:
-        """The slots of those who hold a piece."""
+        """Return the slots of the nodes that hold a piece."""
         return self._holders[piece]
 
     def have(self, slot: int) -> int:
-        """What can be had from the node in `slot`."""
+        """Return the pieces that the node in `slot` can supply."""
         return self._have.get(slot, 0)
 
     def add(self, slot: int, pieces: int) -> None:
-        """The node in `slot` can supply these pieces (as well)."""
+        """Record that the node in `slot` can supply these pieces too."""
         have = self._have.get(slot, 0)
         new = pieces & ~have
         self._have[slot] = have | new
@@ -120,7 +120,7 @@ class Holdings:
             group.gain(slot, new)
 
     def remove(self, slot: int) -> None:
-        """Nothing can be had from the node in `slot` any more."""
+        """Record that the node in `slot` can supply nothing any more."""
         lost = self._have.pop(slot, 0)
         for piece in members(lost):
             self._holders[piece] &= ~(1 << slot)
@@ -131,24 +131,24 @@ class Holdings:
             group.lose(slot, lost)
 
     def begin_copy(self, piece: int) -> None:
-        """A copy is under way, and counts when we ask how rare a piece is."""
+        """Count a copy that is under way, so that the piece is no longer as rare."""
         self._copies.more(1 << piece)
 
     def end_copy(self, piece: int) -> None:
-        """A copy that had begun has arrived (and is to be added), or has failed."""
+        """End what `begin_copy` began: the copy has failed, or has arrived and is counted by `add`."""
         self._copies.fewer(1 << piece)
 
     def rarest_first(self, pieces: int) -> Iterator[int]:
-        """Split a set of pieces into sets of equally many copies, fewest first."""
+        """Split a set of pieces into sets with equally many copies, fewest first."""
         return self._copies.fewest_first(pieces)
 
     def common(self, level: int) -> int:
-        """Pieces of which there are 2 ** `level` copies or more."""
+        """Return the pieces of which there are 2 ** `level` copies or more."""
         return self._copies.at_least(level)
 
 
 def members(bits: int) -> Iterator[int]:
-    """The numbers in a set, in order."""
+    """Yield the numbers in a set, in order."""
     while bits:
         low = bits & -bits
         yield low.bit_length() - 1
@@ -156,7 +156,7 @@ def members(bits: int) -> Iterator[int]:
 
 
 def members_from(bits: int, start: int) -> Iterator[int]:
-    """The numbers in a set, in order from `start` on and then from 0."""
+    """Yield the numbers in a set, in order from `start` on and then from 0."""
     later = bits >> start
     while later:
         low = later & -later
@@ -166,7 +166,7 @@ def members_from(bits: int, start: int) -> Iterator[int]:
 
 
 def first_from(bits: int, start: int) -> int:
-    """The first of `members_from`, for a set that is not empty."""
+    """Return the first number of `members_from`, for a set that is not empty."""
     later = bits >> start
     if later:
         return start + (later & -later).bit_length() - 1

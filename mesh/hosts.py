@@ -1,4 +1,4 @@
-"""What a host, as others name it, can mean. Pure."""
+"""What the host in an address can mean, given which node names it. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ipaddress
 
 
 def is_local(host: str) -> bool:
-    """Whether the host means something on this machine only. An unknown one (no remote address) does."""
+    """Return whether a host has a meaning only on this machine, as loopback or an unknown remote ("") does."""
     if host in ("", "localhost"):
         return True
     address = _address(host)
@@ -14,7 +14,10 @@ def is_local(host: str) -> bool:
 
 
 def is_fit(host: str, teller: str) -> bool:
-    """Whether another node may be there, when one at `teller` says so. A name may: see what it stands for."""
+    """Return whether another node can be at `host` when a node at `teller` says so.
+
+    A DNS name passes: check the addresses that it resolves to.
+    """
     address, near = _address(host), _address(teller)
     if is_local(host):
         return is_local(teller)
@@ -27,7 +30,7 @@ def is_fit(host: str, teller: str) -> bool:
 
 
 def as_written(remote: str | None) -> str:
-    """A remote host as others would write it: IPv4 even if it came through an IPv6 socket."""
+    """Return a remote host as other nodes would write it: IPv4 even if it came through an IPv6 socket."""
     try:
         mapped = ipaddress.IPv6Address(remote or "").ipv4_mapped
     except ValueError:

@@ -1,4 +1,4 @@
-"""What all swarms of one node share."""
+"""The parts of a node that all its swarms share, and the interfaces through which swarms reach other nodes."""
 
 from __future__ import annotations
 
@@ -21,58 +21,61 @@ if TYPE_CHECKING:
     from mesh.store import Store
     from mesh.tasks import Tasks
 
-_THREADS = 64  # transfers at the same time, whatever they are for
-_PROOFS = 8  # blobs that are being hashed at the same time
-_ORIGIN_CONNECTIONS = 32
-_OF_PEERS = 16  # threads that are left for pieces of peers, however many blobs come from the origin
+_THREADS = 64  # concurrent transfers, each in a thread of its own
+_PROOFS = 8  # blobs that are proven concurrently
+_ORIGIN_CONNECTIONS = 32  # used concurrently; a blob that has none may go beyond this
+_OF_PEERS = 16  # threads reserved for transfers from peers, however many blobs come from the origin
 
 
 class Exchange(Protocol):
-    """The way to whoever tracks a blob, be it this node itself."""
+    """The way to the tracker of a blob, which may be this node itself."""
 
     def is_alone(self, digest: Digest) -> bool:
-        """Whether there is no other node that could have anything of this blob."""
+        """Return whether no other node can hold a piece of this blob."""
 
     def is_wanted(self, digest: Digest) -> bool:
-        """Whether others still miss something of a blob that is tracked here."""
+        """Return whether other nodes still lack pieces of a blob that is tracked here."""
 
     def tracker_of(self, digest: Digest) -> str:
-        """The id of the node that a report goes to now."""
+        """Return the id of the node that a report goes to now."""
 
     def is_local(self, digest: Digest) -> bool:
-        """Whether this node tracks the blob: then a report costs next to nothing."""
+        """Return whether this node tracks the blob, so that a report costs next to nothing."""
 
     def interval(self, digest: Digest) -> float:
-        """Seconds to leave between two reports, however much there is to say."""
+        """Return the seconds to leave between two reports, however much there is to say."""
 
     def subscribe(self, digest: Digest, size: int, news: Callable[[], None]) -> Callable[[], None]:
-        """Have `news` called when a new report may bring tasks at once; returns how to end that."""
+        """Have `news` called when a new report may bring tasks at once; returns a function that ends this.
+
+        Raises Unavailable when this node cannot track the blob.
+        """
 
     async def report(self, digest: Digest, size: int, report: Report, hint: bytes) -> Plan:
-        """Tell the tracker what changed and learn what to do. It may wait a little until there is something.
+        """Tell the tracker what changed and return its plan. It may wait a little until it has tasks to give.
 
-        Raises Unavailable when no tracker answers.
+        Raises Unavailable when the tracker gives no usable answer.
         """
 
     @property
     def is_crowd(self) -> bool:
-        """Whether so many nodes may want the same at once that it can take long until this one has a turn."""
+        """Whether so many nodes may want the same blob at once that this node can wait long for its turn."""
 
     @property
     def is_strained(self) -> bool:
         """Whether this node is itself too slow to judge others."""
 
     def doubt(self, digest: Digest) -> None:
-        """The tracker of this blob left readers without a byte, again."""
+        """Report that the tracker of this blob leaves readers without a byte."""
 
     async def resign(self, digest: Digest, size: int, fetched: int) -> None:
-        """This node's part ends without the whole: nothing can be had here, and what it was sent for is free."""
+        """Leave the swarm without the whole blob: this node offers no piece any more, and gives its tasks up."""
 
     def ended(self, digest: Digest, *, is_complete: bool) -> None:
-        """This node's part in the swarm has ended."""
+        """Record that this node's part in the swarm has ended."""
 
     def announce(self, digest: Digest) -> None:
-        """A blob is here, or may be shared, that was not before."""
+        """Have the tracker told of a blob that is newly complete here, or may newly be shared."""
 
 
 class Peers(Protocol):
@@ -80,16 +83,19 @@ class Peers(Protocol):
 
     @property
     def is_keyed(self) -> bool:
-        """Whether piece digests that the tracker passes on can be believed: everybody in it holds the key."""
+        """Whether membership is restricted, so that piece digests passed on by the tracker can be believed."""
 
     def locate(self, node: str, digest: Digest, start: int, stop: int) -> Location:
-        """Where a peer serves these bytes of a blob. Raises SourceFailed when the peer is not known (any more)."""
+        """Return where a peer serves these bytes of a blob.
+
+        Raises SourceFailed when the peer is not known (any more), SourceBanned after it sent wrong bytes.
+        """
 
     def heard(self, node: str) -> None:
-        """A peer delivered: it is alive, however slowly it answers."""
+        """Record that a peer delivered a piece: it is alive, however slowly it answers."""
 
     def blame(self, node: str, error: SourceFailed) -> None:
-        """A peer sent wrong bytes."""
+        """Stop using a peer for a while, because it sent wrong bytes."""
 
 
 Disproved = Callable[["Digest", bool], None]
@@ -105,12 +111,12 @@ class House:
     tasks: Tasks
     exchange: Exchange
     peers: Peers
-    # Told of a blob when bytes that were here, and that clients may have been sent, turned out not to be it.
-    # `is_trusted`: all of them were from sources beyond doubt, so that readers of ranges got some as well.
+    # Called when the bytes of a blob fail its proof and clients may have received some of them.
+    # `is_trusted`: all bytes came from trusted sources, so readers of ranges may have received some as well.
     disproved: Disproved = lambda digest, is_trusted: None
-    # Told of a blob that has come in, and who sent how many bytes of it: node ids, and the origin.
+    # Called when a blob is complete, with the bytes received from each source: node ids, and the origin.
     brought: Callable[[Digest, dict[str, int]], None] = lambda digest, sources: None
-    # Pieces that were part of a failed proof and that nobody vouches for: their BLAKE3 digest and their source.
+    # By blob: the untrusted pieces that were part of a failed proof, each with its BLAKE3 digest and its source.
     doubted: dict[Digest, dict[int, tuple[bytes, str]]] = field(default_factory=dict)
     origin_connections: Connections = field(default_factory=Connections)
     peer_connections: Connections = field(default_factory=lambda: Connections(proxies=False))
@@ -121,7 +127,7 @@ class House:
     proofs: ThreadPoolExecutor = field(default_factory=lambda: bulk_pool(_PROOFS, "proof", NICE_OF_PROOFS))
 
     def resolve_doubt(self, digest: Digest, piece: int, blake3: bytes) -> None:
-        """A piece is here from a source beyond doubt. If it was part of a failed proof: did its first source lie?"""
+        """Blame the source of a piece in a failed proof if a trusted source has now sent different bytes for it."""
         doubted = self.doubted.get(digest)
         if doubted and piece in doubted:
             before, source = doubted.pop(piece)

@@ -1,6 +1,6 @@
-"""One run of consecutive pieces on its way in, in a worker thread: received, written, hashed, journaled.
+"""A run: consecutive pieces received from one source by a worker thread, which writes, hashes and journals them.
 
-The event loop hears of whole pieces, and of visible bytes that a reader waits for; it never sees a byte.
+The event loop is told of whole pieces, and of visible bytes while a reader waits; it never handles the bytes.
 """
 
 from __future__ import annotations
@@ -25,22 +25,21 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Begun:
-    """A piece some of whose bytes are there: to be continued, never begun again, since readers may have them."""
+    """A partly received piece. It is continued, never started over, since readers may have its bytes."""
 
-    position: int  # in the blob
-    hasher: blake3 | None  # of what is there; None for a piece that did not begin at its start
+    position: int  # of the next byte, in the blob
+    hasher: blake3 | None  # has the bytes received so far; None for a piece that did not begin at its start
 
 
 class _Enough(Exception):
-    """The rest of the run was taken away."""
+    """The rest of the run was taken away by `Run.shorten`."""
 
 
 class Run:
-    """Pieces `first` to `stop` (exclusive) of a fill from one source.
+    """Pieces `first` to `stop` (exclusive) of a fill, from one source.
 
-    `digests` are the BLAKE3 digests of pieces that are believed. `answered()` and `landed(run, piece, digest)`
-    are called on the loop: when the first bytes come, and for each piece that is there; `received` with byte counts in
-    the worker thread.
+    `digests` are trusted BLAKE3 digests by piece. Called on the loop: `answered()` when the first bytes come, and
+    `landed(run, piece, digest)` for each complete piece. Called in the worker thread: `received` with byte counts.
     """
 
     def __init__(
@@ -60,12 +59,12 @@ class Run:
         self.source = source
         self.first = first
         self.stop = stop
-        self.piece = first  # the one that is arriving
-        self.is_answered = False  # the source has begun to send what was asked for
-        self.landed_bytes = 0  # kept by the loop's thread
-        self.landed_at = time.monotonic()  # its last piece; at first, when it began
-        self.on_begin: Callable[[], None] = lambda: None  # on the loop, when a thread has begun with it
-        self.begun: Begun | None = begun  # of `piece`, once the run has ended before its end
+        self.piece = first  # the piece that is arriving
+        self.is_answered = False  # the source has begun to send bytes
+        self.landed_bytes = 0  # counted on the loop
+        self.landed_at = time.monotonic()  # time of its last landed piece; before the first, when it began
+        self.on_begin: Callable[[], None] = lambda: None  # called on the loop when a thread has started the run
+        self.begun: Begun | None = begun  # state of `piece` when the run ended in the middle of it
         self._fill = fill
         self._partial = fill.partial
         self._digests = digests
@@ -73,16 +72,17 @@ class Run:
         self._received = received
         self._answered = answered
         self._landed = landed
-        self._lock = Lock()  # between a piece's beginning here and its being taken away
+        self._lock = Lock()  # around the start of a piece here and `shorten` on the loop
         self._loop = asyncio.get_running_loop()
         self._transfer: Transfer | None = None
         self._is_cancelled = False
-        start, self._stop = self._partial.pieces.span(first)  # where the arriving piece ends, or turns to its start
-        # From the origin the piece that is waited for comes from there on first: a run of its own, in two stretches.
+        start, self._stop = self._partial.pieces.span(first)  # `_stop`: where the present stretch of the piece ends
+        # The origin sends a piece from the byte that a reader waits for to its end, then from its start to that byte:
+        # a run of one piece, in two stretches. `_turn` is that byte.
         self._turn = start + fill.begins[first] if self.is_origin and first in fill.begins else None
         self._position = begun.position if begun else self._turn or start
         self._hasher = begun.hasher if begun else blake3() if self._turn is None else None
-        self._is_held = False  # the bytes that arrive are on disk already (only when a source knows no ranges)
+        self._is_held = False  # the piece that arrives is complete on disk already (sequential runs only)
         self.is_sequential = False
 
     @property
@@ -91,20 +91,20 @@ class Run:
 
     @property
     def pieces(self) -> range:
-        """What is still to come, the piece that is arriving included."""
+        """The pieces still to come, the arriving one included."""
         return range(self.piece, self.stop)
 
     @property
     def position(self) -> int:
-        """How far it has come, in the blob."""
+        """The position in the blob of the next byte."""
         return self._position
 
     def is_trusted(self, piece: int) -> bool:
-        """Whether the bytes of a landed piece are beyond doubt by themselves."""
+        """Return whether a landed piece can be trusted before the whole blob is proven."""
         return self.is_origin or piece in self._digests
 
     def shorten(self, stop: int) -> range:
-        """Take the pieces from `stop` on away from the run, but not the one that is arriving; returns those taken."""
+        """Take the pieces from `stop` on away from the run, except the arriving one; returns those taken."""
         with self._lock:
             taken = range(max(stop, self.piece + 1), self.stop)
             if taken:
@@ -112,18 +112,18 @@ class Run:
             return taken
 
     def cancel(self) -> None:
-        """Break the transfer off; `execute` then raises SourceLate. What came stays."""
+        """Break the transfer off; `execute` then raises SourceLate. The bytes received so far are kept."""
         self._is_cancelled = True
         if self._transfer is not None:
             self._transfer.cancel()
 
     def execute(self, connections: Connections, location: Location) -> None:
-        """Bring the run in. Blocks: call it in a worker thread.
+        """Receive the run. Blocks: call it in a worker thread.
 
-        Raises what `Transfer.run` and `Partial.write` raise, and PieceCorrupt.
+        Raises what `Transfer.run`, `Partial.write` and `Partial.record` raise, and PieceCorrupt.
         """
         self._loop.call_soon_threadsafe(self._began)
-        if self.is_sequential:  # from the first byte, whatever we have: the only thing that this source can do
+        if self.is_sequential:  # the source cannot serve ranges: the whole blob from its first byte, whatever is here
             self._turn, self.stop = None, self._partial.pieces.count
             self._begin(0)
         try:
@@ -143,7 +143,7 @@ class Run:
         self.on_begin()
 
     def _stretches(self) -> Iterator[tuple[int, int]]:
-        """What is asked for, one after the other: positions in the blob."""
+        """Yield the ranges to request, one after the other, as positions in the blob."""
         start, stop = self._partial.pieces.span(self.piece)
         if self._turn is None:
             yield self._position, self._partial.pieces.span(self.stop - 1)[1]
@@ -154,7 +154,7 @@ class Run:
 
     @property
     def _is_begun(self) -> bool:
-        """Whether some of a piece is there. When all is, and could not be recorded, there is no rest to ask for."""
+        """Whether the arriving piece is partly here. One that is all here but could not be recorded does not count."""
         if self.piece >= self.stop or self._is_held:
             return False
         if self._turn is not None:
@@ -177,11 +177,11 @@ class Run:
             part = view[: self._stop - self._position]
             view = view[len(part) :]
             self._keep(part)
-            if self._position < self._stop or self._turn not in (None, self._stop):  # its start is still to come
+            if self._position < self._stop or self._turn not in (None, self._stop):  # the second stretch is to come
                 continue
             if not self._finish_piece():
                 assert self._transfer is not None
-                if self._position < self._transfer.stop:  # what follows belongs to another run now
+                if self._position < self._transfer.stop:  # the following pieces belong to another run now
                     raise _Enough
                 break
         if self.is_origin and self._fill.has_waiting:
@@ -190,10 +190,10 @@ class Run:
     def _keep(self, part: memoryview) -> None:
         offset = self._position - self._partial.pieces.span(self.piece)[0]
         before = self._fill.begins.get(self.piece, 0) - offset
-        if 0 < before < len(part):  # what has come of a piece from its midst on lies behind what has not
+        if 0 < before < len(part):  # split at the byte where the piece began to come, as `Fill.came` requires
             self._keep(part[:before])
             part, offset = part[before:], offset + before
-        if self.piece in self._partial.have:  # from somebody else: what counts already is never written over
+        if self.piece in self._partial.have:  # complete from another source: checked bytes are never overwritten
             self._is_held = True
         if not self._is_held:
             # Bytes that readers have seen are never written again, even if the source sends them again.
@@ -201,13 +201,13 @@ class Run:
             if seen < len(part):
                 self._partial.write(self._position + seen, part[seen:])
             if self._hasher is not None:
-                self._hasher.update(part)  # not before: what a full disk refuses comes again
+                self._hasher.update(part)  # only after the write: bytes that a full disk refuses will come again
         self._position += len(part)
         if self.is_origin and not self._is_held:
             self._fill.came(self.piece, offset, len(part))
 
     def _finish_piece(self) -> bool:
-        """Record the piece that is complete and begin the next; False when there is none."""
+        """Record the complete piece and begin the next; False when there is none."""
         piece = self.piece
         if not self._is_held:
             digest = self._hasher.digest() if self._hasher is not None else self._partial.digest_of(piece)

@@ -1,4 +1,4 @@
-"""How the blobs of a store lie on disk: a file each, the digests of its pieces beside it, and a lock on the whole."""
+"""The layout of a store on disk: one file per blob, its piece digests beside it, and a lock on the data directory."""
 
 from __future__ import annotations
 
@@ -18,36 +18,37 @@ from mesh.shared import Stamp
 
 log = logging.getLogger(__name__)
 
-STAMP = ".shared"
-_MANIFEST = ".pieces"
-_GONE = "gone-"  # what a file is called, in the folder of partial blobs, that only waits to be deleted
+STAMP = ".shared"  # suffix of a blob's stamp, if another program has the file too
+_MANIFEST = ".pieces"  # suffix of a blob's piece digests
+_GONE = "gone-"  # prefix, in the folder of partial blobs, of files that are still to be deleted
 
 
 def unlink(path: Path) -> None:
-    """Delete a complete blob and what lies beside it."""
+    """Delete a complete blob, its manifest and its stamp. Raises OSError."""
     manifest_of(path).unlink(missing_ok=True)
     path.unlink(missing_ok=True)
     stamp_of(path).unlink(missing_ok=True)
 
 
 def set_aside(path: Path, folder: Path) -> Path:
-    """Take its name from a blob's file, complete or partial, at once; returns the file that is left to delete.
+    """Rename the file of a blob, complete or partial, out of the way; returns the file that is left to delete.
 
-    Deleting a large file takes a while, in which the name may be another's. Raises OSError; then nothing has changed.
+    Deleting a large file takes a while, and its name may be needed again at once. Raises OSError, with nothing changed.
     """
     gone = folder / (_GONE + path.name)
     with contextlib.suppress(FileNotFoundError):
         path.rename(gone)
-    with contextlib.suppress(OSError):  # without the blob they say nothing
+    with contextlib.suppress(OSError):  # without the blob these files mean nothing
         for beside in (Partial.journal_of(path), manifest_of(path), stamp_of(path)):
             beside.unlink(missing_ok=True)
     return gone
 
 
 def modified_as_proven(path: str) -> int:
-    """When the blob's file at `path` had last been written to as it was proven, in nanoseconds since the epoch, or -1.
+    """Return the time of last write that the blob's file at `path` had when it was proven; -1 if not known.
 
-    It is kept as the time of the manifest. What is done to the file's bytes moves the file's own.
+    In nanoseconds since the epoch. It is kept as the manifest's time of last write, while a later write to the blob's
+    file moves the file's own.
     """
     try:
         return os.stat(path + _MANIFEST).st_mtime_ns  # noqa: PTH116  # of each blob, at each start
@@ -56,31 +57,34 @@ def modified_as_proven(path: str) -> int:
 
 
 def set_proven(manifest: Path, modified: int) -> None:
-    """Keep in a manifest, or what will be one, when its blob's file was last written to. Raises OSError."""
+    """Keep the time of last write of a blob's file in its manifest, or in the journal that becomes it. Raises OSError.
+
+    `modified` is in nanoseconds since the epoch.
+    """
     os.utime(manifest, ns=(modified, modified))
 
 
 def find_blobs(folder: Path) -> Iterator[tuple[Digest, os.DirEntry[str], Stamp | None]]:
-    """The complete blobs in a folder, and the stamp of those whose file has a name elsewhere. Raises OSError."""
+    """Yield the complete blobs in a folder, with the stamp of those whose file is shared. Raises OSError."""
     for algorithm in ("sha256", "git-sha1"):
         for prefix in scandir(folder / algorithm):
             files = scandir(Path(prefix.path))
             shared = {file.name for file in files if file.name.endswith(STAMP)}
             for file in files:
-                with contextlib.suppress(ValueError, FileNotFoundError):  # not ours; leave it alone
+                with contextlib.suppress(ValueError, FileNotFoundError):  # not a blob of ours; leave it alone
                     digest, about, stamp = Digest(algorithm, file.name), file.stat(), None
                     if file.name + STAMP in shared:
                         stamp = Stamp.read(stamp_of(Path(file.path)))
-                    if stamp is not None and stamp.inode != about.st_ino:  # we died before its file got this name
-                        is_shared = about.st_nlink > 1  # what has it instead: then it is in doubt
+                    if stamp is not None and stamp.inode != about.st_ino:  # died between writing stamp and renaming
+                        is_shared = about.st_nlink > 1  # the file found instead: if shared, it is in doubt
                         stamp = Stamp(about.st_ino, about.st_mtime_ns, about.st_size, 0) if is_shared else None
                     yield digest, file, stamp
 
 
 def find_partials(folder: Path, complete: Mapping[Digest, Path]) -> Iterator[tuple[Digest, os.DirEntry[str]]]:
-    """The partial blobs in a folder. What a process that died left half done there is brought to its end.
+    """Yield the partial blobs in a folder, finishing there what a process that died had left half done.
 
-    `complete`: the blobs that we have all of, and where. Raises OSError.
+    `complete` has the files of the complete blobs. Raises OSError.
     """
     files = scandir(folder)
     names = {file.name for file in files}
@@ -96,17 +100,17 @@ def find_partials(folder: Path, complete: Mapping[Digest, Path]) -> Iterator[tup
         except ValueError:
             continue  # not ours
         if digest in complete:
-            if not path.suffix:  # the process died when the whole had come from elsewhere
+            if not path.suffix:  # the process died after the whole blob was adopted from elsewhere
                 with contextlib.suppress(OSError):
                     Partial.remove(path)
-            elif path.suffix == ".journal" and path.stem not in names:  # it died between two renames
+            elif path.suffix == ".journal" and path.stem not in names:  # died between the renames of `make_durable`
                 path.rename(manifest_of(complete[digest]))
         elif not path.suffix:
             yield digest, file
 
 
 def scandir(path: Path) -> list[os.DirEntry[str]]:
-    """The entries of a directory; none when it is not there, or none: not ours."""
+    """Return the entries of a directory; none when it does not exist or is not a directory. Raises OSError."""
     try:
         with os.scandir(path) as entries:
             return list(entries)
@@ -128,36 +132,39 @@ def lock(root: Path) -> int:
 
 
 def refusal(error: OSError, room_for: str, otherwise: str) -> StoreFull | StoreUnusable:
-    """What to raise when the disk refuses: "no room on disk `room_for`", or "cannot `otherwise`"."""
+    """Return what to raise when the disk refuses: "no room on disk `room_for`", or "cannot `otherwise`"."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull(f"no room on disk {room_for}: {error.strerror}")
     return StoreUnusable(f"cannot {otherwise}: {error}")
 
 
 def make_durable(partial: Partial, final: Path, mode: int) -> None:
-    """Give a proven partial blob its final name for good. Raises OSError, before it has that name."""
+    """Flush a proven partial blob to disk and give it its final name, with file mode `mode`.
+
+    Raises OSError, always before the file has that name. Blocks: call it in a worker thread.
+    """
     final.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.fsync(partial.fd)
     except OSError:
-        # The kernel may now take for clean what it could not write, and would say next time that all is well
-        # (https://lwn.net/Articles/752063/). Whoever reads it goes on; what comes next is written to another file.
+        # The kernel may now consider pages clean that it could not write, so a second fsync would report success
+        # (https://lwn.net/Articles/752063/). Readers of this file go on; the next attempt writes to a new file.
         partial.abandon()
         raise
     set_proven(Partial.journal_of(partial.path), os.fstat(partial.fd).st_mtime_ns)
-    os.fchmod(partial.fd, 0o600)  # public only under its final name, and until then it may be opened again
+    os.fchmod(partial.fd, 0o600)  # as long as it is partial it must not be marked public, and must stay writable
     partial.path.rename(final)
     try:
         os.fchmod(partial.fd, mode)
         flush_directory(final.parent)
-        # The journal follows, as the record of the piece digests: if we die here, the next start moves it.
+        # The journal becomes the manifest. If the process dies before this, the next start moves it.
         Partial.journal_of(partial.path).rename(manifest_of(final))
-    except OSError as error:  # it is there all the same, at least until the power is cut
+    except OSError as error:  # the blob has its name all the same, at least until a power cut
         log.warning("%s is kept, but not all that belongs to it: %s", partial.digest, error)
 
 
 def free_bytes(folder: str) -> int:
-    """What may still be written to the disk that a directory is on; no bound if it does not say."""
+    """Return the free bytes of the file system that holds a directory; sys.maxsize if it cannot tell."""
     try:
         disk = os.statvfs(folder)
     except OSError:
@@ -183,9 +190,10 @@ def stamp_of(path: Path) -> Path:
 def take_over(
     staged: Path, final: Path, size: int, pieces: Sequence[bytes], mode: int, stamp: Stamp | None
 ) -> Stamp | None:
-    """Give a proven file from elsewhere a blob's name, in place of what has it now; its stamp then. Raises OSError.
+    """Give a proven file from elsewhere a blob's name, replacing its present file; returns the new stamp, if shared.
 
-    Who else has the file is written down before it gets the name: dying in between leaves a stamp that fits nothing.
+    The stamp is written before the rename: a process that dies in between leaves a stamp that fits no file.
+    Raises OSError. Blocks: call it in a worker thread.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     write_manifest(manifest_of(final), size, pieces)
@@ -195,7 +203,7 @@ def take_over(
     else:
         staged.chmod(mode)
     staged.rename(final)
-    if stamp is not None and (renamed := Stamp.of(final)).looks_like(stamp):  # a rename is a change, too
+    if stamp is not None and (renamed := Stamp.of(final)).looks_like(stamp):  # the rename moved the time of change
         stamp = renamed
         stamp.write(stamp_of(final))
     flush_directory(final.parent)
@@ -203,7 +211,7 @@ def take_over(
 
 
 def flush_directory(path: Path) -> None:
-    """What was named or renamed in it keeps its name, whenever the power is cut. Raises OSError."""
+    """Flush a directory, so that new names and renames in it survive a power cut. Raises OSError."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)

@@ -1,4 +1,4 @@
-"""A limit on bytes per second that many threads share."""
+"""A rate limit in bytes per second, shared by many threads."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import threading
 import time
 from collections.abc import Callable
 
-# How much may go at once after a pause. Small, so that a limit of 500 MB/s is one over 10 ms too.
+# Seconds' worth of bytes that may pass at once after a pause. Few, so that a limit holds even over 10 ms.
 _BURST_SECONDS = 0.01
-_LONGEST_SLEEP = 0.1
-# What one of many users has in its turn, while all others wait.
+_LONGEST_SLEEP = 0.1  # seconds between two looks at `is_cancelled`
+# Seconds' worth of bytes that one of many users gets in its turn, while the others wait.
 _PORTION_SECONDS = 0.05
-_LEAST_PORTION = 64 << 10
+_LEAST_PORTION = 64 << 10  # bytes in a turn at the least
 
 
 class Limiter:
-    """A token bucket. `rate` is in bytes per second; None limits nothing."""
+    """A token bucket, safe to use from any thread. `rate` is in bytes per second; None means no limit."""
 
     def __init__(self, rate: float | None) -> None:
         self._rate = rate
@@ -23,13 +23,13 @@ class Limiter:
         self._free_at = 0.0
 
     def portion(self, most: int) -> int | None:
-        """How many bytes one user should have in its turn, at most `most`; None without a limit."""
+        """Return how many bytes, at most `most`, one user should get in its turn; None without a limit."""
         if self._rate is None:
             return None
         return min(most, max(_LEAST_PORTION, int(self._rate * _PORTION_SECONDS)))
 
     def take(self, count: int, is_cancelled: Callable[[], bool] = lambda: False) -> None:
-        """Wait (blocking this thread) until `count` more bytes are within the limit, or nobody wants them any more."""
+        """Block this thread until `count` more bytes are within the limit, or until `is_cancelled()`."""
         if self._rate is None or count <= 0:
             return
         with self._lock:
@@ -40,6 +40,6 @@ class Limiter:
         while (wait := until - time.monotonic()) > 0:
             if is_cancelled():
                 with self._lock:
-                    self._free_at -= wait  # for those who stand behind
+                    self._free_at -= wait  # give the unused time back to the threads that wait behind
                 return
             time.sleep(min(wait, _LONGEST_SLEEP))

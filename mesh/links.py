@@ -1,4 +1,4 @@
-"""The other nodes as the exchange needs them: who is alive, and how to ask them something."""
+"""The other nodes as `mesh.exchange.Neighbours`: which of them are live, and how to send them a message."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from mesh.exchange import MAX_MESSAGE, Neighbour
 from mesh.gossip import Gossip
 from mesh.membership import Address, Member, Members
 
-# On a machine with more to do than it can a tracker of hundreds is late by many seconds. One that is dead shows long
-# before, at its connection (mesh/dial.py) or to the membership.
+# Seconds to wait for an answer. The tracker of hundreds of nodes on an overloaded machine is late by many seconds. A
+# dead node is detected long before, by its connection (mesh/dial.py) or by the membership.
 _ANSWER_SECONDS = 30.0
 
 
 class Links:
-    """Signed, bounded conversations with live members. Failures are told to the membership."""
+    """Signed and bounded messages to live members. Failures are reported to the membership.
+
+    Implements `mesh.exchange.Neighbours`. Belongs to the event loop's thread.
+    """
 
     def __init__(self, members: Members, auth: Auth, session: aiohttp.ClientSession) -> None:
         self._members = members
@@ -29,9 +32,9 @@ class Links:
         self._session = session
         self._known: tuple[Member, ...] = ()
         self._neighbours: dict[str, Neighbour] = {}
-        self._limits: dict[str, set[asyncio.Timeout]] = {}  # of what is being asked, by node
+        self._limits: dict[str, set[asyncio.Timeout]] = {}  # time limits of unanswered messages, by node
         self._alive: tuple[Neighbour, ...] = ()
-        self.gossip: Gossip | None = None  # it needs us to speak, and hears from us who did not answer
+        self.gossip: Gossip | None = None  # set later, as gossip itself sends through this; told of failures
 
     @property
     def is_keyed(self) -> bool:
@@ -68,7 +71,7 @@ class Links:
                     answer = await self.ask_address(member.address, target, body, node, limit)
                 finally:
                     asked.discard(time_limit)
-        except TimeoutError as error:  # it may just be busy: whether it lives, the membership finds out
+        except TimeoutError as error:  # it may just be busy: the membership finds out whether it is alive
             raise Unavailable(f"{node} did not answer in time") from error
         except NotAuthentic as error:
             raise Unavailable(f"{node}: {error}") from error
@@ -82,7 +85,7 @@ class Links:
     async def ask_address(
         self, address: Address, target: str, body: bytes, node: str, limit: int = MAX_MESSAGE
     ) -> bytes:
-        """POST a message to whoever is at an address. Raises OSError or NotAuthentic."""
+        """POST a message to the node at an address, whether or not it is a member. Raises as `mesh.ask.ask`."""
         return await ask(self._session, self._auth, address, target, body, limit=limit, to=node)
 
     async def answers(self, node: str, seconds: float) -> bool:
@@ -100,13 +103,13 @@ class Links:
         return True
 
     def parted(self, node: str) -> None:
-        """A node is gone, or of no use: nobody need wait for its answers any more."""
+        """End all waiting for answers of a node that is gone or of no use."""
         for time_limit in self._limits.pop(node, ()):
             if not time_limit.expired():
                 time_limit.reschedule(asyncio.get_running_loop().time())
 
     def heard(self, node: str) -> None:
-        """A node showed that it is alive."""
+        """Record that a node showed that it is alive."""
         self._members.heard(node, time.monotonic())
 
     def sign(self, target: str, node: str) -> dict[str, str]:
