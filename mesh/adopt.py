@@ -74,7 +74,7 @@ def take(
         try:
             pieces = prove(ours, digest, size, is_over)
             os.fsync(ours)
-            os.utime(ours, ns=(time.time_ns(), stamp.modified))  # by its time the copy is recognised: `Store.is_of`
+            os.utime(ours, ns=(time.time_ns(), stamp.modified))  # lets `Store.is_of` recognise the copy
             return Taken(staged, pieces, None) if pieces is not None else None
         finally:
             os.close(ours)

@@ -40,7 +40,7 @@ ANSWER_HEADER = "Hubmesh-Answer"
 _SCHEME = "Hubmesh"
 _MAX_NONCES = 1 << 16  # nonces remembered: about 10 MB at worst
 _MAX_LOGGED = 256  # pairs of peer and reason that are logged; later ones are not
-_BODY_SECONDS = 20.0  # that a request's body, half a megabyte at most, may take to arrive
+_BODY_SECONDS = 20.0  # seconds a request's body, half a megabyte at most, may take to arrive
 # OpenSSL's verify codes (X509_V_ERR_*) for a chain that does not end at a known authority: all four mean the same.
 _ANOTHER = dict.fromkeys((18, 19, 20, 21), "another authority signed it")
 _EMPTY = hashlib.sha256().hexdigest()
@@ -305,7 +305,7 @@ def _derive(key: bytes, purpose: bytes) -> bytes:
 
 
 def _reason_in(header: str) -> Reason:
-    """Return why a peer refused this node, as seen from here: if the peer misses a key, this node has one too many."""
+    """Return why a peer refused this node, as seen from here: "unsigned" there means "keyless" here, and vice versa."""
     match = re.search(r'reason="(\w+)"', header)
     mirrored: dict[str, Reason] = {"unsigned": "keyless", "keyless": "unsigned"}
     reason = match[1] if match else "malformed"

@@ -192,7 +192,7 @@ class Blobs:
         except MeshError as error:  # the swarm could not start
             swarm.fill.finish(error)
         finally:
-            if not swarm.fill.is_over:  # after an unexpected error: no reader may wait for ever
+            if not swarm.fill.is_over:  # after an unexpected error, so that no reader is left waiting
                 swarm.fill.finish(Unavailable(f"{swarm.digest}: fetching it failed; the log says why"))
             del self._swarms[swarm.digest], self._lives[swarm.digest]
             self._house.exchange.ended(swarm.digest, is_complete=swarm.fill.is_stored)

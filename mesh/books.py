@@ -52,7 +52,7 @@ class Node:
     tasks: dict[int, Assignment] = field(default_factory=dict)
     under_way: int = 0  # the pieces of `tasks`
     leases: int = 0  # how many of `tasks` are leases
-    uploads: policy.Uploads = field(default_factory=policy.Uploads)  # it as a source
+    uploads: policy.Uploads = field(default_factory=policy.Uploads)  # its state as a source
     shown: tuple[bool, bool, bool] = (False, False, False)  # whether it is in `open`, `spare` and `idle`
     room: int = 0  # its part of `Books.room`
     lacks: int = 0  # number of pieces that it wants and does not hold

@@ -10,7 +10,7 @@ import socket
 import sys
 from typing import Any
 
-_ALONE_SECONDS = 1  # of silence before the kernel sends a keepalive probe, and between two probes
+_ALONE_SECONDS = 1  # seconds of silence before the kernel sends a keepalive probe, and between two probes
 # Seconds without an acknowledgement, of a probe or of data, until the connection fails: three retransmissions on a LAN.
 _DEAF_SECONDS = 2.5
 

@@ -16,7 +16,7 @@ from aiohttp import web
 from mesh.auth import Auth, NotAuthentic
 from mesh.tasks import Tasks
 
-_HANDSHAKE_SECONDS = 5.0  # that a TLS handshake may take
+_HANDSHAKE_SECONDS = 5.0  # seconds a TLS handshake may take
 _MAX_HANDSHAKES = 256  # concurrent handshakes
 _MAX_CONNECTIONS = 4096
 _SHARE = 0.5  # part of the process's limit on open files that connections may use
@@ -27,7 +27,7 @@ _AT_ONCE = 128  # connections accepted in one turn of the event loop, so that it
 class Door:
     """Accepts connections for an aiohttp server. Belongs to the event loop's thread.
 
-    `limit` is the number of connections at a time; by default half the limit on open files, at most 4096.
+    `limit` is the most connections at a time; by default half the limit on open files, but at most 4096.
     """
 
     def __init__(self, server: web.Server, auth: Auth, tasks: Tasks, *, limit: int | None = None) -> None:

@@ -30,11 +30,11 @@ _PATIENCE = 3  # reports in a row without an answer until a tracker is passed ov
 # hundreds of nodes ask at once may lose one.
 _BROKEN_OF_CROWD = 2
 _LONGEST_DOWN = 60.0  # seconds: the most that _DOWN_SECONDS grows to
-_DOWN_SECONDS = 5.0  # that a tracker which did not answer is passed over; doubled for each further failure
-_HERE_SECONDS = 1.0  # that the next possible tracker has to accept a connection: enough for any reachable machine
-_RESIGN_SECONDS = 1.0  # that the end of a swarm waits for the tracker to hear of it
+_DOWN_SECONDS = 5.0  # seconds a tracker that did not answer is passed over; doubled for each failure past _PATIENCE
+_HERE_SECONDS = 1.0  # seconds the next possible tracker has to accept a connection: enough for a reachable machine
+_RESIGN_SECONDS = 1.0  # seconds the end of a swarm waits for its tracker to hear of it
 _CANDIDATES = 16  # possible trackers that are tried at once
-_BANNED_SECONDS = 600.0  # that a peer which sent wrong bytes, or a tracker which sent an invalid plan, is not asked
+_BANNED_SECONDS = 600.0  # seconds a peer that sent wrong bytes, or a tracker that sent an invalid plan, is not asked
 _MAX_RANKS = 64  # blobs whose trackers by rank are cached: enough for those arriving now
 _REMOTE_INTERVAL = 0.08  # seconds between two reports to another node
 _LOCAL_INTERVAL = 0.01  # seconds between two reports to this node's own tracker
@@ -130,7 +130,7 @@ _PLAN: Decoder[Plan] = Decoder(Plan)
 
 @contextlib.contextmanager
 def _leading() -> Iterator[None]:
-    """Turn a refusal (ValueError) by this node's own tracker into Unavailable, an error for those who wait."""
+    """Turn a refusal (ValueError) by this node's own tracker into Unavailable: it is not a peer's invalid message."""
     try:
         yield
     except ValueError as error:

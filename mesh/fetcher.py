@@ -46,8 +46,8 @@ SOURCE_STREAMS = 4  # connections to one quick peer; over a slow line pieces are
 RUN_BYTES = 64 << 20  # longest run from the origin
 PEER_RUN_BYTES = 16 << 20  # longest run from a peer
 _MAX_FAILURES = 6  # in a row without a byte until the origin is given up: about six seconds
-LEASE_SECONDS = 60.0  # of a lease that returns to the queue from one of this node's own runs
-FIRST_SECONDS = 0.02  # from its first byte on that the first run has the origin to itself
+LEASE_SECONDS = 60.0  # seconds of a lease that returns to the queue from one of this node's own runs
+FIRST_SECONDS = 0.02  # seconds after its first byte in which the first run has the origin to itself
 
 
 class Fetcher:
@@ -153,7 +153,7 @@ class Fetcher:
             return
         may_fetch = self.can_fetch and time.monotonic() >= self._resume_at
         if self._is_sequential and self._leased and may_fetch and self.runs:
-            for run in self.runs:  # a sequential run writes the whole file, so it waits: their ends call launch() again
+            for run in self.runs:  # a sequential run writes the whole file: start it when all others have ended
                 if not run.is_origin:
                     run.cancel()
             return
@@ -270,7 +270,7 @@ class Fetcher:
         return True
 
     def _streams(self, task: Task) -> int:
-        """Return how many connections a source may have. In a crowd, machines are slow, and one would be no faster."""
+        """Return how many connections a source may have. In a crowd machines are the limit, so one is no faster."""
         return SOURCE_STREAMS if task.sources[0] in self._quick or self._house.exchange.is_crowd else 1
 
     async def _from_peer(self, run: Run, tasks: list[Task]) -> None:

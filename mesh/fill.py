@@ -33,7 +33,7 @@ TAIL = 64 << 10
 # Bytes that a reader of the whole blob may be ahead of the proof. This keeps the wait for the tail short when a blob of
 # 100 GB that is mostly on disk has to be hashed again after a restart.
 _AHEAD = 1 << 30
-_WAKE_SECONDS = 0.005  # least time between two wakes for bytes of a piece that is arriving
+_WAKE_SECONDS = 0.005  # least seconds between two wakes for bytes of a piece that is arriving
 # Bytes that a reader is kept behind what it may have while more is to come. Clients give up after 10 s without a byte,
 # though the next piece may be on its way: while nothing arrives, the reader gets a sip of the reserve now and then.
 RESERVE = 64 << 10
@@ -42,7 +42,7 @@ _FAR = 256 << 10
 # The reserve is at most 1/16 of what the reader may have had, so that its first bytes are not kept back for long.
 _RESERVE_SHARE = 16
 _SIPS = 64  # sips in the reserve: enough for minutes
-_SIP_SECONDS = 4.0  # without a new byte until a reader gets a sip, and between two sips
+_SIP_SECONDS = 4.0  # seconds without a new byte until a reader gets a sip, and between two sips
 
 
 class Fill:

@@ -38,16 +38,16 @@ _PATIENCE = 2.5  # seconds to wait for an answer: a node that moves 500 MB/s is 
 # The same among many nodes: machines are more often overloaded, and a swarm that wrongly takes its tracker for dead
 # fetches everything again. Longer than a connection takes to show that a machine is gone.
 _PATIENCE_OF_MANY = 5.0
-_HUNG_SECONDS = 15.0  # among many nodes: until a process that does not answer on a live machine counts as hung
+_HUNG_SECONDS = 15.0  # seconds, among many nodes, until a silent process on a live machine counts as hung
 _JOIN_PATIENCE = 5.0  # seconds to wait when joining: many nodes may join at once, and no node is accused
 _MAX_STRAIN = 4  # highest strain; patience grows to 1 + strain times its usual length
 _LATE = 0.3  # seconds: an event loop whose timer fires this late cannot judge the speed of others
-_STRAIN_SECONDS = 10.0  # since it was last late until a node may judge others again
+_STRAIN_SECONDS = 10.0  # seconds from when a node was last late until it may judge others again
 _SETTLE = 2.0  # seconds without any answer after which the node goes on alone
-_MAX_SETTLE = 5.0  # seconds without agreement after which it goes on
+_MAX_SETTLE = 5.0  # seconds without agreement after which the node goes on anyway
 _MANY = 50  # live nodes above which rounds become rarer
-_RAREST = 4.0  # most by which they do, in usual intervals
-_MANY_WITH_NEWS = 100  # the same while there is news to spread
+_RAREST = 4.0  # the most by which the interval between rounds is multiplied for this
+_MANY_WITH_NEWS = 100  # the same two limits while there is news to spread
 _RAREST_WITH_NEWS = 3.0
 _HASTE = 0.3  # part of the usual interval between rounds while there is news
 _NEWS_ROUNDS = 2.0  # usual intervals for which a change counts as news
@@ -381,7 +381,7 @@ def _is_credible(claim: Claim, now: float) -> bool:
     """Return whether a node can have reached this incarnation; `now` is in seconds since the epoch.
 
     A claim near MAX_INCARNATION could not be refuted: any node could banish another for as long as members are kept.
-    Claims about this node are tested as well: to refute one, it would take an incarnation that others do not believe.
+    Claims about this node are tested as well: to refute one, it would have to take an incarnation that others ignore.
     """
     return claim.incarnation <= now + MAX_AHEAD
 

@@ -91,14 +91,14 @@ def find_partials(folder: Path, complete: Mapping[Digest, Path]) -> Iterator[tup
     for file in files:
         path = Path(file.path)
         if file.name.startswith(_GONE):
-            with contextlib.suppress(OSError):  # no reason not to start
+            with contextlib.suppress(OSError):  # a leftover file must not prevent the start
                 path.unlink()
             continue
         algorithm, _, hexdigits = path.stem.rpartition("-")
         try:
             digest = Digest(algorithm, hexdigits)  # type: ignore[arg-type]  # checked by Digest itself
         except ValueError:
-            continue  # not ours
+            continue  # not a file of ours
         if digest in complete:
             if not path.suffix:  # the process died after the whole blob was adopted from elsewhere
                 with contextlib.suppress(OSError):

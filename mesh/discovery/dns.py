@@ -9,13 +9,13 @@ import socket
 from mesh.membership import Address
 
 MAX_ADDRESSES = 256  # addresses of one name that are used
-_SECONDS = 5.0  # that one lookup may take
+_SECONDS = 5.0  # seconds one lookup may take
 
 
 async def resolve(named: Address) -> list[Address]:
     """Return all addresses of a host, in no particular order; an IP address is returned as it is.
 
-    Raises OSError when the name cannot be resolved in time or at all.
+    Raises OSError when the name cannot be resolved, or not in time.
     """
     try:
         ipaddress.ip_address(named.host)

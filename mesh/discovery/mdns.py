@@ -170,7 +170,7 @@ class Mdns:
                 await self._gossip.join(address)
             except (OSError, MeshError, ValueError) as error:
                 log.debug("announced by mDNS, but no answer from %s: %s", address, error)
-            if self._is_known(node_id):  # asked even after an answer: another node may have answered at this address
+            if self._is_known(node_id):  # an answer alone is not enough: another node may have this address
                 return
 
 

@@ -72,7 +72,7 @@ class Seeds:
 
     async def _keep(self, address: Address) -> None:
         """Join the node at one address, and join again whenever no live member is known there."""
-        pause, lost = _FIRST_PAUSE, None  # `lost`: the type of the last logged error; only another type is logged
+        pause, lost = _FIRST_PAUSE, None  # `lost` is the type of the last logged error; only a new type is logged
         own = self._gossip.members.me.node_id
         who, again_at = "", 0.0
         while True:
