@@ -40,6 +40,6 @@ class Limiter:
         while (wait := until - time.monotonic()) > 0:
             if is_cancelled():
                 with self._lock:
-                    self._free_at -= wait  # give the unused time back to the threads that wait behind
+                    self._free_at -= wait  # give the unused time to later callers
                 return
             time.sleep(min(wait, _LONGEST_SLEEP))
