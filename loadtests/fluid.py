@@ -1,4 +1,4 @@
-"""Bytes as a fluid: transfers that share the lines of a network fairly, in steps of time. Needs NumPy."""
+"""Bytes as a fluid: transfers share the links of a network fairly, in steps of time. Needs NumPy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Flows:
-    """All transfers under way, in arrays: bytes left, ends, and when they began to flow."""
+    """The transfers under way, in parallel arrays: ends, bytes left, and the times when they begin and are checked."""
 
     def __init__(self, up: np.ndarray, down: np.ndarray) -> None:
         self.up, self.down = up, down
@@ -36,15 +36,15 @@ class Flows:
         self._free.append(flow)
 
     def advance(self, now: float, step: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Let bytes flow for a step: the flows that moved, their bytes, and those of them that are through."""
+        """Let bytes flow for one step. Return the flows that moved, the bytes of each, and the flows that finished."""
         flows = np.nonzero(self.begins <= now)[0]
         rate = self._rates(self.source[flows], self.target[flows])
         self.left[flows] -= rate * step
-        # Rounded to the nearest step, so that the ends are neither early nor late on average.
+        # Rounded to the nearest step, so that on average flows finish neither early nor late.
         return flows, rate * step, flows[self.left[flows] <= rate * step / 2]
 
     def _rates(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Max-min fair, by progressive filling; what a few rounds leave over is little."""
+        """Return max-min fair rates in bytes per second, by progressive filling; five rounds leave little over."""
         rate = np.zeros(len(source))
         up, down = self.up.copy(), self.down.copy()
         live = np.arange(len(source))

@@ -1,11 +1,10 @@
-"""The public http-cache-tests suite through a node's generic route, beside squid and nginx.
+"""Run the public http-cache-tests suite through a node's generic route, beside squid and nginx.
 
     python -m loadtests.http_cache [CACHE...]
 
-Takes the suite from npm into `.build/http-cache-tests`, runs its server as the origin, and its client through each of
-the caches in turn. Prints how many of what a cache must, should and may do each does, and writes
-`.build/http_cache.json`, with the verdict on each test. Caches whose program is not there are left out. What the score
-means is in docs/http.md.
+Installs the suite from npm into `.build/http-cache-tests`, runs its server as the origin, and its client through each
+cache in turn. Prints, for what a cache must, should and may do, how many tests each passes, and writes the verdict on
+every test to `.build/http_cache.json`. Caches that are not installed are left out. docs/http.md explains the score.
 """
 
 from __future__ import annotations
@@ -59,14 +58,14 @@ connect_retries 3
 
 
 def suite(folder: Path) -> Path:
-    """The suite with what it needs, from npm."""
+    """Install the suite and its dependencies from npm, and return its folder."""
     package = folder / "package"
     if not (folder / "node_modules/node-fetch").exists():
         folder.mkdir(parents=True, exist_ok=True)
         run = {"cwd": folder, "check": True, "capture_output": True}
         subprocess.run(["npm", "pack", f"http-cache-tests@{VERSION}"], **run)  # type: ignore[call-overload]
         subprocess.run(["tar", "xzf", f"http-cache-tests-{VERSION}.tgz"], **run)  # type: ignore[call-overload]
-        # Beside the package, not in it: its own list of dependencies holds all of npm.
+        # Beside the package: inside it, npm would install the package's own dependencies, which include all of npm.
         subprocess.run(["npm", "install", "--prefix", ".", "node-fetch@2", "liquidjs@9"], **run)  # type: ignore[call-overload]
     return package
 
@@ -78,7 +77,7 @@ def free_port() -> int:
 
 @contextmanager
 def process(command: list[str], port: int, folder: Path, **more: Any) -> Iterator[None]:
-    """A program that is ready when something answers at its port, and ended after use."""
+    """Run a program: enter when it accepts connections on its port, terminate it on exit."""
     with (folder / f"{Path(command[0]).name}-{port}.log").open("wb") as log:
         running = subprocess.Popen(command, stdout=log, stderr=log, **more)
         try:
@@ -103,14 +102,14 @@ def process(command: list[str], port: int, folder: Path, **more: Any) -> Iterato
 
 @contextmanager
 def cache(name: str, origin: int, folder: Path) -> Iterator[str]:
-    """The base URL of a cache in front of the origin."""
+    """Run a cache in front of the origin and yield its base URL."""
     folder.mkdir()
     if name == "hubmesh":
         with NodeProcess(folder / "node", f"http://localhost:{origin}") as node:
             yield node.url
         return
     port = free_port()
-    folder.chmod(0o777)  # they give up root's rights
+    folder.chmod(0o777)  # nginx and squid drop root's privileges
     config = folder / f"{name}.conf"
     config.write_text({"nginx": NGINX, "squid": SQUID}[name].format(folder=folder, port=port, origin=origin))
     command = {"nginx": ["nginx", "-p", str(folder), "-c", str(config)], "squid": ["squid", "-N", "-f", str(config)]}
@@ -119,7 +118,7 @@ def cache(name: str, origin: int, folder: Path) -> Iterator[str]:
 
 
 def definitions(package: Path) -> dict[str, dict[str, Any]]:
-    """The tests that concern shared caches, by id."""
+    """Return the suite's tests that apply to shared caches, by id."""
     code = (
         "import tests from './tests/index.mjs';"
         "const all = tests.flatMap(suite => suite.tests);"
@@ -133,7 +132,7 @@ def definitions(package: Path) -> dict[str, dict[str, Any]]:
 
 
 def run_client(package: Path, base: str) -> dict[str, Any]:
-    """What the suite says of the cache at `base`: by test id, true or why not."""
+    """Run the suite against the cache at `base`. Return its results by test id: true, or the reason for the failure."""
     environment = os.environ | {"npm_config_base": base, "npm_package_config_id": "", "NO_PROXY": "*"}
     done = subprocess.run(
         ["node", "--no-warnings", "cli.mjs"],
@@ -149,7 +148,7 @@ def run_client(package: Path, base: str) -> dict[str, Any]:
 
 
 def judge(tests: dict[str, dict[str, Any]], results: dict[str, Any]) -> dict[str, str]:
-    """Each test's verdict: pass, fail, or "does not apply" where a behaviour that it builds on is missing."""
+    """Return each test's verdict: pass, fail, or "does not apply" if the cache lacks a behaviour the test needs."""
 
     def verdict(test_id: str) -> str:
         test, result = tests[test_id], results.get(test_id)

@@ -1,12 +1,12 @@
-"""What a site does to its nodes, as people: storms of from_pretrained, readers of ranges, API calls, slow clients.
+"""The load of a site on its nodes: storms of from_pretrained, range readers, API calls and slow clients.
 
     locust -f loadtests/locustfile.py --headless -u 50 -r 10 -t 60s --host http://localhost:8090
     locust -f loadtests/locustfile.py --host http://localhost:8090           its page is at http://localhost:8089
     python -m loadtests.site --nodes 3 -- --headless -u 50 -r 10 -t 60s      a stand-in Hub and a small mesh for it
 
-Users spread over the nodes named in NODES (comma-separated; else `--host`). REPO names the repository that they ask
-for. Watch: failures (none), the 95th percentile of `HEAD resolve` and `tree` (milliseconds, not
-tens), `first byte` of whole files, and beside it `hubmesh_origin_received_bytes_total` at the nodes: one copy in all.
+Users are spread over the nodes named in NODES (comma-separated; default: `--host`). REPO names the repository that they
+request. Watch the failures (there should be none), the 95th percentile of `HEAD resolve` and `tree` (single-digit
+milliseconds), `first byte` of whole files, and `hubmesh_origin_received_bytes_total` of the nodes: one copy in all.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _turn = itertools.count()
 
 
 class _Client(FastHttpUser):
-    """One client on the machine of one node."""
+    """A client on the machine of one node."""
 
     abstract = True
 
@@ -36,7 +36,7 @@ class _Client(FastHttpUser):
             self.client.base_url = NODES[next(_turn) % len(NODES)]
 
     def tree(self) -> list[dict[str, Any]]:
-        """The files of the repository."""
+        """Return the files of the repository."""
         with self.client.get(
             f"/api/models/{REPO}/tree/main?recursive=true", name="tree", headers=_AGENT, catch_response=True
         ) as answer:
@@ -47,7 +47,7 @@ class _Client(FastHttpUser):
         return f"/{REPO}/resolve/main/{path}"
 
     def whole(self, path: str, size: int, pause: float = 0.0) -> None:
-        """Read a file to its end, with a pause after each part; what is missing at the end is a failure."""
+        """Read a file to its end, pausing `pause` seconds after each part. Fails if bytes are missing at the end."""
         began = time.perf_counter()
         with self.client.get(
             self.url(path), name="whole file", headers=_AGENT, stream=True, catch_response=True
@@ -65,13 +65,13 @@ class _Client(FastHttpUser):
                     )
                 come += len(part)
                 if pause:
-                    time.sleep(pause)  # gevent's: others go on
+                    time.sleep(pause)  # gevent's sleep: other users go on
             if come != size:
                 answer.failure(f"{come} of {size} bytes")
 
 
 class FromPretrained(_Client):
-    """A job starts: what the repository is, all small files, then the weights."""
+    """A job that starts: repository info, all small files, then the weights."""
 
     weight = 5
     wait_time = between(1, 5)
@@ -85,7 +85,7 @@ class FromPretrained(_Client):
 
 
 class RangeReader(_Client):
-    """Safetensors headers, dataset columns, HfFileSystem: small pieces from anywhere."""
+    """Safetensors headers, dataset columns, HfFileSystem: small ranges anywhere in the file."""
 
     weight = 3
     wait_time = between(0.05, 0.3)
@@ -131,7 +131,7 @@ class Caller(_Client):
 
 
 class Slow(_Client):
-    """A notebook on a bad line: it must hold nobody up."""
+    """A notebook on a slow line. It must not slow down other clients."""
 
     weight = 1
     wait_time = constant(5)

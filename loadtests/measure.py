@@ -1,4 +1,4 @@
-"""Measuring side by side: interleaved rounds, medians, ratios within a round, and the tables that show them."""
+"""Side-by-side measurement: interleaved rounds, medians, ratios within a round, and the tables that show them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-# A round in which every target runs once, before those that count: caches, pools and clocks warm up.
+# Rounds that run every target once before the counted rounds: caches, pools and clock frequencies warm up.
 _WARM_UP = 1
 
 
 @dataclass
 class Sample:
-    """One run of one target. `value` in the table's unit; CPU, `first_byte` and `p50` of the answers in seconds."""
+    """One run of one target. `value` is in the table's unit; CPU times, `first_byte` and `p50` are in seconds."""
 
     value: float
     server_cpu: float = 0.0
@@ -24,7 +24,7 @@ class Sample:
 
 @dataclass
 class Bar:
-    """What we hold ourselves to, and what came."""
+    """A limit that the project commits to, and the measured value."""
 
     what: str
     value: float
@@ -42,7 +42,7 @@ class Bar:
 
 @dataclass
 class Table:
-    """One job: samples by target, in the order they are shown; the first is what all others are compared with."""
+    """One job: samples by target, in display order. The first target is the baseline of all others."""
 
     name: str
     title: str
@@ -58,7 +58,7 @@ class Table:
         return statistics.median(what(sample) for sample in self.samples[target])
 
     def ratio(self, target: str, baseline: str = "", what: Callable[[Sample], float] = lambda s: s.value) -> float:
-        """The median of the rounds' ratios: what a noisy neighbour does to one round it does to both."""
+        """Return the median of the rounds' ratios: noise from other processes hits both targets of a round alike."""
         pairs = zip(self.samples[target], self.samples[baseline or self.baseline], strict=False)
         return statistics.median(what(mine) / what(theirs) if what(theirs) else 0.0 for mine, theirs in pairs)
 
@@ -82,7 +82,7 @@ class Table:
 
 
 def interleave(rounds: int, targets: Mapping[str, Callable[[], Sample]]) -> dict[str, list[Sample]]:
-    """Every target once a round, beginning with another one each time; the first round is thrown away."""
+    """Run every target once per round, in rotated order; the first round is discarded."""
     samples: dict[str, list[Sample]] = {name: [] for name in targets}
     order = list(targets)
     for number in range(rounds + _WARM_UP):

@@ -1,4 +1,4 @@
-"""Where the nodes of a load test live: on loopback, or each in a network namespace with links of a given speed."""
+"""Where the nodes of a load test run: on loopback, or each in a network namespace with links of a given speed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BURST_SECONDS = 0.01
 
 
 class Site:
-    """One place: the command prefix to run something there, its address, and how a thread goes there."""
+    """A place where nodes run: its address, the command prefix to run a program there, and how threads enter it."""
 
     def __init__(self, host: str, namespace: str = "") -> None:
         self.host = host
@@ -29,7 +29,7 @@ class Site:
         return ("ip", "netns", "exec", self.namespace) if self.namespace else ()
 
     def enter(self) -> None:
-        """Move the calling thread there for the rest of its life."""
+        """Move the calling thread into the namespace for the rest of the thread's life."""
         if self.namespace:
             fd = os.open(f"/run/netns/{self.namespace}", os.O_RDONLY)
             try:
@@ -39,7 +39,7 @@ class Site:
                 os.close(fd)
 
     def call(self, work: Callable[[], T]) -> T:
-        """Run something there and return what it returns."""
+        """Call `work` there and return its result, or raise its exception."""
         if not self.namespace:
             return work()
         results: list[T] = []
@@ -49,7 +49,7 @@ class Site:
             try:
                 self.enter()
                 results.append(work())
-            except BaseException as error:  # to be raised where it belongs
+            except BaseException as error:  # raised again by the caller
                 errors.append(error)
 
         thread = threading.Thread(target=inside)
@@ -63,7 +63,7 @@ class Site:
 class Network:
     """`count` sites and one for the Hub. With `isolated`, namespaces on a bridge, made on entry and removed on exit.
 
-    Rates are bytes per second of what leaves the Hub, and leaves and enters each node; None does not limit.
+    Rates are in bytes per second: of what leaves the Hub, leaves each node and enters each node. None is unlimited.
     """
 
     def __init__(self, count: int, origin: int | None, up: int | None, down: int | None, isolated: bool) -> None:
@@ -117,10 +117,9 @@ def _ip(*arguments: str) -> None:
 
 
 def _limit(rate: int, device: str, namespace: str, *, is_host: bool = False) -> None:
-    """What leaves a device: a token bucket.
+    """Limit what leaves a device by a token bucket. `rate` is in bytes per second.
 
-    Behind it is a buffer of 100 ms, as in a switch, or with `is_host` the queue that Linux gives a host's device if
-    nobody says otherwise.
+    Behind the bucket is a buffer of 100 ms, as in a switch, or with `is_host` the default queue of a host's device.
     """
     burst = max(64 << 10, int(rate * _BURST_SECONDS))
     _tc(

@@ -1,10 +1,10 @@
-"""The yardstick for a transfer from peer to peer: the least that Python can do and still prove and keep each piece.
+"""The yardstick for peer-to-peer transfer: the least that Python can do and still hash and store every piece.
 
     python -m loadtests.relay PORT SOURCE-URL SIZE FOLDER
 
-For each GET: two threads fetch pieces of 8 MiB from the source over keep-alive connections, hash and store them, and
-the client's thread sends them in order. It knows no catalog, no mesh, no authorisation and no second reader: what is
-left between this and a node is what those cost.
+For each GET, two threads fetch pieces of 8 MiB from the source over keep-alive connections, hash and store them, and
+the client's thread sends them in order. The relay has no catalog, no mesh, no authorisation and no second reader: the
+difference between it and a node is the cost of those.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 PIECE = 8 << 20
-_AHEAD = 4  # pieces fetched that the client has not had
+_AHEAD = 4  # pieces that may be fetched ahead of the client
 _FETCHERS = 2
 
 
@@ -31,7 +31,7 @@ def _serve(client: socket.socket, source: str, size: int, folder: Path) -> None:
     asked = b""
     while b"\r\n\r\n" not in asked:
         part = client.recv(64 << 10)
-        if not part:  # it only looked whether somebody listens
+        if not part:  # a probe of the port, without a request
             client.close()
             return
         asked += part

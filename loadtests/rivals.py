@@ -1,4 +1,4 @@
-"""What hubmesh is measured against: nginx, squid and olah as processes, each in front of the same origin."""
+"""The programs that hubmesh is compared with: nginx, squid and olah as processes, each in front of the same origin."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ shutdown_lifetime 1 second
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of a process, its threads and its living descendants, user and system."""
+    """Return the CPU time of a process, its threads and its living descendants, user and system."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -68,13 +68,13 @@ def cpu_seconds(pid: int) -> float:
 
 
 def memory(pid: int) -> dict[str, int]:
-    """Resident memory in bytes: `VmRSS`, and its anonymous part `RssAnon` (proc(5))."""
+    """Return resident memory in bytes: `VmRSS`, and its anonymous part `RssAnon` (proc(5))."""
     lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return {line[0][:-1]: int(line[1]) << 10 for line in lines if line and line[0] in ("VmRSS:", "RssAnon:")}
 
 
 def free_port() -> int:
-    """One that nobody listens on now."""
+    """Return a port on which no process listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -82,7 +82,7 @@ def free_port() -> int:
 
 
 class Rival:
-    """A server process; a context manager that returns when it listens."""
+    """A server process, as a context manager that enters when the server accepts connections."""
 
     def __init__(self, name: str, port: int, command: list[str], environment: dict[str, str] | None = None) -> None:
         self.name, self.url = name, f"http://127.0.0.1:{port}"
@@ -108,7 +108,7 @@ class Rival:
                 return self
 
     def __exit__(self, *_: object) -> None:
-        # Its own session: workers and helpers go with it.
+        # It has a session of its own, so its workers and helpers end with it.
         try:
             os.killpg(self.pid, signal.SIGTERM)
             self._process.wait(10)
@@ -118,7 +118,7 @@ class Rival:
 
 
 def nginx(folder: Path, origin: str, files: Path, workers: int = 1) -> Rival | None:
-    """`/files/…` by sendfile; anything else of `origin`, kept; `/plain/…` of it, not kept. None if not installed."""
+    """`/files/…` by sendfile, `/plain/…` from `origin` uncached, the rest cached. None if not installed."""
     if not (program := _find("nginx")):
         return None
     folder.mkdir(parents=True)
@@ -137,7 +137,7 @@ def nginx(folder: Path, origin: str, files: Path, workers: int = 1) -> Rival | N
 
 
 def squid(folder: Path, origin: str) -> Rival | None:
-    """All of `origin`, kept. None if it is not installed."""
+    """Everything of `origin`, cached. None if squid is not installed."""
     if not (program := _find("squid")):
         return None
     folder.mkdir(parents=True)
@@ -155,7 +155,7 @@ def squid(folder: Path, origin: str) -> Rival | None:
 
 
 def olah(folder: Path, origin: str, cdn: str, environment: Path) -> Rival | None:
-    """Installed from its package into `environment` when that is not there. None if that fails."""
+    """Install olah from its package into `environment` if it is not there. None if that fails."""
     program = environment / "bin" / "olah-cli"
     if not program.exists():
         venv.create(environment, with_pip=True)

@@ -1,6 +1,6 @@
-"""`python -m loadtests.screenshots`: the dashboard of a node in the midst of a swarm, as the README shows it.
+"""`python -m loadtests.screenshots`: take the README's screenshots of the dashboard while a swarm is running.
 
-Needs a Chromium. Everything seen is real: nodes of this machine behind a stand-in Hub with a slow line.
+Needs a Chromium. Everything shown is real: nodes on this machine behind a stand-in Hub with a slow line.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ async def take(folder: Path) -> None:
 
 
 async def _shoot(page: Page, name: str) -> None:
-    await asyncio.sleep(1.5)  # what is drawn follows the next event
+    await asyncio.sleep(1.5)  # the page is redrawn with the next event
     await page.screenshot(_IMAGES / name)
     print(f"{_IMAGES / name}: {(_IMAGES / name).stat().st_size // 1000} kB")
 

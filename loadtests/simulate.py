@@ -1,10 +1,10 @@
-"""A swarm of any size under a simulated network: the real ledger, fluid rates, latencies, slow nodes, churn.
+"""Simulate a swarm of any size: the real ledger, fluid rates, latencies, slow nodes, churn.
 
     python -m loadtests.simulate --nodes 1000 --size 4GiB --origin 1GB/s --up 125MB/s --down 125MB/s
 
-`loadtests.simulation` says what is simulated and how. Prints `ratio`, the time of the last node ÷ the least that the
-lines allow, and with `--timeline` how busy they were all along. Needs NumPy. The numbers that chose our policy are in
-docs/assignment-policy.md.
+`loadtests.simulation` says what is simulated and how. Prints `ratio`, the time of the last node ÷ the lower bound that
+the links allow, and with `--timeline` how busy the links were over time. Needs NumPy. The figures that our policy was
+chosen by are in docs/assignment-policy.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from proxy.units import parse_rate, parse_size
 
 
 def figures(simulation: Simulation, seconds: float) -> dict[str, object]:
-    """What came out of it: times in seconds, `ratio` to the lower bound. Slow nodes are left out but in `last_slow`."""
+    """Return the results: times in seconds, `ratio` to the lower bound. Only `last_slow` includes slow nodes."""
     first = [n for n in simulation.nodes if n.is_alive and not n.is_seed and n.joined_at == 0.0]
     fast = sorted(n.done_at for n in first if not n.is_slow and n.done_at is not None)
     slow = [n.done_at for n in first if n.is_slow and n.done_at is not None]

@@ -1,6 +1,6 @@
-"""A node of a simulated swarm: what it holds, what it was sent for, which transfer it begins next, what it has to tell.
+"""A node of a simulated swarm: what it holds and was assigned, the transfer it begins next, what it has to report.
 
-The queues, and how many streams of what length there are, are those of `mesh.fetcher`.
+The queues and the number and length of streams are those of `mesh.fetcher`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Run:
     source: str
     tasks: list[Task]
     at: int = 0
-    landed_at: float = 0.0  # its last piece; at first, when it began
-    asked: float = 0.0  # bytes, of the pieces up to the one that is arriving
-    seen: float = 0.0  # bytes that had come when its patience was last looked at
+    landed_at: float = 0.0  # when the last piece landed; before that, when the run began
+    asked: float = 0.0  # bytes of the pieces requested so far, including the one that is arriving
+    seen: float = 0.0  # bytes that had arrived when the run was last checked for progress
 
     @property
     def coming(self) -> list[Task]:
@@ -50,14 +50,14 @@ class Node:
     have: int = 0
     leased: dict[int, Task] = field(default_factory=dict)
     offered: dict[int, Task] = field(default_factory=dict)
-    running: dict[int, Run] = field(default_factory=dict)  # by flow
-    quick: set[str] = field(default_factory=set)  # peers whose last piece came soon
+    running: dict[int, Run] = field(default_factory=dict)  # by flow number
+    quick: set[str] = field(default_factory=set)  # peers whose last piece arrived within QUICK
     gained: list[Gain] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
     fetched: int = 0
     sent: int = 0
     received: int = 0
-    has_answered: bool = False  # the origin
+    has_answered: bool = False  # the origin has answered this node
     is_new: bool = True
     is_alive: bool = True
     urgent: tuple[int, ...] = ()
@@ -71,11 +71,11 @@ class Node:
 
     @property
     def pending(self) -> int:
-        """Pieces assigned and not landed."""
+        """Number of pieces that are assigned and have not landed."""
         return len(self.leased) + len(self.offered) + sum(len(run.tasks) - run.at for run in self.running.values())
 
     def heads(self) -> tuple[int, ...]:
-        """The first two pieces that its reader misses."""
+        """Return the first two pieces that the node's reader misses."""
         missing = ((1 << self.pieces.count) - 1) & ~self.have if not self.is_seed else 0
         first = missing & -missing
         second = (missing ^ first) & -(missing ^ first)
@@ -93,7 +93,7 @@ class Node:
                 self.offered[task.piece] = task
 
     def hurry(self, late: list[int]) -> None:
-        """Put first what its reader waits for, and take what it waits for too long from the ends of long runs."""
+        """Put the reader's pieces first in the queues; take late ones off the ends of long runs from the origin."""
         for piece in late:
             for run in self.running.values():
                 first, stop = run.tasks[run.at].piece, run.tasks[-1].piece + 1
@@ -105,7 +105,7 @@ class Node:
         self.leased, self.offered = ({p: t[p] for p in self.urgent if p in t} | t for t in (self.leased, self.offered))
 
     def next_run(self, now: float, *, is_crowd: bool, is_urgent: bool) -> Run | None:
-        """The transfer that begins next; None when there is nothing or no stream to spare."""
+        """Return the transfer to begin next; None without a task or a free stream."""
         busy = Counter(run.source for run in self.running.values())
         streams = ORIGIN_STREAMS + (URGENT_STREAMS if is_urgent else 0)
         tasks: list[Task] = []
@@ -144,7 +144,7 @@ class Node:
         return tasks
 
     def land(self, run: Run, now: float) -> None:
-        """The piece of a run that was arriving is there."""
+        """Record the arrival of the piece that a run was receiving."""
         piece = run.tasks[run.at].piece
         (self.quick.add if now - run.landed_at < QUICK else self.quick.discard)(run.source)
         run.landed_at = now
@@ -156,7 +156,7 @@ class Node:
             self.gained.append(Gain(piece, run.source))
 
     def lose(self, run: Run, reason: str) -> None:
-        """A run from a peer broke off: what is left of it comes from the next that has it."""
+        """Record that a run from a peer broke off, and queue the rest of it from the next source of each piece."""
         for task in run.coming:
             self.failed.append(Failure(task.piece, run.source, reason))  # type: ignore[arg-type]
             if len(task.sources) > 1 and task.piece not in self.leased:

@@ -1,11 +1,11 @@
 """The swarm that `loadtests.simulate` runs: nodes, their transfers and their conversation with the real ledger.
 
-The bytes are a fluid that flows at max-min fair rates: every node has one rate up and one down, the origin has one for
-all, the network between them has no limits. How often nodes report, how long answers wait, who is woken, how many
-streams there are and of what length, when they are given up: as in `mesh.swarm`, `mesh.fetcher`, `mesh.watch` and
-`mesh.tracker`. How many streams a node has to the origin depends on the cores of its machine, here of this one. Left
-out are an origin that fails or knows no ranges, slots that several files share, and machines that are busy. Time goes
-in steps; a message or a request takes at least one, so steps stand for the latencies of the network.
+Bytes are a fluid that flows at max-min fair rates: every node has one rate up and one down, the origin has one for all
+nodes together, and the network between them has no limit. How often nodes report, how long answers are held, which
+nodes are woken, the number and length of streams and when they are given up: as in `mesh.swarm`, `mesh.fetcher`,
+`mesh.watch` and `mesh.tracker`. The number of streams of a node to the origin depends on the cores of its machine, here
+of this one. Not simulated are an origin that fails or does not support ranges, slots shared by several files, and busy
+machines. Time advances in steps; a message or a request takes at least one, so steps stand for network latency.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ LATE_SECONDS = 1.0
 MANY = 8
 HOLD_SECONDS = 2.0
 WOKEN = 4
-FIRST_BYTE_SECONDS = 0.1  # of the origin
-NOTICED_SECONDS = 3.0  # from a death until membership knows of it
+FIRST_BYTE_SECONDS = 0.1  # latency of the origin
+NOTICED_SECONDS = 3.0  # from a node's death until membership reports it
 
 
 class Simulation:
-    """Nodes 0 to N - 1, then the seeds; the origin comes last in the arrays."""
+    """Nodes 0 to N - 1, then the seeds; in the arrays the origin comes last."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -53,7 +53,7 @@ class Simulation:
         self.now = 0.0
         self.nodes: list[Node] = []
         self.by_name: dict[str, Node] = {}
-        self.alive = 0  # nodes that others think are there
+        self.alive = 0  # nodes that the others believe to be alive
         spare = options.nodes if options.churn else 0
         total = options.nodes + options.seeds + spare
         slow = set(self.random.sample(range(options.nodes), round(options.slow * options.nodes)))
@@ -67,19 +67,19 @@ class Simulation:
         self.step: float = options.step or min(0.05, max(0.002, self.bound / 4000))
         self.events: list[tuple[float, int, str, object]] = []
         self.numbers = itertools.count()
-        self.held: dict[str, float] = {}  # reports whose answers wait, until when
+        self.held: dict[str, float] = {}  # node → time until which the answer to its report is held
         self.due: set[int] = set()
         self.origin_bytes = 0
         self.reports = 0
-        self.ledger_seconds = 0.0  # of CPU
+        self.ledger_seconds = 0.0  # CPU seconds
         self.timeline: list[Moment] = []
         self._moved = [0.0, 0.0]  # bytes since the last moment: from the origin, from peers
-        self.lost = 0  # pieces that broke off
+        self.lost = 0  # pieces whose transfer broke off
         for number in range(options.nodes + options.seeds):
             self._join(number in slow, is_seed=number >= options.nodes)
 
     def _bound(self) -> float:
-        """Nobody could be done sooner: the slowest way that all bytes have to go. Slow nodes count as others here."""
+        """Return the lower bound in seconds: the slowest path all bytes must take. Slow nodes count as normal ones."""
         o = self.options
         supply = o.nodes * o.up + (o.seeds * (o.seed_up or o.up) if o.seeds else o.origin)
         bounds = [self.size / o.origin, self.size / o.down, o.nodes * self.size / supply]
@@ -95,7 +95,7 @@ class Simulation:
         self.nodes.append(node)
         self.alive += 1
         self.by_name[node.name] = node
-        # Nobody is in the same millisecond as everybody else.
+        # Spread over one interval: real nodes never join in the same millisecond.
         self._at(self.now + self.random.random() * INTERVAL, "due", node)
 
     def _kill(self, node: Node) -> None:
@@ -156,7 +156,7 @@ class Simulation:
             self._start(run)
 
     def _hurry(self, node: Node) -> None:
-        """What its reader waits for has changed, or it waits for long."""
+        """Requeue a node's pieces when its reader's next pieces have changed or are late."""
         urgent = node.heads()
         node.urgent_since = {piece: node.urgent_since.get(piece, self.now) for piece in urgent}
         late = [piece for piece, since in node.urgent_since.items() if self.now - since >= LATE_SECONDS]
@@ -205,13 +205,13 @@ class Simulation:
         if run.coming:
             start, stop = self.pieces.span(run.tasks[run.at].piece)
             run.asked += stop - start
-            self.flows.left[flow] += stop - start  # the stream goes on without a pause
+            self.flows.left[flow] += stop - start  # the stream continues without a pause
         else:
             self._stop(flow)
             self._launch(node)
 
     def _watch(self, flow: int) -> None:
-        """As mesh.watch does: in the time given a piece has to come, or a part of it from the only source."""
+        """Check a run as mesh.watch does: it fails without a whole new piece (a part of one, from the only source)."""
         run = self.runs[flow]
         first, came = run.tasks[0], run.asked - float(self.flows.left[flow])
         least = self.pieces.piece_size // EXTENSIONS if len(first.sources) == 1 else self.pieces.piece_size
@@ -231,7 +231,7 @@ class Simulation:
     # --- the conversation
 
     def _due(self, node: Node) -> None:
-        """It has news."""
+        """Mark that a node has news to report."""
         node.has_news = True
         self.due.add(node.number)
 
@@ -265,7 +265,7 @@ class Simulation:
             self._at(node.report_by, "overdue", node)
 
     def _track(self, report: Report) -> None:
-        """As mesh.tracker does."""
+        """Process a report as mesh.tracker does."""
         if self.held.pop(report.node, None) is not None:
             self._at(self.now + self.step, "plan", (report.node, Plan()))
         self.reports += 1
@@ -322,7 +322,7 @@ class Simulation:
     # --- time
 
     def _churn(self) -> None:
-        """One in a hundred leaves and as many come, ten times over."""
+        """Replace one node in a hundred by a new one; `run` does so ten times."""
         some = [node for node in self.nodes if node.is_alive and not node.is_seed and node.done_at is None]
         for node in self.random.sample(some, min(len(some), max(1, self.options.nodes // 100))):
             if len(self.nodes) < self.origin:
@@ -342,7 +342,7 @@ class Simulation:
             self._send_reports()
             if self.now >= expire_at:
                 self.ledger.expire(self.now)
-                for node in filter(self._is_awaited, self.nodes):  # a node looks every second, with or without news
+                for node in filter(self._is_awaited, self.nodes):  # a node checks every second, with or without news
                     self._hurry(node)
                 expire_at += 1.0
             if self.now >= next_churn:

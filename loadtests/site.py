@@ -1,8 +1,8 @@
-"""A stand-in Hub and a small mesh for the time that locust runs.
+"""Run a stand-in Hub and a small mesh while locust runs.
 
     python -m loadtests.site --nodes 3 -- --headless -u 50 -r 10 -t 60s
 
-What follows `--` goes to locust. At the end it says what the Hub sent and what the clients got.
+Arguments after `--` go to locust. At the end it prints how much the Hub sent and the clients received.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""N real nodes, one stand-in Hub, N clients that all ask for one cold file in the same instant.
+"""N real nodes, one stand-in Hub, and N clients that all request one cold file at the same instant.
 
     make swarm N=50 SIZE=64MiB
     python -m loadtests.swarm --nodes 8 --size 64MiB --seeds 1 --keyed
     python -m loadtests.swarm --nodes 8 --size 64MiB --origin 20MB/s --up 20MB/s --down 50MB/s   (as root: namespaces)
 
-Prints what the origin was asked for ÷ one copy, when the last node was done ÷ what the links allow at best, and what
-share each node had in the uploads. Writes `.build/swarm.json` and, with matplotlib, `.build/swarm.png`.
+Prints the bytes that the origin sent ÷ one copy, the time of the last node ÷ the least that the links allow, and each
+node's share of the uploads. Writes `.build/swarm.json` and, with matplotlib, `.build/swarm.png`.
 """
 
 from __future__ import annotations
@@ -38,30 +38,30 @@ from tests.node import NodeProcess
 REPO, FILE = "acme/model", "model.safetensors"
 OUTPUT = Path(".build")
 _READ = 256 << 10
-_ON_THE_WIRE = 1514 / 1448  # bytes of Ethernet frames, which the links' limits count, for each byte of a TCP stream
+_ON_THE_WIRE = 1514 / 1448  # bytes of Ethernet frames, which the link limits count, per byte of a TCP stream
 _MOST_RETRIES = 5  # as in huggingface_hub.utils.http_backoff
-_STARTERS = 4  # nodes that start at the same time
-_START_SECONDS = 120.0  # for a node to be ready, and for all to find each other
+_STARTERS = 4  # nodes started at the same time
+_START_SECONDS = 120.0  # for a node to be ready, and for all nodes to find each other
 
 
 @dataclass
 class Download:
-    """One client's: when it began and ended (seconds), what it got, and how that grew."""
+    """One client's download: its duration in seconds, the bytes it received, and its progress."""
 
     node: int
     seconds: float = 0.0
     size: int = 0
     sha256: str = ""
     error: str = ""
-    longest_wait: float = 0.0  # for a byte, from the moment that it was asked for
+    longest_wait: float = 0.0  # for a byte, in seconds, counted from the request or the byte before
     retries: int = 0  # after a 429
-    told_to_wait: float = 0.0  # seconds before those, as the node said
+    told_to_wait: float = 0.0  # seconds slept before those retries, as the node asked
     progress: list[tuple[float, int]] = field(default_factory=list)
 
 
 @dataclass
 class Result:
-    """One swarm. Bytes and seconds."""
+    """One swarm. Sizes in bytes, times in seconds."""
 
     nodes: int
     size: int
@@ -71,12 +71,12 @@ class Result:
     wrong: list[str]
     origin_bytes: int
     origin_requests: dict[str, int]
-    last: float  # of the clients that got what they asked for
-    median: float  # of the same
+    last: float  # of the clients that received the right file
+    median: float  # of the same clients
     lower_bound: float | None
     lower_bound_of_one_copy: float | None
     uploads: list[int]
-    node_cpu: list[float]  # seconds, user and system
+    node_cpu: list[float]  # user and system
     client_cpu: float
     hub_cpu: float
     downloads: list[Download]
@@ -87,7 +87,7 @@ class Result:
 
 
 def download(url: str, node: int, site: Site, start: threading.Barrier, began: list[float]) -> Download:
-    """What the Hub's clients do: 10 s without a byte and they give up, after a 429 they come again."""
+    """Download as the Hub's clients do: give up after 10 s without a byte, retry after a 429."""
     result = Download(node)
     site.enter()
     hasher = hashlib.sha256()
@@ -112,7 +112,7 @@ def download(url: str, node: int, site: Site, start: threading.Barrier, began: l
         if response.status != 200:
             result.error = f"HTTP {response.status} {response.read(300)!r}"
         else:
-            while part := response.read1(_READ):  # what there is: readinto() waits until a buffer is full
+            while part := response.read1(_READ):  # returns what has arrived; readinto() would wait for a full buffer
                 now = time.monotonic()
                 result.longest_wait, heard_at = max(result.longest_wait, now - heard_at), now
                 hasher.update(part)
@@ -130,7 +130,10 @@ def download(url: str, node: int, site: Site, start: threading.Barrier, began: l
 
 
 def lower_bound(size: int, nodes: int, seeds: int, rates: argparse.Namespace) -> float | None:
-    """The best that the links allow: the file into the site, into each node, and out of all who send."""
+    """Return the least seconds that the links allow: the file into the site, into each node, and out of all senders.
+
+    None unless all three rates are limited.
+    """
     if not (rates.origin and rates.up and rates.down):
         return None
     wire = size * _ON_THE_WIRE
@@ -139,9 +142,10 @@ def lower_bound(size: int, nodes: int, seeds: int, rates: argparse.Namespace) ->
 
 
 def lower_bound_of_one_copy(size: int, nodes: int, seeds: int, rates: argparse.Namespace) -> float | None:
-    """The same when the origin sends no byte twice: all other copies have to come out of the uplinks.
+    """Return the same bound if the origin sends no byte twice: all other copies come from the nodes' uplinks.
 
-    The other bound lets the origin's line help to the end; where it is not slow beside all uplinks that takes copies.
+    The other bound lets the origin's link help to the end; unless that link is slow beside all uplinks, this takes more
+    than one copy from the origin.
     """
     if not (rates.origin and rates.up and rates.down):
         return None
@@ -151,7 +155,7 @@ def lower_bound_of_one_copy(size: int, nodes: int, seeds: int, rates: argparse.N
 
 
 def run(options: argparse.Namespace) -> Result:
-    """Build the site, run the swarm, take it down."""
+    """Build the site, run the swarm and tear everything down."""
     nodes, size = options.nodes, options.size
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hubmesh-swarm-", dir=options.scratch)))
@@ -170,7 +174,7 @@ def run(options: argparse.Namespace) -> Result:
         before, clients_before = [cpu_seconds(pid) for pid in pids], time.process_time()
         downloads, _ = _race(clients, network, options, started)
         client_cpu = time.process_time() - clients_before
-        # A node that was killed on the way counts for nothing.
+        # A node that was killed meanwhile counts as zero.
         hub_cpu, *node_cpu = (max(0.0, cpu_seconds(pid) - then) for pid, then in zip(pids, before, strict=True))
         uploads = [int(node.metric("hubmesh_peer_sent_bytes_total")) for node in started if node.is_running]
         stats = network.hub.call(hub.stats)
@@ -215,7 +219,7 @@ def _make_content(path: Path, size: int) -> str:
 def _start_nodes(
     stack: ExitStack, root: Path, hub: HubProcess, network: Network, options: argparse.Namespace
 ) -> list[NodeProcess]:
-    """Seeds first, then all others, each told of one address. Returns when everybody knows everybody."""
+    """Start the seeds (or one node), then all others with these as contacts; wait until every node knows all others."""
     flags = ["--log-level", options.log_level]
     if options.keyed:
         key = root / "key"
@@ -285,7 +289,7 @@ def _race(
 
 
 def report(result: Result) -> str:
-    """The figures as people read them."""
+    """Format the result as text."""
     total = sum(result.uploads) or 1
     shares = sorted(upload / total for upload in result.uploads)
     waits = [download.longest_wait for download in result.downloads]
@@ -318,7 +322,7 @@ def _ratios(result: Result) -> str:
 
 
 def plot(result: Result, path: Path) -> bool:
-    """Progress of every node over time; False without matplotlib."""
+    """Plot the progress of every client over time; False without matplotlib."""
     try:
         import matplotlib as mpl
 
@@ -349,7 +353,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.scratch:
         Path(options.scratch).mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no node outlives us
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no node outlives this process
     result = run(options)
     print(report(result))
     OUTPUT.mkdir(exist_ok=True)

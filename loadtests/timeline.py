@@ -1,4 +1,4 @@
-"""How busy the lines of a simulated swarm were, from its beginning to its end: to see where time goes."""
+"""How busy the links of a simulated swarm were over time: shows where the time goes."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Moment:
-    """What has moved since the moment before, and what is where. Shares are of 1."""
+    """What moved since the previous moment, and the state at this one. Shares are fractions of 1."""
 
     at: float  # seconds
     origin: float  # bytes
     peers: float  # bytes
-    idle_up: float  # of the nodes: they hold something and send nothing
-    idle_down: float  # of the nodes: they miss something and receive nothing
-    pieces: int  # that some node holds
-    have: float  # of the blob, by the average node
+    idle_up: float  # share of the nodes that hold something and send nothing
+    idle_down: float  # share of the nodes that miss something and receive nothing
+    pieces: int  # number of pieces that some node holds
+    have: float  # share of the blob that the average node holds
 
 
 def lines(moments: list[Moment], origin: float, uplinks: float) -> Iterator[str]:
-    """A table. `origin` and `uplinks` are what they could carry, all uplinks together, in bytes per second."""
+    """Format a table. `origin` and `uplinks` are the capacities, of all uplinks together, in bytes per second."""
     yield "seconds  origin  uplinks  idle up  idle down  pieces in  have"
     before = 0.0
     for m in moments:

@@ -1,9 +1,9 @@
 """A node whose event loop is watched: `python -m loadtests.watched serve …` is `hubmesh serve …` with a ticker inside.
 
-On SIGUSR1 it writes to the file named by LOOP_WATCH what it saw since the last time, as JSON: `ticks`, and the longest
-times in milliseconds between when the loop should have run the ticker and when it did (`late`), with the CPU time that
-the loop's thread used meanwhile (`busy`). Late without busy is a machine with more to do than it has cores; late and
-busy is code that holds the loop.
+On SIGUSR1 it writes what it saw since the last signal to the file named by LOOP_WATCH, as JSON: `ticks`, and for the
+latest ticks the milliseconds by which the loop ran the ticker late (`late`) and the CPU time that the loop's thread
+used meanwhile (`busy`). Late but not busy: the machine has more to do than it has cores. Late and busy: code blocks the
+loop.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Ticker:
 
     def _tick(self) -> None:
         self._ticks += 1
-        # The loop's own clock is as old as its current round: time.monotonic() is the same clock, now.
+        # loop.time() is cached once per iteration; time.monotonic() reads the same clock now.
         heapq.heappush(self._worst, (time.monotonic() - self._due, time.thread_time() - self._used))
         if len(self._worst) > _KEPT:
             heapq.heappop(self._worst)

@@ -1,1 +1,1 @@
-"""The jobs of `loadtests.bench`, each a function from a `Bench` to its tables."""
+"""The jobs of `loadtests.bench`, each a function that takes a `Bench` and yields its tables."""

@@ -1,4 +1,4 @@
-"""What all jobs share: a stand-in Hub, contents, nodes started and stopped, and how a load becomes a sample."""
+"""What all jobs share: a stand-in Hub, contents, starting and stopping of nodes, and turning a load into a sample."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GIB = 1 << 30
 
 
 class Bench:
-    """A place to measure in; everything it started ends with `stack`. `size` is that of the large file, in bytes."""
+    """The environment of a run; `stack` ends everything started in it. `size` is that of the large file, in bytes."""
 
     def __init__(self, stack: ExitStack, folder: Path, rounds: int, size: int) -> None:
         self.stack, self.folder, self.rounds, self.size = stack, folder, rounds, size
@@ -37,12 +37,12 @@ class Bench:
         self.hub.folder.commit(REPO, {name: self.files / name for name in self.sizes})
 
     def scratch(self, name: str) -> Path:
-        """A new folder's path."""
+        """Return the path of a new folder, which does not exist yet."""
         return self.folder / f"{name}-{next(self._numbers)}"
 
     @contextmanager
     def node(self, *flags: str, module: str = "proxy.cli", **environment: str) -> Iterator[NodeProcess]:
-        """One that starts empty, and whose data goes when it ends."""
+        """Run a node that starts empty, and delete its data when it ends."""
         data = self.scratch("node")
         with NodeProcess(
             data, self.hub.url, "--log-level", "warning", *flags, module=module, environment=environment
@@ -51,14 +51,14 @@ class Bench:
         shutil.rmtree(data, ignore_errors=True)
 
     def keep(self, rival: Rival | None) -> Rival | None:
-        """Start one that lives as long as the bench."""
+        """Start a rival that runs as long as the bench."""
         return self.stack.enter_context(rival) if rival else None
 
     def url(self, server: str, name: str = "large.bin") -> str:
         return f"{server}/{REPO}/resolve/main/{name}"
 
     def signed(self, name: str = "large.bin") -> str:
-        """Where the origin's CDN has a file, for those that know nothing of the Hub."""
+        """Return the URL of a file at the origin's CDN, for servers that know nothing of the Hub."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay())
         with opener.open(urllib.request.Request(self.url(self.hub.url, name), method="HEAD"), timeout=60) as answer:
             location: str = answer.headers["Location"]
@@ -66,7 +66,7 @@ class Bench:
 
 
 def make_file(path: Path, size: int) -> None:
-    """Bytes that do not compress, the same for the same size."""
+    """Write incompressible bytes, the same for the same size."""
     source = random.Random(size)
     with path.open("wb") as file:
         left = size
@@ -76,7 +76,7 @@ def make_file(path: Path, size: int) -> None:
 
 
 def run(load: Load) -> Report:
-    """What came of a load. Raises RuntimeError if anything but success did."""
+    """Run a load and return its report. Raises RuntimeError on any error."""
     report = client.run(load)
     if report.errors:
         raise RuntimeError(f"{load.urls[0]}: {'; '.join(report.errors)}")
@@ -84,7 +84,7 @@ def run(load: Load) -> Report:
 
 
 def measure(load: Load, pid: int, value: str = "rate") -> Sample:
-    """Run a load against the server with this process id. Raises as `run` does."""
+    """Run a load against the server with this process id. Raises like `run`."""
     before = cpu_seconds(pid)
     report = run(load)
     used = cpu_seconds(pid) - before
@@ -96,7 +96,7 @@ def _value(report: Report, value: str) -> float:
 
 
 def curl(url: str, pid: int) -> Sample:
-    """Seconds that curl needs for a whole file, following redirects as a Hub client does."""
+    """Time curl for a whole file, following redirects as a Hub client does. The sample is in seconds."""
     before = cpu_seconds(pid)
     command = ["curl", "-sSfL", "--noproxy", "*", "-o", "/dev/null", "-w", "%{time_total} %{time_starttransfer}", url]
     used = children_cpu()
@@ -105,13 +105,13 @@ def curl(url: str, pid: int) -> Sample:
 
 
 def children_cpu() -> float:
-    """CPU seconds of our child processes that have ended, their start included: what clients of their own cost."""
+    """Return the CPU seconds, start-up included, of child processes that have ended: the cost of external clients."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
-    """Redirects are answers."""
+    """Returns redirects as answers and does not follow them."""
 
     def http_error_302(self, req, fp, code, msg, headers):  # type: ignore[no-untyped-def]
         return fp

@@ -1,4 +1,4 @@
-"""What is not there yet: from the origin through one node, and from one node to the next."""
+"""Cold reads: from the origin through one node, and from one node to the next."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def tables(bench: Bench) -> Iterator[Table]:
 
 
 def _limited(bench: Bench) -> Table:
-    """Seconds; the origin's CDN sends no faster than 2 Gbit/s in all. The file is new to the node, the work is not."""
+    """Seconds, with the origin's CDN limited to 2 Gbit/s in all. The node is warmed up with another file."""
     bench.hub.turn(bandwidth=_LIMIT)
 
     def through() -> Sample:
@@ -52,7 +52,7 @@ def _limited(bench: Bench) -> Table:
 
 
 def _unlimited(bench: Bench) -> Table:
-    """GB/s; proof and storage included for hubmesh, storage for nginx and squid."""
+    """GB/s; hubmesh proves and stores, nginx and squid only store."""
     path = bench.signed().removeprefix(bench.hub.cdn_url)
 
     def through() -> Sample:
@@ -84,7 +84,7 @@ def _unlimited(bench: Bench) -> Table:
 
 
 def _tidy(bench: Bench) -> None:
-    """What one has written must neither fill the memory of the next nor be flushed while that is measured."""
+    """Drop and flush what one target wrote: it must not fill memory or be flushed while the next one is measured."""
     for name in ("nginx", "squid"):
         for folder in bench.folder.glob(f"{name}-*"):
             shutil.rmtree(folder / "cache", ignore_errors=True)
@@ -92,7 +92,7 @@ def _tidy(bench: Bench) -> None:
 
 
 def _peer_to_peer(bench: Bench) -> Table:
-    """GB/s from one node that has the file, through a second that proves and keeps it, to a client."""
+    """GB/s from a node that has the file, through a second node that proves and stores it, to a client."""
     with bench.node("--role", "seed") as holder:
         measure(Load([bench.url(holder.url)]), holder.pid)
 

@@ -1,4 +1,4 @@
-"""What a node needs while it does nothing, after much, and with much; and how long its event loop is held."""
+"""What a node needs at rest, after much work and with many blobs; and how long its event loop is blocked."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def tables(bench: Bench) -> Iterator[Table]:
 
 
 def _memory(bench: Bench) -> Table:
-    """MB of resident memory: all of it at rest, the anonymous part after work; seconds from start to ready.
+    """MB of resident memory (all of it at rest, the anonymous part after work), and seconds from start to ready.
 
-    With multicast DNS, as a node has it unless told otherwise; here it is on loopback, like the mesh port, and a key of
-    its own keeps others that are announced there away.
+    Multicast DNS is on, as by default; here it runs on loopback, like the mesh port, and a key of its own keeps out
+    other nodes that are announced there.
     """
     key = bench.scratch("key")
     key.write_text(secrets.token_hex(32))
@@ -46,7 +46,7 @@ def _memory(bench: Bench) -> Table:
         run(Load(urls, connections=16, requests=len(urls)))
         samples["and 10,000 blobs held, anonymous MB"] = [Sample(memory(node.pid)["RssAnon"] / 1e6)]
         node.stop()
-        # With mDNS a node waits for others before it is ready, and here there are none: that is not work.
+        # With mDNS a node waits for others before it is ready. Nobody answers here, so that time is not work.
         for name, flags in (("without mDNS", ()), ("with it, and nobody there", default)):
             with NodeProcess(node.data_dir, bench.hub.url, "--log-level", "warning", *flags) as again:
                 ready = [Sample(_restart(again)) for _ in range(bench.rounds)]
@@ -64,7 +64,7 @@ def _memory(bench: Bench) -> Table:
 
 
 def _restart(node: NodeProcess) -> float:
-    """Seconds from its start until it is ready."""
+    """Restart a node and return the seconds until it is ready."""
     node.stop()
     began = time.monotonic()
     node.start()
@@ -72,7 +72,7 @@ def _restart(node: NodeProcess) -> float:
 
 
 def _stalls(bench: Bench) -> Table:
-    """Longest times in ms that the event loop was late for its ticker while 10 GB went through."""
+    """The longest delays of the event loop's ticker, in ms, while 10 GB are transferred."""
     seen = bench.scratch("loop").with_suffix(".json")
     samples: dict[str, list[Sample]] = {}
     with bench.node(module="loadtests.watched", LOOP_WATCH=str(seen)) as node:

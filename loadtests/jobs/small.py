@@ -1,4 +1,4 @@
-"""Small answers that are known: HEAD resolve and API JSON at 32 connections, beside olah doing the same work."""
+"""Small cached answers: HEAD resolve and API JSON on 32 connections, beside olah doing the same work."""
 
 from __future__ import annotations
 

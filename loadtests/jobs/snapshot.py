@@ -1,6 +1,6 @@
 """`snapshot_download` of a repository of 300 small files from an origin 30 ms away: straight, cold and warm.
 
-And from an answerer that does no work, on this machine: what the client needs by itself, which no server can better.
+Also from a local server that replays recorded answers: the client's own time, which no server can improve on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ print(time.monotonic() - began)
 
 
 def tables(bench: Bench) -> Iterator[Table]:
-    """Seconds, each from an empty client cache; 280 files of 4 KiB and 20 large ones of 1 MiB."""
+    """Seconds, each with an empty client cache; 280 files of 4 KiB and 20 of 1 MiB."""
     files = {}
     for number in range(_FILES):
         is_large = number % 15 == 0

@@ -1,4 +1,4 @@
-"""What is there already: whole files and ranges, beside nginx's sendfile and what caching proxies do on a hit."""
+"""Warm reads: whole files and ranges, beside nginx's sendfile and the hits of caching proxies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from loadtests.jobs.bench import Bench, measure, run
 from loadtests.measure import Bar, Sample, Table, interleave
 from loadtests.rivals import nginx, squid
 
-# Table's name, title, what is asked for, and the bar for hubmesh ÷ nginx.
+# Name and title of the table, file, shape of the load, and the bar for hubmesh ÷ nginx.
 _LOADS: list[tuple[str, str, str, dict[str, int | float], float]] = [
     ("warm-1", "One stream, whole file", "large.bin", {"connections": 1, "requests": 2}, 1.3),
     ("warm-8", "Eight streams, whole file", "middle.bin", {"connections": 8, "requests": 8}, 1.5),
@@ -22,7 +22,7 @@ _RANGE_SECONDS = 1.0
 
 
 def tables(bench: Bench) -> Iterator[Table]:
-    """Throughput in GB/s; server CPU seconds are per run, so they compare where the bytes are the same."""
+    """Throughput in GB/s. Server CPU seconds are per run: comparable only where the bytes are the same."""
     with bench.node() as node:
         for name in bench.sizes:
             run(Load([bench.url(node.url, name)]))
