@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to over its DevTools protocol: what a person would see, for tests and screenshots."""
+"""A headless Chromium driven over its DevTools protocol: what a person would see, for tests and screenshots."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def find_chromium() -> str | None:
 
 
 class Page:
-    """One open page. `complaints` is all that was logged to its console, at whatever level."""
+    """One open page. `complaints` collects everything logged to its console, at any level."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.complaints: list[str] = []
@@ -38,14 +38,14 @@ class Page:
         await self.tell("Page.navigate", url=url)
 
     async def value(self, expression: str) -> Any:
-        """What a JavaScript expression comes to. Raises RuntimeError when it throws."""
+        """Return the value of a JavaScript expression. Raises RuntimeError if it throws."""
         answer = await self.tell("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
     async def wait(self, expression: str, seconds: float = 15.0) -> Any:
-        """The expression's value as soon as it is true."""
+        """Wait until the expression is true, and return its value."""
         until = time.monotonic() + seconds
         while not (value := await self.value(expression)):
             if time.monotonic() > until:
@@ -57,7 +57,7 @@ class Page:
     async def look(
         self, *, width: int, height: int, dark: bool = False, scale: float = 1.0, phone: bool = False
     ) -> None:
-        """Be a screen of that size, in that scheme of colours."""
+        """Emulate a screen of this size, with this colour scheme."""
         await self.tell(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone
         )
@@ -65,7 +65,7 @@ class Page:
         await self.tell("Emulation.setEmulatedMedia", features=[scheme])
 
     async def press(self, key: str, code: int) -> None:
-        """A key with a virtual key code, such as ("Tab", 9)."""
+        """Press a key, given with its virtual key code, such as ("Tab", 9)."""
         text = {"text": "\r"} if key == "Enter" else {}
         for kind in ("keyDown", "keyUp"):
             await self.tell("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **text)
@@ -96,7 +96,7 @@ class Page:
 
 @asynccontextmanager
 async def browse() -> AsyncIterator[Callable[[], Awaitable[Page]]]:
-    """A browser with nothing of its user's; what it yields opens pages. Gone with all its processes afterwards."""
+    """Run a browser with an empty profile and yield a function that opens pages. All its processes end afterwards."""
     chromium = find_chromium()
     assert chromium is not None, "there is no Chromium"
     with tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as folder:

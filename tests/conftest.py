@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, settings
 
 from tests.hub.process import HubProcess
 
-# Nothing depends on how fast a machine is, or on what else runs on it.
+# No test depends on the speed of the machine, or on what else runs on it.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 
-# The loop that nodes run on. asyncio's own forgets, before Python 3.13, a connection that it accepted as its server was
-# being closed (CPython issue 109564), and a later test fails for the socket that nobody closed.
-if sys.version_info < (3, 14):  # from there on policies are deprecated
+# The loop that nodes run on. Before Python 3.13 asyncio's own loop loses a connection that it accepted while its server
+# was being closed (CPython issue 109564), and a later test fails because of the unclosed socket.
+if sys.version_info < (3, 14):  # policies are deprecated from 3.14 on
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 

@@ -1,4 +1,4 @@
-"""Plain requests, as any client would send them: nothing is followed, decoded or retried."""
+"""Plain HTTP requests: no redirects followed, no decoding, no retries."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Answer:
     body: bytes
 
     def __getitem__(self, name: str) -> str | None:
-        """A header field, whatever its case."""
+        """Return a header field, whatever its case."""
         return next((value for key, value in self.headers.items() if key.lower() == name.lower()), None)
 
 
 def ask(
     url: str, method: str = "GET", *, token: str = "", body: bytes | None = None, timeout: float = 30, **headers: str
 ) -> Answer:
-    """One request. Header names are given with underscores. Raises HTTPException when the body is cut short."""
+    """Send one request. Header names have underscores for hyphens. Raises HTTPException if the body is cut short."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=timeout)
     sent = {name.replace("_", "-"): value for name, value in headers.items()}

@@ -1,4 +1,4 @@
-"""What a busy machine adds to the time that anything takes, measured while it does."""
+"""Measures, while a test runs, how much a busy machine delays everything."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STEP_SECONDS = 0.05
 
 
 class Lateness:
-    """A context manager: `seconds` is how much later than it should a thread got its turns meanwhile, in all."""
+    """A context manager: `seconds` is how late, in total, a thread was scheduled while it was active."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

@@ -1,7 +1,7 @@
 """A network of namespaces for tests and load tests: hosts on a bridge, with limits on their links. Needs root.
 
-Nothing of the machine's own network is touched: the bridge lives in a namespace, too, and all of it goes away with
-the namespaces.
+The machine's own network is not touched: the bridge lives in a namespace, too, and everything goes away with the
+namespaces.
 """
 
 from __future__ import annotations
@@ -17,43 +17,43 @@ from dataclasses import dataclass
 import pytest
 
 _COUNTER = itertools.count()
-_MIN_BURST = 128 << 10  # bytes: less than one segmentation-offload packet would never pass
+_MIN_BURST = 128 << 10  # bytes: with less, a segmentation-offload packet could never pass
 
 
 @dataclass(frozen=True)
 class Host:
-    """A namespace with one link, `eth0`, to the bridge and the loopback interface."""
+    """A namespace with a loopback interface and one link, `eth0`, to the bridge."""
 
     namespace: str
     index: int
     ip: str
 
     def command(self, *argv: str) -> list[str]:
-        """How to run something in here. It keeps the process id that it is started with."""
+        """Return the command that runs `argv` in this namespace, under the process id that it is started with."""
         return ["ip", "netns", "exec", self.namespace, *argv]
 
 
 @dataclass(frozen=True)
 class Network:
-    """Hosts that all reach each other, until told otherwise."""
+    """Hosts that all reach each other until a link is cut or the network is split."""
 
     hosts: tuple[Host, ...]
     switch: str  # the namespace of the bridge
 
     def limit(self, host: Host, *, up: float | None = None, down: float | None = None) -> None:
-        """Limit a host's link to so many bytes per second; None is without limit."""
+        """Limit a host's link, in bytes per second; None is unlimited."""
         _limit(host.namespace, "eth0", up)
         _limit(self.switch, f"port{host.index}", down)
 
     def cut(self, host: Host) -> None:
-        """Pull a host's cable: what is sent to it gets lost without a word."""
+        """Pull a host's cable: packets to it are lost silently."""
         _ip("-n", self.switch, "link", "set", f"port{host.index}", "down")
 
     def mend(self, host: Host) -> None:
         _ip("-n", self.switch, "link", "set", f"port{host.index}", "up")
 
     def split(self, away: Iterable[Host]) -> None:
-        """Part the network in two: these hosts, and all others."""
+        """Split the network in two: these hosts, and all others."""
         for host in self.hosts:
             bridge = "bridge1" if host in away else "bridge0"
             _ip("-n", self.switch, "link", "set", f"port{host.index}", "master", bridge)
@@ -64,7 +64,7 @@ class Network:
 
 @contextmanager
 def network(count: int, *, prefix: str = "10.213.0") -> Iterator[Network]:
-    """`count` hosts, at most 250, with the addresses `prefix`.1 and so on. Skips the test where there are none."""
+    """Make `count` hosts, at most 250, with addresses from `prefix`.1 on. Skips the test without namespaces or root."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and iproute2")
     name = f"hubmesh-{os.getpid()}-{next(_COUNTER)}"
@@ -74,7 +74,7 @@ def network(count: int, *, prefix: str = "10.213.0") -> Iterator[Network]:
         try:
             _ip("netns", "add", switch)
             for bridge in ("bridge0", "bridge1"):
-                # Without snooping multicast goes to everybody, as on a plain switch.
+                # Without snooping, multicast goes to every port, as on a plain switch.
                 _ip("-n", switch, "link", "add", bridge, "type", "bridge", "mcast_snooping", "0", "forward_delay", "0")
                 _ip("-n", switch, "link", "set", bridge, "up")
         except subprocess.CalledProcessError as error:

@@ -38,10 +38,10 @@ class NodeProcess:
         patience: float = _START_SECONDS,
         mdns: bool = False,
     ) -> None:
-        """`prefix` is put before the command, to run it elsewhere (`ip netns exec …`); `call` asks it from there.
+        """`prefix` precedes the command, to run it elsewhere (`ip netns exec …`); `call` makes requests from there.
 
-        `module` is what is run: the command line itself, or a load test's wrapper around it. `patience` is how many
-        seconds it may take to start. With `mdns` it looks for others as it does by itself, and is not told not to.
+        `module` is the module to run: the command line itself, or a load test's wrapper around it. `patience` is how
+        many seconds the node may take to start. Without `mdns` it is started with `--no-mdns`.
         """
         self.data_dir = data_dir
         self.log_file = data_dir.with_name(data_dir.name + ".log")
@@ -87,7 +87,7 @@ class NodeProcess:
         return self._process.pid
 
     def start(self) -> None:
-        """Start it and wait until it is ready."""
+        """Start the node and wait until it is ready. Raises RuntimeError with its log if it ends or is late."""
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
         (self.data_dir / "node.json").unlink(missing_ok=True)
         self._log = self.log_file.open("ab")
@@ -106,7 +106,7 @@ class NodeProcess:
         raise RuntimeError(f"the node is not ready after {self._patience} s:\n{self.log()}")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """End it (with SIGKILL if asked to, or if it does not stop); its exit status."""
+        """Send a signal, by default SIGTERM; SIGKILL follows after 20 s. Return the exit status."""
         assert self._process is not None
         self._process.send_signal(number)
         try:
@@ -120,7 +120,7 @@ class NodeProcess:
         return status
 
     def kill(self) -> None:
-        """As by `kill -9`."""
+        """End it as `kill -9` does."""
         self.stop(signal.SIGKILL)
 
     def log(self) -> str:
@@ -131,12 +131,12 @@ class NodeProcess:
         return document
 
     def metric(self, name: str) -> float:
-        """The sum of a counter's or gauge's values over all labels."""
+        """Return the sum of a counter's or gauge's values over all labels."""
         metrics = self.status()["metrics"]
         return float(sum(value for key, value in metrics.items() if key.partition("{")[0] == name))
 
     def get(self, path: str, **headers: str) -> bytes:
-        """A GET's body; raises HTTPError for 4xx and 5xx."""
+        """Return the body of a GET. Raises HTTPError for 4xx and 5xx."""
         request = urllib.request.Request(self.url + path, headers={k.replace("_", "-"): v for k, v in headers.items()})
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -153,7 +153,7 @@ class NodeProcess:
             self.url, self.mesh = f"http://{said['listen']}", said["mesh_listen"]
             self.get("/-/ready")
         except urllib.error.HTTPError as error:
-            error.close()  # not ready; its socket would stay open as long as the error
+            error.close()  # not ready; an unclosed error would keep its socket open
             return False
         except (OSError, ValueError, urllib.error.URLError):
             return False
@@ -161,7 +161,7 @@ class NodeProcess:
 
 
 def until(is_so: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
-    """Wait until something is so; `what` is said when it never is."""
+    """Wait until `is_so()` is true; `what` is the message of the AssertionError after `seconds`."""
     end = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < end, what
@@ -169,5 +169,5 @@ def until(is_so: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
 
 
 def meet(nodes: Sequence[NodeProcess]) -> None:
-    """Wait until each of the nodes knows all others, and nobody else."""
+    """Wait until each of the nodes knows all the others, and no other node."""
     until(lambda: all(node.metric("hubmesh_peers") == len(nodes) - 1 for node in nodes), "they do not find each other")

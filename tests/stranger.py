@@ -1,4 +1,4 @@
-"""An origin that says just what a test makes it say: what the Hub never would, and what stands in its place."""
+"""An origin that answers exactly as a test scripts it: what the Hub never would, and what other servers might."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def git_sha1(body: bytes) -> str:
 
 
 def said(status: int, body: bytes = b"", **headers: str | int | bytes) -> bytes:
-    """An answer. Header names are given with underscores; a `Content_Length` of "" leaves it out."""
+    """Format an answer. Header names have underscores for hyphens; a `Content_Length` of "" leaves that field out."""
     headers = {"Content_Length": len(body)} | headers
     lines = [b"HTTP/1.1 %d -" % status]
     for name, value in headers.items():
@@ -31,14 +31,14 @@ def said(status: int, body: bytes = b"", **headers: str | int | bytes) -> bytes:
 
 
 def file(body: bytes, **headers: str | int | bytes) -> bytes:
-    """A small file, told straight as the Hub's own cache tells it."""
+    """Answer with a small file, directly, in the form of the Hub's own cache."""
     return said(200, body, **({"ETag": f'"{git_sha1(body)}"', "X_Repo_Commit": COMMIT} | headers))
 
 
 class Stranger:
-    """A context manager. `script` is given the method, the target and the header fields (names in lower case).
+    """A context manager. `script` gets the method, the target and the header fields (names in lower case).
 
-    What it returns is sent, for HEAD without the body; the connection is closed when it returns nothing.
+    The bytes that it returns are sent, without the body for a HEAD. If it returns none, the connection is closed.
     """
 
     def __init__(self, script: Script) -> None:
@@ -75,6 +75,6 @@ class Stranger:
             answer = self.script(first[0], first[1], headers)
             head, end, body = answer.partition(b"\r\n\r\n")
             write(head + end + (b"" if first[0] == "HEAD" else body))
-        except OSError:  # who asked has left
+        except OSError:  # the client has disconnected
             return False
         return bool(answer)

@@ -1,4 +1,4 @@
-"""Environments for clients whose versions clash, made on demand and kept in `.venvs/`."""
+"""Environments for clients with conflicting versions, made on demand and kept in `.venvs/`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HOME = Path(__file__).resolve().parents[2] / ".venvs"
 
 
 def environment(*requirements: str) -> Path:
-    """The `bin` folder of a virtual environment with exactly these requirements."""
+    """Return the `bin` folder of a virtual environment with exactly these requirements."""
 
     def make(folder: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
@@ -23,7 +23,7 @@ def environment(*requirements: str) -> Path:
 
 
 def node_packages(*packages: str) -> Path:
-    """A folder whose scripts can import these npm packages. Their install scripts are not run."""
+    """Return a folder whose scripts can import these npm packages. Install scripts are not run."""
 
     def make(folder: Path) -> None:
         folder.mkdir(exist_ok=True)

@@ -34,7 +34,7 @@ _READS = ("GET", "HEAD")
 
 
 class Hub:
-    """Both ports of the stand-in."""
+    """Routes the requests of both ports."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -64,7 +64,7 @@ class Hub:
     async def _route(self, request: web.Request) -> web.StreamResponse:
         if "X-Echo" in request.headers:
             return await answers.echo(request)
-        """What aiohttp's router cannot tell apart: it must be told on the raw path."""
+        """Routes that aiohttp's router cannot tell apart; the decision needs the raw path."""
         segments = request.raw_path.partition("?")[0].strip("/").split("/")
         if segments[0] == "api" and len(segments) > 1 and segments[1] in _TYPES:
             return await self._route_api(request, segments[1], segments[2:])

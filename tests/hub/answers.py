@@ -1,4 +1,4 @@
-"""Answers in the shapes that the real Hub was seen to give."""
+"""Answers in the shapes observed from the real Hub."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ECHOES = itertools.count()
 
 
 def common(kind: str) -> dict[str, str]:
-    """What is on every answer."""
+    """Return the header fields that every answer has."""
     window = "resolvers" if kind == "resolve" else "api"
     return {
         "X-Powered-By": "huggingface-moon",
@@ -35,7 +35,7 @@ def common(kind: str) -> dict[str, str]:
 
 
 def error(status: int, message: str, code: str = "", **headers: str) -> web.Response:
-    """An error as JSON, with the headers that clients read; `x_repo_commit=` and the like for more of them."""
+    """Make a JSON error with the headers that clients read. Keywords such as `x_repo_commit=` add more of them."""
     fields = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
     fields |= {name.replace("_", "-").title(): value for name, value in headers.items()}
     return web.Response(
@@ -48,7 +48,7 @@ def document(value: Any, **headers: str) -> web.Response:
 
 
 async def echo(request: web.Request) -> web.Response:
-    """What was asked, for routes whose answers nobody models here; `count` tells one asking from the next."""
+    """Report the request itself, for routes that the stand-in does not model; `count` differs for every request."""
     body = await request.read()
     heard = ("Authorization", "Content-Type", "Content-Length", "User-Agent", "Accept", "Cookie", "X-Hf-Test")
     return document(
@@ -65,7 +65,7 @@ async def echo(request: web.Request) -> web.Response:
 
 
 def refuse(state: State, request: web.Request, repo: Repo | None, *, files: bool) -> web.Response | None:
-    """Why this asker may not see a repository (or, with `files`, have its files); None if it may."""
+    """Return why this user may not see a repository (or, with `files`, have its files); None if it may."""
     user = state.user(request)
     if repo is None or (repo.private and user not in repo.readers):
         if user is None:

@@ -24,7 +24,7 @@ class Api:
     async def about(
         self, request: web.Request, repo_type: str, repo_id: str, verb: str, rest: list[str]
     ) -> web.Response:
-        """Everything under `/api/{type}/{repo}`; `rest` are the raw segments after the verb."""
+        """Answer everything under `/api/{type}/{repo}`; `rest` has the raw segments after the verb."""
         state = self._state
         repo = state.repo(repo_type, repo_id)
         if repo is not None and repo.moved_to:
@@ -65,7 +65,7 @@ class Api:
         return answers.document({"type": "user", "id": user, "name": user, "fullname": user, "orgs": [], "auth": {}})
 
     async def listing(self, request: web.Request, repo_type: str) -> web.Response:
-        """`/api/models?author=…`: what this asker may see of it, by pages."""
+        """`/api/models?author=…`: the repositories that this user may see, in pages."""
         user, query = self._state.user(request), request.query
         found = [
             {"id": repo.id, "modelId": repo.id, "private": repo.private, "tags": [], "likes": 0, "downloads": 0}
@@ -153,11 +153,11 @@ class Api:
         return answers.document(page, **link)
 
     async def _paths_info(self, request: web.Request, repo: Repo, commit: str) -> web.Response:
-        if request.content_type == "application/json":  # as the JavaScript library asks
+        if request.content_type == "application/json":  # as the JavaScript library does
             asked = await request.json()
             paths, expand = asked["paths"], asked.get("expand", False)
         elif request.content_type == "application/x-www-form-urlencoded":
-            form = parse_qs((await request.read()).decode())  # aiohttp reads a thousand fields at most
+            form = parse_qs((await request.read()).decode())  # aiohttp's own form parser stops at a thousand fields
             paths, expand = form.get("paths", []), form.get("expand", [""])[0].lower() == "true"
         else:
             return answers.error(400, "Expected a form or JSON")
@@ -184,7 +184,7 @@ class Api:
         return answers.document(page, x_total_count=str(len(found)), **link)
 
     def _xet_token(self, repo: Repo) -> web.Response:
-        """A token for a Xet server that nobody listens at: a client that goes there fails loudly."""
+        """Return a token for a Xet server that does not exist: a client that goes there fails visibly."""
         cas, until = "http://127.0.0.1:9", str(int(time.time()) + 900)
         return answers.document(
             {"accessToken": "xet_made_up", "exp": int(until), "casUrl": cas},
@@ -194,7 +194,7 @@ class Api:
         )
 
     async def _events(self, request: web.Request) -> web.Response:
-        """Three server-sent events, as the logs of a space come: one at a time."""
+        """Send three server-sent events, one at a time, as the logs of a space arrive."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
         await response.prepare(request)
         for number in range(3 if request.method == "GET" else 0):
@@ -204,7 +204,7 @@ class Api:
         return response  # type: ignore[return-value]
 
     def _page(self, request: web.Request, entries: list[Any], size: int) -> tuple[list[Any], dict[str, str]]:
-        """One page, and the header with the absolute address of the next."""
+        """Return one page, and the Link header with the absolute URL of the next."""
         start = int(request.query.get("cursor", "0"))
         page = entries[start : start + size]
         if start + size >= len(entries):

@@ -1,4 +1,4 @@
-"""The storage behind the Hub, on a port of its own: signed addresses, ranges, and all ways to break."""
+"""The storage behind the Hub, on a port of its own: signed URLs, ranges, and every way to break."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Repositories as git remotes: `git http-backend` over a bare repository that is made when somebody asks for it."""
+"""Repositories as git remotes: `git http-backend` over a bare repository that is made on the first request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Git:
         self._making = asyncio.Lock()
 
     async def handle(self, request: web.Request, repo_type: str, repo_id: str, service: str) -> web.StreamResponse:
-        """Smart HTTP, with the token as the password of Basic."""
+        """Smart HTTP, with the token as the password of Basic authentication."""
         repo = self._state.repo(repo_type, repo_id)
         if repo is not None and repo.moved_to:
             return web.Response(status=307, headers={"Location": request.raw_path.replace(repo_id, repo.moved_to, 1)})
@@ -41,7 +41,7 @@ class Git:
         return await _backend(request, bare, service)
 
     def _bare(self, repo: Repo) -> Path:
-        """The bare repository of what repo.json says now."""
+        """Return the bare repository for the current repo.json."""
         folder = self._state.folder.folder(repo.type, repo.id)
         bare = folder / f"git-{(folder / 'repo.json').stat().st_mtime_ns}"
         if not bare.exists():
@@ -55,7 +55,7 @@ class Git:
         return bare
 
     def _history(self, repo: Repo) -> bytes:
-        """All commits and refs, as `git fast-import` reads them. Parents are made before their children."""
+        """Return all commits and refs in the format of `git fast-import`, parents before their children."""
         marks: dict[str, int] = {}
         said = bytearray()
         for sha, commit in repo.commits.items():
@@ -86,7 +86,7 @@ class Git:
 
 
 async def _backend(request: web.Request, bare: Path, service: str) -> web.StreamResponse:
-    """One request as CGI. The body is decoded already, so neither its encoding nor its length is told."""
+    """Run one request as CGI. The body is already decoded, so neither its encoding nor its length is passed on."""
     process = await asyncio.create_subprocess_exec(
         *("git", "http-backend"),
         stdin=subprocess.PIPE,

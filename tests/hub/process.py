@@ -1,4 +1,4 @@
-"""The stand-in Hub for tests, the demo and load tests: started, asked and stopped."""
+"""The stand-in Hub as a process: start it, control it and stop it, for tests, the demo and load tests."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ class HubProcess:
         tls: Certificate | None = None,
         cdn_tls: Certificate | None = None,
     ) -> None:
-        """`prefix` is put before the command, to run it elsewhere (`ip netns exec …`).
+        """`prefix` precedes the command, to run it elsewhere (`ip netns exec …`).
 
-        With certificates it, or its CDN, speaks TLS.
+        `tls` and `cdn_tls` are the certificates with which the Hub and its CDN speak TLS; without them it is plain
+        HTTP.
         """
         self.folder = HubFolder(root)
         self._command = [*prefix, sys.executable, "-m", "tests.hub", "--root", str(root), "--host", host]
@@ -68,11 +69,11 @@ class HubProcess:
         self._process.stdout.close()
 
     def turn(self, **knobs: Any) -> None:
-        """Set some of `tests.hub.state.Knobs`."""
+        """Set some of the fields of `tests.hub.state.Knobs`."""
         self._ask("/_/knobs", json.dumps(knobs).encode())
 
     def reset(self) -> None:
-        """Begin to count anew."""
+        """Reset all counts."""
         self._ask("/_/reset", b"")
 
     def stats(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`/v2/{repo}/manifests/{tag}`: which GGUF file a tag stands for, as older llama.cpp and Ollama ask."""
+"""`/v2/{repo}/manifests/{tag}`: the GGUF file that a tag stands for, as older llama.cpp and Ollama ask for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Repositories in a folder: what the stand-in Hub serves, and how tests make them.
+"""Repositories in a folder: what the stand-in Hub serves, and how tests make it.
 
     root/tokens.json                          {"hf_alice": "alice"}
     root/models/acme/tiny/repo.json           commits, branches, who may read
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-# What git would keep in LFS at the Hub, whatever its size.
+# Files with these suffixes are in LFS at the Hub, whatever their size.
 LFS_SUFFIXES = (".safetensors", ".bin", ".parquet", ".gguf", ".onnx", ".h5", ".msgpack", ".zip", ".arrow")
 LFS_SIZE = 10 << 20
 
@@ -27,7 +27,7 @@ class Entry:
     oid: str
     size: int
     sha256: str = ""  # of large files
-    xet: str = ""  # a made-up Xet hash: 64 hex digits that are no sha256 of anything
+    xet: str = ""  # a made-up Xet hash: 64 hex digits that are no file's sha256
     object: str = ""  # where the bytes are: a name in objects/, or an absolute path
 
 
@@ -40,7 +40,7 @@ class Commit:
 
 @dataclass
 class Repo:
-    """Everything about one repository but its bytes."""
+    """Everything about one repository except its bytes."""
 
     type: str
     id: str
@@ -48,7 +48,7 @@ class Repo:
     gated: bool = False
     disabled: bool = False
     moved_to: str = ""
-    readers: list[str] = field(default_factory=list)  # users, where it is private or gated
+    readers: list[str] = field(default_factory=list)  # users who may read it when it is private or gated
     refs: dict[str, str] = field(default_factory=dict)  # "heads/main", "tags/v1", "pr/1", "convert/parquet" → commit
     commits: dict[str, Commit] = field(default_factory=dict)
     xet: bool = True
@@ -109,9 +109,9 @@ class HubFolder:
         lfs: bool | None = None,
         title: str = "Change files",
     ) -> str:
-        """Add, replace or (None) remove files on a ref; the new commit. A Path is served from where it is.
+        """Add, replace or (None) remove files on a ref, and return the new commit. A Path is served from where it is.
 
-        `lfs` forces all of them to be kept as large files, or none; otherwise name and size decide.
+        `lfs` stores all of them, or none, as large files; by default name and size decide.
         """
         folder = self.folder(repo_type, repo_id)
         repo = Repo.load(folder / "repo.json") if (folder / "repo.json").exists() else self.create(repo_id, repo_type)
@@ -157,7 +157,7 @@ class HubFolder:
 
 
 def pointer(sha256: str, size: int) -> bytes:
-    """What git keeps in place of a large file."""
+    """Return what git stores in place of a large file."""
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
 
 

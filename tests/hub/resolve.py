@@ -1,4 +1,4 @@
-"""`/resolve/`: large files by redirect to signed storage, small ones by redirect to a cache on the Hub itself."""
+"""`/resolve/`: large files redirect to signed storage, small ones to a cache on the Hub itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Resolve:
     async def file(
         self, request: web.Request, repo_type: str, repo_id: str, revision: str, path: str
     ) -> web.StreamResponse:
-        """HEAD and GET of a file at a revision; all arguments decoded."""
+        """Answer HEAD and GET for a file at a revision; all arguments are decoded."""
         state = self._state
         repo = state.repo(repo_type, repo_id)
         if repo is not None and repo.moved_to:
@@ -55,7 +55,7 @@ class Resolve:
         )
 
     async def cached(self, request: web.Request) -> web.StreamResponse:
-        """`/api/resolve-cache/{type}/{repo}/{commit}/{path}`: small files, straight."""
+        """`/api/resolve-cache/{type}/{repo}/{commit}/{path}`: small files, without a redirect."""
         state = self._state
         parts = [unquote(part) for part in request.match_info["rest"].split("/")]
         repo, rest = _split(state, request.match_info["type"], parts)
@@ -106,7 +106,7 @@ class Resolve:
 
 
 def _split(state: State, repo_type: str, parts: list[str]) -> tuple[Repo | None, list[str]]:
-    """A repository id of one or two segments, and what follows it."""
+    """Return the repository with an id of one or two segments, and the segments after it."""
     for length in (2, 1):
         repo = state.repo(repo_type, "/".join(parts[:length]))
         if repo is not None:

@@ -1,4 +1,4 @@
-"""What the running stand-in knows: repositories, knobs that make it misbehave, and counts of what was asked."""
+"""The state of the running stand-in: repositories, knobs that make it misbehave, and request counts."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ KINDS = ("resolve", "api", "cdn", "upload", "other")
 
 @dataclass
 class Knobs:
-    """How the stand-in misbehaves; all off by default. Sizes in bytes, times in seconds."""
+    """How the stand-in misbehaves; by default it does not. Sizes in bytes, times in seconds."""
 
-    bandwidth: int = 0  # of the CDN, shared by all connections
-    connection_bandwidth: int = 0  # of each of its connections
-    latency: dict[str, float] = field(default_factory=dict)  # by kind, before the answer
+    bandwidth: int = 0  # bytes per second of the CDN, shared by all connections
+    connection_bandwidth: int = 0  # bytes per second of each CDN connection
+    latency: dict[str, float] = field(default_factory=dict)  # by kind, before each answer
     fail: dict[str, list[int]] = field(default_factory=dict)  # by kind: statuses of the next answers
-    cut_after: int = -1  # bytes of a CDN body, for the next `cut_times` ones
+    cut_after: int = -1  # cut a CDN body after so many bytes, the next `cut_times` times
     cut_times: int = 0
-    hang_after: int = -1  # the same, but it falls silent
+    hang_after: int = -1  # the same, but fall silent instead of closing
     hang_times: int = 0
-    hold_at: int = -1  # byte of a file from which on the CDN sends nothing, until this is turned
-    corrupt: dict[str, int] = field(default_factory=dict)  # path → offset of a byte that arrives wrong
+    hold_at: int = -1  # offset in a file from which on the CDN sends nothing while this is set
+    corrupt: dict[str, int] = field(default_factory=dict)  # path → offset of a byte that is sent wrong
     corrupt_times: int = 0
-    retry_after: int = 1  # what a 429 asks for
+    retry_after: int = 1  # seconds, of the Retry-After of a 429
     ignore_range: bool = False
     url_life: float = 3600.0
-    key_number: int = 0  # of the key that addresses are signed with: what earlier ones signed is refused
+    key_number: int = 0  # of the key that signs URLs: URLs signed under earlier numbers are refused
     page_size: int = 1000
-    as_https: bool = False  # what clients infer from a 401 over https only is said
+    as_https: bool = False  # give a bare 401 the error code that clients infer only over https
     cache_control: str = ""  # of the API's answers
-    absolute: bool = False  # redirects within the Hub name it
+    absolute: bool = False  # redirects within the Hub are absolute URLs
     dark: str = ""  # "close" every connection, or "hang"
 
 
@@ -60,10 +60,10 @@ class State:
         self.requests: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self.seen: dict[str, list[dict[str, str]]] = {}
-        self.not_modified = 0  # answers without a body
+        self.not_modified = 0  # 304 answers
         self.hub_url = ""
         self.cdn_url = ""
-        self.uploads: dict[str, str] = {}  # sha256 → repository folder it was announced for
+        self.uploads: dict[str, str] = {}  # sha256 → folder of the repository that it was announced for
         self._secret = uuid.uuid4().hex.encode()
         self._repos: dict[str, tuple[float, Repo]] = {}
         self._free_at = 0.0
@@ -92,9 +92,9 @@ class State:
         ]
 
     def user(self, request: web.Request) -> str | None:
-        """Who asks: None for nobody; raises 401 for a token that is not known."""
+        """Return the user of a request: None without a token, "" for an unknown one."""
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "basic" and _IS_GIT.search(request.path):  # git's way to bring a token: as the password
+        if scheme.lower() == "basic" and _IS_GIT.search(request.path):  # git sends the token as the password
             scheme, token = "bearer", base64.b64decode(token).decode().partition(":")[2]
         if not token or scheme.lower() != "bearer":
             return None
@@ -103,10 +103,10 @@ class State:
         return tokens.get(token, "")
 
     def object_path(self, repo: Repo, entry: Entry) -> Path:
-        return self.folder.folder(repo.type, repo.id) / "objects" / entry.object  # absolute ones stay what they are
+        return self.folder.folder(repo.type, repo.id) / "objects" / entry.object  # absolute ones stay as they are
 
     def here(self, target: str) -> str:
-        """A redirect's target on this Hub."""
+        """Return a redirect's target on this Hub, absolute if the knobs say so."""
         return self.hub_url + target if self.knobs.absolute else target
 
     # --- signed addresses
@@ -169,7 +169,7 @@ class State:
         self.not_modified = 0
 
     async def pace(self, count: int, began: float, sent: int) -> None:
-        """Wait as the bandwidth knobs ask before `count` more bytes go out on a connection that has had `sent`."""
+        """Wait, as the bandwidth knobs require, before a connection that has sent `sent` bytes sends `count` more."""
         knobs, now = self.knobs, time.monotonic()
         wait = 0.0
         if knobs.bandwidth:

@@ -1,4 +1,4 @@
-"""Writing: repositories, commits, large files by LFS."""
+"""Writes: repositories, commits, and large files through LFS."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ class Upload:
         return answers.document({"private": repo.private, "gated": repo.gated})
 
     async def _squash(self, request: web.Request, repo: Repo, branch: str) -> web.Response:
-        """All commits of a branch become one."""
+        """Replace all commits of a branch by one."""
         order = json.loads(await request.read() or b"{}")
         last = repo.refs[f"heads/{branch}"]
         sha = hashlib.sha1(f"squash {last}".encode()).hexdigest()
@@ -208,7 +208,7 @@ class Upload:
         return answers.document({"message": "ok"})
 
     async def put(self, request: web.Request) -> web.Response:
-        """Storage: the bytes of a large file, at the CDN's port."""
+        """Store the bytes of a large file; this route is on the CDN's port."""
         digest = request.match_info["digest"]
         folder = self._state.uploads.get(digest)
         if folder is None or "Authorization" in request.headers:

@@ -1,4 +1,4 @@
-"""Certificates for tests, made by the command that docs/security.md names: an authority, and nodes that have one."""
+"""Certificates for tests, made with the command of docs/security.md: an authority, and certificates of nodes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Certificate:
 
 
 class Authority:
-    """One that signs. `folder` holds all that it made."""
+    """A certificate authority. `folder` holds everything it made."""
 
     def __init__(self, folder: Path, name: str = "mesh") -> None:
         self._folder = folder
@@ -37,9 +37,9 @@ class Authority:
     def sign(
         self, name: str, *, begins: str = "", ends: str = "", days: int = 7, usage: str = "", address: str = ""
     ) -> Certificate:
-        """A node's certificate. `begins` and `ends` (YYYYMMDDHHMMSSZ) are instead of `days`; `usage` restricts it.
+        """Sign a node's certificate. `begins` and `ends` (YYYYMMDDHHMMSSZ) replace `days`; `usage` restricts its use.
 
-        With an IP `address` it is that of a web server there.
+        With an IP `address` it is the certificate of a web server there.
         """
         key, request, cert = (self._folder / f"{self._name}-{name}.{end}" for end in ("key", "csr", "pem"))
         _openssl("req", "-new", *_new(key), "-subj", f"/CN={name}", "-out", request)

@@ -1,4 +1,4 @@
-"""A node that only finds others: in this process, or as a process of its own that says on stdout whom it knows."""
+"""A node with membership only: in this process, or as a process that prints the members it knows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SUSPECT = 1.0
 
 
 class Node:
-    """A node that has nothing but a mesh port. It can be stopped, and started anew on the same port."""
+    """A node with nothing but a mesh port. It can be stopped, and restarted on the same port."""
 
     def __init__(self, node_id: str, key: bytes | None = None, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self.auth = Auth(node_id, key)
@@ -56,7 +56,7 @@ class Node:
         return self
 
     async def stop(self) -> None:
-        """As if killed: no word to anybody."""
+        """Stop as if killed: without a message to the others."""
         await self.tasks.close()
         await self._session.close()
         await self._runner.cleanup()
@@ -88,7 +88,7 @@ async def until(condition, seconds: float = 20.0) -> None:
 
 
 async def main(name: str, port: int, key: str, seeds: list[str], mdns: bool) -> None:
-    """Say whom we know (name: address) in a line of JSON whenever that changes; leave on SIGTERM."""
+    """Print the known members (name: address) as a line of JSON whenever they change; leave on SIGTERM."""
     node = await Node(name, key.encode() or None, host="0.0.0.0", port=port).start()
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)

@@ -39,7 +39,7 @@ class Node:
     door: Door
 
     async def stop_answering(self) -> None:
-        """As if it had died: its port is closed and it says nothing any more."""
+        """Stop as if the node had died: its port is closed and it sends nothing any more."""
         await self.door.close()
         await self.runner.cleanup()
         await self.blobs.close()
@@ -57,14 +57,14 @@ async def mesh_node(
     connections: int | None = None,
     tamper: Callable[[web.Application], None] = lambda _: None,
 ) -> AsyncIterator[Node]:
-    """One node, not yet introduced to others."""
+    """Run one node, not yet introduced to others."""
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
         tasks = Tasks()
         stats = Stats()
         store = Store(root, 1 << 40)
         auth = Auth(uuid.uuid4().hex, key, tls=tls)
-        # The port is known only once bound, and the mesh wants to know it: bind first.
+        # The mesh needs the port, which is known only once bound: bind first.
         app = web.Application(client_max_size=1 << 19)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2)
         sock = socket.create_server(("127.0.0.1", 0))
@@ -91,7 +91,7 @@ async def mesh_node(
             tasks,
             mesh.exchange,
             mesh.exchange,
-            origin_connections=Connections(connect=10.0, stall=10.0),  # it is in this process, too
+            origin_connections=Connections(connect=10.0, stall=10.0),  # the origin runs in this process, too
             peer_connections=Connections(connect=1.0, stall=2.0, proxies=False, tls=tls and tls.client),
         )
         blobs = Blobs(house)

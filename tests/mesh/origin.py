@@ -1,4 +1,4 @@
-"""A small, awkward origin for one blob, and a house that fetches from it."""
+"""A small, misbehaving origin for one blob, and a house that fetches from it."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from mesh.transfer import Connections, Location
 
 @dataclass
 class Origin:
-    """Serves `content` by range; the fields make it misbehave. Counts what it sent."""
+    """Serves `content`, by range if asked. The fields make it misbehave. Counts what it sent."""
 
     content: bytes
     cut_after: int | None = None  # bytes of each body, for the next `cuts` answers
     cuts: int = 0
     knows_ranges: bool = True
-    good_tokens: int = 10**9  # how many times an address is good
-    pause: float = 0.0  # before every 64 KiB
-    statuses: list[int] = field(default_factory=list)  # answers to give first
+    good_tokens: int = 10**9  # number of requests that a URL is good for
+    pause: float = 0.0  # seconds before every 64 KiB
+    statuses: list[int] = field(default_factory=list)  # of the first answers
     gate: asyncio.Event | None = None  # bodies wait for it after `gate_at` bytes of the blob
     gate_at: int = 0
     sent: int = 0
@@ -109,7 +109,7 @@ class Origin:
 
 @asynccontextmanager
 async def node(root: Path, *, max_size: int = 1 << 40, stall: float = 5.0) -> AsyncIterator[tuple[House, Blobs]]:
-    """A node's part that moves bytes, alone."""
+    """Run only the part of a node that moves bytes."""
     tracker = Tracker()
     exchange = MeshExchange("me", tracker)
     tasks = Tasks()

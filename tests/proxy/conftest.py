@@ -1,4 +1,4 @@
-"""What tests of the command line share."""
+"""Fixtures for tests of the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.proxy.nodes import PaperNode
 
 @pytest.fixture
 def home(monkeypatch, tmp_path):
-    """An empty home directory, and nothing of ours or of the Hub's clients in the environment."""
+    """An empty home directory, and an environment without variables of hubmesh, the Hub's clients or proxies."""
     for name in list(os.environ):
         if name.startswith(("HUBMESH_", "HF_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
@@ -27,7 +27,7 @@ def home(monkeypatch, tmp_path):
 
 @pytest.fixture
 def run(home, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
-    """Run the command line: (exit code, stdout, stderr)."""
+    """A function that runs the command line and returns (exit code, stdout, stderr)."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["hubmesh", *arguments])
@@ -41,7 +41,7 @@ def run(home, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
 
 @pytest.fixture
 async def node(aiohttp_server):
-    """A node on paper behind a real socket: `url` and `listen` say where."""
+    """A fake node behind a real socket; its `url` and `listen` give the address."""
     node = PaperNode()
     app = web.Application()
     add_routes(app, node, Metrics(node.stats))

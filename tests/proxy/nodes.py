@@ -1,4 +1,4 @@
-"""A node that is nothing but a view of one, for the pages and commands around it."""
+"""A fake node that implements only the view, for tests of the pages and commands around it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from proxy.admin.view import BlobView, DownloadView, PeerView, Preheat, Removed,
 
 
 class PaperNode:
-    """Implements NodeView; remembers what it was told to do."""
+    """Implements NodeView and records what it was told to do."""
 
     def __init__(self) -> None:
         self.node_id = "node-a"
@@ -19,8 +19,8 @@ class PaperNode:
         self.not_ready = ""
         self.told: list[object] = []
         self.error: Exception | None = None
-        self.failing: str | None = None  # the repository that it is about; all if None
-        self.in_use = 0  # files that cannot be removed
+        self.failing: str | None = None  # the repository that `error` applies to; all if None
+        self.in_use = 0  # number of files that cannot be removed
         self.held = [
             BlobView(
                 "sha256:" + "a" * 64, 1000, 1000, "models/acme/tiny", "model.safetensors", sources={"origin": 1000}

@@ -22,7 +22,7 @@ TINY = Repo("models", "acme/tiny")
 
 @dataclass
 class Figures:
-    """What went to the origin: (kind, status)."""
+    """Records the requests to the origin as (kind, status)."""
 
     requests: list[tuple[str, int]] = field(default_factory=list)
 
@@ -46,7 +46,7 @@ class Parts:
         return await self.resolver.file(FileRoute(repo, revision, path), Client(token, "test/1; hf_hub/1.33.0"))
 
     async def ask(self, target: str, token: str | None = None, body: bytes = b"") -> tuple[int, bytes, str]:
-        """(status, body, outcome)"""
+        """Return (status, body, outcome)."""
         route = parse(target)
         assert isinstance(route, ApiRoute)
         answer, outcome = await self.api.ask(route, Client(token), body)

@@ -1,4 +1,4 @@
-"""What the system would refuse other users than root, whom tests may run as."""
+"""Simulates missing permissions, which root, whom tests may run as, never lacks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def refusing(name: str) -> Callable[..., os.stat_result]:
-    """A `Path.stat` that may not look at files of this name."""
+    """Return a `Path.stat` that fails with PermissionError for files of this name."""
     really = Path.stat
 
     def stat(path: Path, **options: bool) -> os.stat_result:
