@@ -1,10 +1,10 @@
-"""Does each row of the checklist have a test that fails when its behaviour is taken out?
+"""Checks that each row of the checklist has a test that fails when its behaviour is removed.
 
     python -m tests.mutate [ROW...]
 
-For every row (or those named), the code is copied to a temporary folder, the behaviour broken there, and the row's
-tests run: they must fail, having passed before. Prints what was not noticed, and then ends with 1. Takes some minutes.
-The same rows in words are in docs/conformance.md.
+For every row (or those named), the code is copied to a temporary folder, the behaviour is broken there, and the row's
+tests are run: they must fail, having passed before. Prints the mutations that were not noticed, and then exits with
+status 1. Takes some minutes. docs/conformance.md has the same rows in words.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _COPIED = ("mesh", "proxy", "tests", "pyproject.toml")
 _SECONDS = 150
 _WORKERS = 2
 
-Edit = tuple[str, str, str]  # file, text that is there once, what stands there instead
+Edit = tuple[str, str, str]  # file, text that occurs in it once, its replacement
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """One way to break one row of the checklist, and the test that has to notice."""
+    """One way to break one row of the checklist, and the test that must notice."""
 
     row: int
     edits: tuple[Edit, ...]
-    test: str = ""  # as pytest names it; the row's own in tests/test_checklist.py when empty
+    test: str = ""  # as pytest names it; if empty, the row's own test in tests/test_checklist.py
 
     @property
     def selection(self) -> list[str]:
@@ -90,7 +90,7 @@ MUTATIONS = [
         "repo, scope = str(route.repo), token_key(token) if token else EVERYBODY\n        self._catalog",
         "repo, scope = str(route.repo), EVERYBODY\n        self._catalog",
     ),
-    Mutation(  # each of the two is enough
+    Mutation(  # each of the two is sufficient
         16,
         ((ACCESS, 'and info.get("gated") is False', ""), (API, ' or document.get("gated") or', " or")),
         "tests/proxy/test_listings.py::test_a_listing_opens_no_gate",
@@ -221,7 +221,7 @@ MUTATIONS = [
 
 
 class Copies:
-    """Copies of the code, one for each worker, each broken in one way at a time."""
+    """Copies of the code, one per worker, each with one mutation at a time."""
 
     def __init__(self, folder: Path) -> None:
         self._free: SimpleQueue[Path] = SimpleQueue()
@@ -252,16 +252,16 @@ class Copies:
 
 
 def survives(mutation: Mutation, copies: Copies) -> str:
-    """Why a mutation was not noticed; empty when its test failed as it should."""
+    """Return why a mutation was not noticed; empty if its test failed as it should."""
     with copies.broken(mutation) as copy:
-        # -B: two versions of a file that are written in the same second must not share their byte code.
+        # -B: two versions of a file written in the same second must not share bytecode.
         command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-m", "", "-p", "no:cacheprovider"]
         command += [*mutation.selection, f"--basetemp={copy / 'left'}"]
         try:
             done = subprocess.run(
                 command,
                 cwd=copy,
-                env=os.environ | {"PYTHONPATH": str(copy)},  # or what is there might be the code that is whole
+                env=os.environ | {"PYTHONPATH": str(copy)},  # or the unbroken code would be imported
                 capture_output=True,
                 text=True,
                 timeout=_SECONDS,
@@ -273,7 +273,7 @@ def survives(mutation: Mutation, copies: Copies) -> str:
     if done.returncode == 1 and re.search(r"\b[1-9]\d* (failed|error)", done.stdout):
         if "RuntimeError: the node" in done.stdout:
             return "the node does not start"
-        # A node that answers everything with 500 fails every test, and says nothing of any.
+        # A node that answers everything with 500 fails every test, which proves nothing about any of them.
         return "the node fails" if any("Traceback" in log for log in logs) else ""
     return "its test passes" if done.returncode == 0 else f"its test does not run\n{done.stdout[-2000:]}{done.stderr}"
 

@@ -1,6 +1,6 @@
-"""What a mirror of the Hub must and must not do, row by row of the protocol's checklist, against one real node.
+"""What a mirror of the Hub must and must not do: each row of the protocol's checklist, against one real node.
 
-Rows that need several nodes, other hosts or a client's cache are tested where those are.
+Rows that need several nodes, other hosts or a client's cache are tested with those.
 """
 
 from __future__ import annotations
@@ -195,13 +195,13 @@ def test_row_11_a_branch_means_one_commit_everywhere_at_a_time(hub: HubProcess, 
     assert json.loads(ask(f"{node.url}/api/models/{REPO}/revision/main").body)["sha"] == before
     after = hub.folder.commit(REPO, {"config.json": b"{}", "new.txt": b"new"})
     assert ask(resolve(node, "config.json"), "HEAD")["X-Repo-Commit"] == before
-    # Questions that were never asked, too: who loads a file before and another after them has both of one commit.
+    # Requests never made before, too: a client that loads one file before and one after them gets both of one commit.
     for tail in ("", "/revision/main", "?blobs=true", "?securityStatus=true"):
         assert json.loads(ask(f"{node.url}/api/models/{REPO}{tail}").body)["sha"] == before
     paths = {entry["path"] for entry in json.loads(ask(f"{node.url}/api/models/{REPO}/tree/main").body)}
     assert "new.txt" not in paths
     assert ask(resolve(node, "config.json"), "HEAD")["X-Repo-Commit"] == before
-    # Who wants it as it is now gets the new commit: all that was kept has to follow.
+    # A client that asks for the current state gets the new commit, and all cached answers must follow.
     newest = ask(f"{node.url}/api/models/{REPO}?blobs=true", Cache_Control="no-cache")
     assert json.loads(newest.body)["sha"] == after
     for tail in ("", "/revision/main"):
@@ -289,7 +289,7 @@ def test_row_16_nothing_private_reaches_who_may_not_have_it(
 
 def test_row_17_a_head_is_answered_in_time_from_a_slow_origin(hub: HubProcess, node: NodeProcess) -> None:
     hub.turn(latency={"resolve": 3.0})
-    for asked in (1, 0):  # its answer is good for more than one
+    for asked in (1, 0):  # one answer serves several requests
         hub.reset()
         assert ask(resolve(node, "model.safetensors"), "HEAD").status == 200
         assert hub.stats()["by_kind"] == ({"resolve": 1} if asked else {})
@@ -297,7 +297,7 @@ def test_row_17_a_head_is_answered_in_time_from_a_slow_origin(hub: HubProcess, n
 
 def test_row_17_a_head_is_answered_in_time_whatever_the_origin_does(hub: HubProcess, tmp_path: Path) -> None:
     hub.folder.commit(REPO, {"config.json": CONFIG})
-    hub.turn(latency={"resolve": 6.0})  # and once more for where a small file's answer leads
+    hub.turn(latency={"resolve": 6.0})  # once more for the redirect of a small file
     with NodeProcess(tmp_path / "node", hub.url) as node, Lateness() as late:
         began = time.monotonic()
         assert ask(resolve(node, "config.json"), "HEAD", User_Agent=NEW).status == 504
@@ -305,7 +305,7 @@ def test_row_17_a_head_is_answered_in_time_whatever_the_origin_does(hub: HubProc
 
 
 def test_row_18_bytes_flow_steadily_from_a_slow_origin(hub: HubProcess, node: NodeProcess) -> None:
-    """Within pieces, too, what has come is passed on before there is more, but for a little that bridges gaps."""
+    """Within a piece, too, bytes are passed on before more arrive, except for a small reserve that bridges gaps."""
     holds = (300_000, 2 * MIB + 700_000, 4 * MIB + 400_000)
     hub.turn(hold_at=holds[0])
     connection = http.client.HTTPConnection(node.url.removeprefix("http://"), timeout=20)
@@ -369,7 +369,7 @@ def test_row_21_room_that_others_use_just_now_is_worth_waiting_for(hub: HubProce
     hub.folder.commit(REPO, {"held.bin": held, "cold.bin": cold})
     with NodeProcess(tmp_path / "node", hub.url, "--max-size", "20MiB") as node:
         assert ask(resolve(node, "held.bin")).body == held
-    with node:  # anew: what is kept is read as such, not as what is arriving
+    with node:  # restarted: the blob is read from the store, and not as a running fill
         slow = http.client.HTTPConnection(node.url.removeprefix("http://"), timeout=30)
         slow.connect()
         slow.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # or it would hold all that nobody reads
@@ -418,7 +418,7 @@ def test_row_23_nobody_goes_on_from_wrong_bytes(hub: HubProcess, tmp_path: Path)
             ask(resolve(node, "model.safetensors"), User_Agent=NEW)
         had = len(broken.value.partial)
         assert broken.value.partial != BIG[:had]
-        for restarted in (False, True):  # before it is here again; and what is left on a client's disk outlives us
+        for restarted in (False, True):  # before the blob is here again; partial files outlive us
             for user_agent in (NEW, OLD, "curl/8.0", "Wget/1.21"):
                 others = ask(resolve(node, "model.safetensors"), User_Agent=user_agent, Range=f"bytes={had}-")
                 assert others.status == 412, user_agent
@@ -438,7 +438,7 @@ def test_row_23_nobody_goes_on_from_wrong_bytes(hub: HubProcess, tmp_path: Path)
 
 
 def test_row_23_huggingface_hub_says_what_to_do(hub: HubProcess, node: NodeProcess, tmp_path: Path) -> None:
-    large = random.Random(2).randbytes(24 * MIB)  # it goes on after 10 MiB at the earliest
+    large = random.Random(2).randbytes(24 * MIB)  # the client can resume after 10 MiB at the earliest
     hub.folder.commit(REPO, {"large.safetensors": large})
     hub.turn(corrupt={"large.safetensors": 10}, corrupt_times=1, bandwidth=16 * MIB)
     environment = os.environ | {"HF_ENDPOINT": node.url, "NO_PROXY": "*", "HF_HOME": str(tmp_path / "home")}
@@ -451,7 +451,7 @@ def test_row_23_huggingface_hub_says_what_to_do(hub: HubProcess, node: NodeProce
     done = download()
     assert done.returncode == 1
     assert "delete what you have" in done.stderr
-    if not download().returncode:  # it may have kept nothing of it
+    if not download().returncode:  # the client may have kept none of it
         assert (tmp_path / "large.safetensors").read_bytes() == large
     done = download("force_download=True")
     assert done.returncode == 0, done.stderr
@@ -473,7 +473,7 @@ def test_row_24_clients_share_one_fetch_that_outlives_them(hub: HubProcess, node
 
 
 def test_row_24_a_fetch_outlives_its_reader(hub: HubProcess, node: NodeProcess) -> None:
-    hub.turn(bandwidth=700_000)  # longer than what nobody wants is kept open
+    hub.turn(bandwidth=700_000)  # takes longer than an unread fill is kept open
     connection = http.client.HTTPConnection(node.url.removeprefix("http://"))
     connection.request("GET", f"/{REPO}/resolve/main/model.safetensors")
     connection.getresponse().read(10)
@@ -498,7 +498,7 @@ def test_row_26_signed_addresses_are_renewed(hub: HubProcess, node: NodeProcess)
     hub.turn(fail={"cdn": [403, 403]})
     answer = ask(resolve(node, "model.safetensors"))
     assert answer.body == BIG
-    # And in the midst of a body, when the line has broken, of one that should be good and is not any more.
+    # Also within a body: the line breaks, and the URL, which should still be valid, has been revoked.
     sha = hub.folder.commit(REPO, {"other.bin": BIG[::-1]})
     hub.turn(url_life=3600, cut_after=2 * MIB, cut_times=1)
     with urllib.request.urlopen(resolve(node, "other.bin", sha), timeout=20) as response:
@@ -625,7 +625,7 @@ def test_eight_clients_on_a_cold_file_cost_the_origin_its_size_once(hub: HubProc
 
 
 def journaled(node: NodeProcess) -> int:
-    """About how many bytes, all of whole pieces, are on disk of what is on its way here."""
+    """Return about how many bytes of unfinished blobs are on disk, counting whole pieces in their journals."""
     journals = (node.data_dir / "partial").glob("*.journal")
     return sum(Partial.journaled(journal.with_suffix("")) for journal in journals)
 

@@ -1,4 +1,4 @@
-"""`--hf-cache`: one machine that has a model seeds the others, and whatever happens to the cache harms nobody."""
+"""`--hf-cache`: a machine that has a model serves it to the others, and changes to the cache harm nobody."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ REPO = "acme/tiny"
 
 @pytest.fixture
 def cache(hub: HubProcess, tmp_path: Path) -> Path:
-    """As `hf download` leaves it, straight from the Hub."""
+    """A cache as `hf download` leaves it, filled straight from the Hub."""
     hub.folder.commit(REPO, {"sub/model.safetensors": BIG, "config.json": CONFIG, "empty.txt": b""})
     hub.folder.create("acme/gated", gated=True, readers=["alice"])
     hub.folder.commit("acme/gated", {"w.bin": BIG[:100_000]})
@@ -87,7 +87,7 @@ def test_who_has_it_seeds_the_others(hub: HubProcess, cache: Path, tmp_path: Pat
         assert ask(b.url + target).body == BIG
         assert hub.stats()["total_bytes"] == 0, "it came from the Hub"
 
-        # A gated file is no less gated for being here, and does not leave a mesh without a key.
+        # A gated file stays gated although it is here, and does not leave a mesh without a key.
         gated = "/acme/gated/resolve/main/w.bin"
         assert ask(has.url + gated).status == 401
         assert ask(has.url + gated, token="hf_alice").body == BIG[:100_000]
@@ -95,7 +95,7 @@ def test_who_has_it_seeds_the_others(hub: HubProcess, cache: Path, tmp_path: Pat
         digest = hashlib.sha256(BIG[:100_000]).hexdigest()
         assert ask(f"http://{has.mesh}/mesh/blobs/sha256:{digest}", Range="bytes=0-9").status == 404
 
-        # Whatever its owner does to the cache, what is served stays what it was.
+        # Whatever its owner does to the cache, the served bytes stay the same.
         with blob(cache, BIG).open("r+b") as file:
             file.write(b"changed in place")
         assert ask(has.url + target).body == BIG
@@ -142,7 +142,7 @@ def test_what_came_over_xet_is_a_link_to_a_file_for_all_repositories(hub: HubPro
         assert {(each.file, each.digest.hex, each.size) for each in found} == {(file, digest, len(BIG))}
         assert {str(each.route.repo) for each in found if each.route} == {f"models/{REPO}", f"models/{twin}"}
 
-    # The wrong name, which is looked at first, does not put the right one in question.
+    # The wrong name, which is scanned first, does not put the right one in doubt.
     wrong = links[0].with_name("00" + digest[2:])
     wrong.symlink_to(file)
     os.utime(file, (1, 1))
@@ -166,7 +166,7 @@ def test_what_a_cache_says_of_its_files(cache: Path) -> None:
 
 
 def disk(folder: Path) -> int:
-    """Bytes of blocks below a folder, each file once however many names it has: what `du` counts."""
+    """Bytes of blocks below a folder, each file once however many names it has, as `du` counts."""
     return 1024 * int(
         subprocess.run(["du", "-sk", folder], check=True, capture_output=True, text=True).stdout.split()[0]
     )
@@ -196,7 +196,7 @@ def test_two_nodes_and_a_client_hold_it_once(hub: HubProcess, tmp_path: Path) ->
         wait(lambda: disk(place) < 1.05 * len(model), "it is on disk more than once", 60)
         assert ask(a.url + target).body == ask(b.url + target).body == model
 
-        # Its owner writes to it: nobody gets a byte of that, and what is gone comes back from the Hub.
+        # Its owner writes to it: no reader gets those bytes, and the lost ones are fetched from the Hub again.
         with blob(cache, model).open("r+b") as file:
             file.seek(50_000_000)
             file.write(b"changed in place")
@@ -206,7 +206,7 @@ def test_two_nodes_and_a_client_hold_it_once(hub: HubProcess, tmp_path: Path) ->
         assert ranged.body == model[50_000_000:50_000_016]
         assert blob(cache, model).read_bytes()[50_000_000:50_000_016] == b"changed in place"
 
-    # Cut short under a reader's feet, and across a restart.
+    # Truncated while a reader has it open, and across a restart.
     blob(cache, model).unlink()
     with NodeProcess(place / "a", hub.url, *flags) as a:
         download(a.url, place / "home")
@@ -225,7 +225,7 @@ def test_what_another_program_does_to_a_shared_file_is_found_out(hub: HubProcess
         if file.stat().st_nlink == 1:
             pytest.skip("this file system clones files: nothing is shared")
 
-        # Names come and go, also those of another node or of `hf cache`: that is no reason to lose it.
+        # New and removed links, also by another node or `hf cache`, are no reason to drop it.
         os.link(file, tmp_path / "another")
         (tmp_path / "another").unlink()
         assert ask(node.url + target).body == BIG
@@ -234,7 +234,7 @@ def test_what_another_program_does_to_a_shared_file_is_found_out(hub: HubProcess
         assert ask(node.url + target, Range="bytes=9-").body == BIG[9:]
         assert hub.stats()["total_bytes"] == 0, "it was lost"
 
-        # Written to, and the time of that put back.
+        # Written to, with the modification time restored.
         with file.open("r+b") as written:
             written.write(b"changed in place")
         os.utime(file, (1, 1))
@@ -263,7 +263,7 @@ def test_a_file_written_to_while_it_is_read(tmp_path: Path) -> None:
 
 
 def test_a_file_system_that_clones(tmp_path: Path) -> None:
-    """On Btrfs and XFS the two share blocks and nothing else: the owner's writes never reach ours."""
+    """On Btrfs and XFS the two files share only blocks: the owner's writes never reach ours."""
     image, mount = tmp_path / "image", tmp_path / "disk"
     with image.open("wb") as file:
         file.truncate(400 << 20)

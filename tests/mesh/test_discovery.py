@@ -1,4 +1,4 @@
-"""Finding nodes: seeds that come late, names with several addresses, and multicast between real namespaces."""
+"""Finding nodes: seeds that start late, names with several addresses, and multicast between real namespaces."""
 
 import asyncio
 import json
@@ -100,7 +100,7 @@ async def test_two_addresses_of_one_seed_are_one_seed_and_no_news():
     try:
         Seeds([Address("seeds.lan", 1)], peer.gossip, peer.tasks, resolve=look_up, look_again=0.1).start()
         await until(lambda: peer.known == {"seed"} and set(joins) == set(both))
-        await asyncio.sleep(3.0)  # in which it was renamed once a second
+        await asyncio.sleep(3.0)  # during which it was renamed once a second
         assert len(joins) == 2
     finally:
         await peer.stop()
@@ -123,7 +123,7 @@ def test_addresses_on_our_networks_are_tried_first_and_our_own_last():
 
 
 class Process:
-    """A node in a namespace. `known` is the last it said of whom it knows."""
+    """A node in a namespace. `known` has the members that it printed last."""
 
     def __init__(self, host, name, *, port=8091, key="", seeds=(), mdns=True):
         arguments = {"name": name, "port": port, "key": key, "seeds": list(seeds), "mdns": mdns}
@@ -196,7 +196,7 @@ def test_mdns_finds_all_nodes_of_a_network_and_several_on_one_host():
         assert nodes[3].end() == 0
         assert not any("Traceback" in line for line in nodes[3].log)
         wait(lambda: all(node.knows(*nodes[:3]) for node in nodes[:3]), *nodes[:3])
-        # Without goodbye, and back with another port.
+        # Killed without a goodbye, and back on another port.
         nodes[0].end(signal.SIGKILL)
         rest = nodes[1:3]
         wait(lambda: all(node.knows(*rest) for node in rest), *rest)

@@ -1,4 +1,4 @@
-"""A disk that refuses, at the worst moments: nothing is lost, nothing counts that is not on it."""
+"""A disk that fails at the worst moments: nothing is lost, and nothing counts as stored that is not on it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def fail(*_: object) -> None:
 async def test_what_a_failed_flush_left_is_never_taken_for_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Linux takes the pages for clean then, and a second fsync would succeed without one byte on the disk."""
+    """Linux then considers the pages clean, and a second fsync would succeed without one byte on the disk."""
     async with Origin(content(3 * MIB)).running() as origin, node(tmp_path) as (house, blobs):
         source = await blobs.read(origin.digest, 3 * MIB, 0, 3 * MIB, origin, is_whole=True)
         with monkeypatch.context() as patch:
@@ -53,7 +53,7 @@ async def test_what_a_failed_flush_left_is_never_taken_for_kept(
                 with pytest.raises(StoreUnusable, match="the disk is broken"):
                     await blobs.want(origin.digest, 3 * MIB, origin)
         assert not list((tmp_path / "partial").iterdir())
-        assert os.pread(source.fd, 3 * MIB, 0) == origin.content  # who had begun reads on
+        assert os.pread(source.fd, 3 * MIB, 0) == origin.content  # a reader that had begun reads on
         source.close()
         async with asyncio.timeout(LIMIT):
             await blobs.want(origin.digest, 3 * MIB, origin)
@@ -74,7 +74,7 @@ async def test_what_has_its_final_name_is_kept_whatever_fails_then(
 def test_a_process_that_dies_while_it_keeps_a_blob_leaves_one_that_can_be_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And that is not public: only the mode of its final name says that."""
+    """The blob is also not public: only the mode under its final name makes it so."""
     path, final = tmp_path / "partial", tmp_path / "final"
     partial = Partial(path, Digest("sha256", "a" * 64), MIB)
     monkeypatch.setattr(Path, "rename", fail)
@@ -88,7 +88,7 @@ def test_a_process_that_dies_while_it_keeps_a_blob_leaves_one_that_can_be_opened
 async def test_what_a_full_disk_refused_is_hashed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    """It comes again, and a wrong digest of the piece would have honest nodes shunned."""
+    """The bytes arrive again, and a wrong digest of the piece would get honest nodes banned."""
     whole, landed = content(MIB), []
     partial = Partial(tmp_path / "partial", Digest("sha256", "a" * 64), MIB)
     run = Run(
@@ -121,7 +121,7 @@ async def test_what_a_full_disk_refused_is_hashed_once(
 
 
 async def test_an_error_that_nobody_foresaw_ends_the_fill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rather than being met again at once, thousands of times a second."""
+    """Otherwise the fill would meet it again at once, thousands of times a second."""
     tries = 0
 
     def execute(*_: object) -> None:
@@ -147,12 +147,12 @@ def test_who_is_not_wanted_any_more_does_not_wait_for_the_limit() -> None:
         thread.join(LIMIT)
         assert not thread.is_alive()
     began = time.monotonic()
-    limiter.take(10)  # and what they did not use is there for others
+    limiter.take(10)  # the allowance they did not use is there for others
     assert time.monotonic() - began < 20
 
 
 def test_what_a_process_that_died_left_half_adopted_is_never_written_to(tmp_path: Path) -> None:
-    """It may be a second name of the very file that belongs to somebody else."""
+    """The file may be a second link to one that belongs to another program."""
     whole = content(MIB)
     theirs, staged = tmp_path / "theirs", tmp_path / "staged"
     theirs.write_bytes(whole)
@@ -201,7 +201,7 @@ def test_a_blob_that_cannot_be_opened_just_now_is_not_forgotten(
         assert blob.size == MIB
     layout.unlink(store._path(digest))
     assert store.open(digest) is None
-    assert store.is_public(digest)  # for who brings it in again
+    assert store.is_public(digest)  # remembered until the blob is fetched again
     assert store.size == 0
     store.close()
 
@@ -220,7 +220,7 @@ def test_what_is_not_ours_stops_no_start(tmp_path: Path) -> None:
 async def test_a_blob_that_is_being_taken_over_is_neither_read_nor_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until its stamp is known: what its owner writes to it would be taken for proven."""
+    """Before its stamp is known, bytes that the owner writes to it would be taken for proven."""
     whole = content(MIB)
     store, digest = kept(tmp_path / "data", whole)
     theirs = tmp_path / "theirs"
@@ -255,7 +255,7 @@ async def test_what_another_program_has_too_makes_no_room_on_a_full_disk(
 ) -> None:
     theirs, wholes, digests = tmp_path / "theirs", [content(MIB), content(MIB)[::-1]], []
     store = Store(tmp_path / "data", 4 * MIB)
-    for whole, name in zip(wholes, (theirs, None), strict=True):  # the shared one was used longest ago
+    for whole, name in zip(wholes, (theirs, None), strict=True):  # the shared one is the least recently used
         digest, staged = Digest("sha256", hashlib.sha256(whole).hexdigest()), tmp_path / "staged"
         staged.write_bytes(whole)
         if name is not None:
@@ -299,7 +299,7 @@ async def test_a_stop_does_not_wait_for_a_large_file_to_be_proven_anew(tmp_path:
     with path.open("wb") as file:
         file.truncate(100 << 30)
     Stamp.of(path).write(layout.stamp_of(path))
-    path.chmod(0o400)  # something was done to it since
+    path.chmod(0o400)  # so the file has been touched since
     store = Store(tmp_path, 1 << 40)
     assert [each async for each in store.doubts] == [digest]
     async with asyncio.timeout(LIMIT):
@@ -315,7 +315,7 @@ async def test_a_file_that_was_written_to_is_read_anew_before_anybody_gets_it(tm
     store, digest = kept(tmp_path, whole)
     path = store._path(digest)
     path.chmod(0o600)
-    os.utime(path)  # nothing but its time has changed
+    os.utime(path)  # only its modification time has changed
     assert store.open(digest) is None
     assert [each async for each in store.doubts] == [digest]
     await store.doubts.settle(digest)

@@ -1,4 +1,4 @@
-"""Gossip between real servers on loopback: joining, dying, coming back, leaving, and bad company."""
+"""Gossip between real servers on loopback: joining, dying, returning, leaving, and hostile messages."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ NOW = 1_800_000_000  # seconds since the epoch
 
 @asynccontextmanager
 async def mesh(*names, key=None):
-    """Nodes that have all joined the first of them."""
+    """Run nodes that have all joined the first of them."""
     nodes = [await Node(name, key).start() for name in names]
     try:
         for node in nodes[1:]:
@@ -45,7 +45,7 @@ async def test_five_nodes_find_each_other_and_notice_who_dies_and_who_returns(ke
         rest = nodes[:2] + nodes[3:]
         await until(lambda: all_know(rest))
         assert any(change.parted and change.member.node_id == "c" for change in nodes[0].changes)
-        # It knows nobody when it comes back: the others find it where it was.
+        # It knows no other node when it returns: the others find it at its old address.
         await nodes[2].start()
         await until(lambda: all_know(nodes))
         assert len({node.members.digest() for node in nodes}) == 1
@@ -100,12 +100,12 @@ async def test_lists_travel_only_while_there_is_news():
         await until(lambda: nodes[0].exchanges > count + 5)
         message = nodes[1].gossip._message(with_claims=False)
         assert len(nodes[0].gossip.handle(message, "127.0.0.1")) < 100
-        # All was said on first contact, through a wildcard address, and nobody was told a loopback address.
+        # Everything was said on first contact, through a wildcard address, and no node was told a loopback address.
         assert {claim.host for claim in nodes[0].members.snapshot(0.0)} == {""}
 
 
 async def test_on_a_busy_machine_nobody_is_accused_who_speaks_and_lists_are_rare():
-    """Or a mesh of hundreds on few cores would spend them on suspicions, and on lists that say who refuted them."""
+    """Otherwise a mesh of hundreds on few cores would spend them on suspicions and on lists that refute these."""
     now = [0.0]
     members = Members(Claim("a", 1, State.ALIVE, "", 1, "peer", "1"))
     members.merge([Claim(name, 1, State.ALIVE, "10.0.0.1", 1, "peer", "1") for name in ("busy", "silent")], 0.0)
@@ -115,7 +115,7 @@ async def test_on_a_busy_machine_nobody_is_accused_who_speaks_and_lists_are_rare
         asked.add(node_id)
         now[0] += 0.001
         if node_id == "busy":
-            members.heard(node_id, now[0])  # it delivers a piece, say
+            members.heard(node_id, now[0])  # for example because it delivers a piece
         raise TimeoutError
 
     tasks = Tasks()
@@ -150,7 +150,7 @@ async def test_among_many_a_silent_process_counts_as_hung_only_after_a_while(oth
         assert now[0] <= 20.0
         await gossip._probe(members.get("n0"))
     assert max(1.0, patience) == now[0]
-    # Who breaks the connection is not just busy.
+    # A node that breaks the connection is not merely busy.
     gossip.failed("n1", ConnectionResetError())
     assert members.get("n1").state == State.SUSPECT
 
@@ -173,7 +173,7 @@ async def test_ready_with_the_first_answer_or_when_none_comes():
             assert not b.gossip.ready.is_set()
             await b.gossip.join(a.address)
             assert b.gossip.ready.is_set()
-            assert await b.gossip.join(b.address) == "b"  # its own address among the seeds
+            assert await b.gossip.join(b.address) == "b"  # its own address is among the seeds
             assert b.known == {"a"}
         finally:
             await b.stop()
@@ -187,7 +187,7 @@ async def test_two_meshes_do_not_mix_and_the_log_says_once_what_is_wrong(caplog)
                     await node.gossip.join(other.address)
         assert a.known == b.known == c.known == set()
         warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-        # For each pair and direction one line at either side, however often they try.
+        # One line per pair and direction at either end, however often they try.
         assert len(warnings) == 8
         assert f"cannot talk to {b.address}: it has another mesh key (--mesh-key-file)" in warnings
         assert any(text.startswith(f"cannot talk to {a.address}: it has a mesh key, but") for text in warnings)
@@ -252,7 +252,7 @@ async def test_nobody_can_speak_for_another_in_a_keyed_mesh():
     [MAX_INCARNATION - 1, MAX_INCARNATION - 3, NOW + MAX_AHEAD + 1, NOW + MAX_AHEAD, NOW + 9],
 )
 async def test_no_word_of_anybody_banishes_a_node_for_ever(state, has_met, incarnation):
-    """Both hear it; a second later they speak to each other, and all is well."""
+    """Both hear the claim; a second later they speak to each other, and both are members again."""
     now = NOW
     a, b = (Members(Claim(name, NOW - 5, State.ALIVE, "10.0.0.1", 1, "peer", "1")) for name in "ab")
     gossips = [Gossip(members, None, Tasks(), wall=lambda: now) for members in (a, b)]
@@ -335,7 +335,7 @@ async def test_a_member_that_answers_nonsense_is_soon_gone(harm):
     try:
         async with mesh("a", "b") as nodes:
             await until(lambda: all_know(nodes))
-            for node in nodes:  # it was one once: what is only said of it nobody takes for one
+            for node in nodes:  # it was a member once: hearsay alone makes no member
                 node.members.merge([Claim("bad", 1, State.ALIVE, "", port, "peer", "1")], 0.0)
             await until(lambda: all("bad" not in node.known for node in nodes), 30)
             assert {"a", "b"} <= nodes[0].known | nodes[1].known

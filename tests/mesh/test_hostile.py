@@ -1,6 +1,6 @@
-"""One peer that means harm, as a source of pieces and as a tracker, with and without the key of the mesh.
+"""One malicious peer, as a source of pieces and as a tracker, with and without the key of the mesh.
 
-Whatever it does: the reader gets the right bytes, in time, and memory stays bounded. Who is found lying is named.
+Whatever it does, the reader gets the right bytes in time, and memory stays bounded. A peer caught lying is named.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def raw(*parts: bytes, then: str = "close", pause: float = 0.0) -> Handler:
-    """Says these bytes on the wire, and then closes, keeps silent, or says the last of them for ever."""
+    """Send these bytes, then close, keep silent, or repeat the last of them without end."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         transport = request.transport
@@ -59,7 +59,7 @@ def raw(*parts: bytes, then: str = "close", pause: float = 0.0) -> Handler:
 
 
 def piece(headers: str, body: bytes, then: str = "close", pause: float = 0.0) -> Handler:
-    """A piece with these headers, in which {start}, {last}, {length} and {size} stand for what was asked for."""
+    """Send a piece with these headers, in which {start}, {last}, {length} and {size} stand for the requested range."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         start, last = map(int, request.headers["Range"].removeprefix("bytes=").split("-"))
@@ -74,7 +74,7 @@ CHUNK = b"8000\r\n" + bytes(0x8000) + b"\r\n"
 RIGHT = "Content-Range: bytes {start}-{last}/{size}\nContent-Length: {length}\n"
 SILENT = raw(then="silent", pause=0.05)
 
-# As a source: what it does, and whether that shows that it means no good (else it may just be slow, or gone).
+# As a source: what it does, and whether that proves malice (otherwise it may just be slow, or gone).
 SOURCES: dict[str, tuple[Handler, bool]] = {
     "wrong bytes": (piece(RIGHT, b""), True),
     "silence": (SILENT, False),
@@ -107,7 +107,7 @@ SOURCES: dict[str, tuple[Handler, bool]] = {
 
 
 def plan(*tasks: Task, **more: object) -> Handler:
-    """Always this plan; in a mesh with a key a signed one."""
+    """Always answer with this plan, signed if the mesh has a key."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         await request.read()
@@ -154,11 +154,11 @@ TRACKERS: dict[str, tuple[Handler, bool]] = {
     "no HTTP": (raw(b"\x00\xff" * 1000), False),
 }
 
-# --- and what becomes of it
+# --- and its effect
 
 
 class Lateness:
-    """How much later than it should the event loop gets its turn: on a busy machine that is nobody's fault."""
+    """How late the event loop gets its turns in total: the fault of a busy machine, not of a node."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -179,7 +179,7 @@ class Lateness:
 
 
 async def stream(node: Node, origin: Origin) -> tuple[bytes, float]:
-    """Read all of it, as a client would; the bytes, and how long the longest wait for one was."""
+    """Read the whole blob as a client would. Return the bytes, and the longest wait for one in seconds."""
     source = await node.blobs.read(origin.digest, SIZE, 0, SIZE, origin, is_whole=True)
     got, longest, before = bytearray(), 0.0, time.monotonic()
     try:
@@ -194,7 +194,7 @@ async def stream(node: Node, origin: Origin) -> tuple[bytes, float]:
 
 
 async def read_in_time(node: Node, origin: Origin) -> None:
-    """In an open mesh a lie is found out at the end: then the attempt fails, and the next is clean."""
+    """In an open mesh a lie is detected at the end: that attempt fails, and the next is clean."""
     async with Lateness().measured() as late:
         for _ in range(3):
             with contextlib.suppress(BlobCorrupt):
@@ -205,7 +205,7 @@ async def read_in_time(node: Node, origin: Origin) -> None:
 
 
 async def all_of(cases: Iterable[str], run: Callable[[str, AsyncExitStack], Awaitable[None]]) -> None:
-    """Some at a time: they mostly wait. What fails says which it was."""
+    """Run all cases, some at a time, as they mostly wait. An exception names its case in a note."""
     gate = asyncio.Semaphore(8)
 
     async def one(does: str) -> None:
@@ -258,7 +258,7 @@ async def test_hostile_trackers(tmp_path: Path, key: bytes | None, caplog: pytes
         def tamper(app: web.Application) -> None:
             app.router.add_post("/mesh/swarms/{digest}", handler)
 
-        # A seed leads, if there is one: who would not say that it is?
+        # If there is a seed, it is the tracker, and a malicious node may say that it is one.
         liar = await stack.enter_async_context(mesh_node(tmp_path / does / "a", key=key, tamper=tamper, role="seed"))
         node = await stack.enter_async_context(mesh_node(tmp_path / does / "b", key=key))
         await introduce([liar, node])

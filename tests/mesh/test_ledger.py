@@ -1,4 +1,4 @@
-"""The ledger's promises, whatever happens in whatever order."""
+"""The ledger's guarantees, whatever happens in whatever order."""
 
 import itertools
 from dataclasses import replace
@@ -38,7 +38,7 @@ def test_nodes_that_start_together_fetch_different_pieces() -> None:
     plans = {node: ledger.report(hello(node, 64), 0.0) for node in ("a", "b", "c")}
     leased = [task.piece for plan in plans.values() for task in plan.tasks]
     assert all(task.lease for plan in plans.values() for task in plan.tasks)
-    assert len(leased) == len(set(leased)) == 3  # no node has all that are leased at first: others will ask, too
+    assert len(leased) == len(set(leased)) == 3  # no node gets all the first leases: others will ask, too
 
 
 def test_a_node_that_is_alone_gets_all_it_asks_for_at_once() -> None:
@@ -89,7 +89,7 @@ def test_a_reader_has_what_many_hold_in_its_own_order() -> None:
 
 
 def late_crowd(now: float) -> Ledger:
-    """A crowd where piece 0 is with many, but takes three seconds from one to the next: at `now` it is late."""
+    """A crowd in which many hold piece 0, but each transfer of it takes three seconds: at `now` it is late."""
     ledger = Ledger(64 * MIB)
     for number in range(CROWD):
         ledger.report(hello(f"holder-{number}", 64, held=0b1, wants=False), now - 3.0)
@@ -117,7 +117,7 @@ def test_where_machines_are_the_limit_what_next_to_nobody_has_is_spread_before_r
     ledger = late_crowd(3.0)
     ledger.report(hello("origin-goer", 64, held=0b10, wants=False), 3.0)
     while ledger.report(hello(f"busy-{len(ledger)}", 64, slots=1, fetches=False), 3.0).tasks[0].piece == 1:
-        pass  # until as many as are to have it first do
+        pass  # until as many nodes are assigned it as may have it first
     ledger.report(hello("origin-goer", 64, held=0b110, wants=False), 3.0)  # as busy as before
     reader = replace(hello("reader", 64, fetches=False, slots=2), urgent=((0, 1),))
     assert [task.piece for task in ledger.report(reader, 3.0).tasks] == [2, 0]
@@ -198,7 +198,7 @@ def test_an_unreachable_source_is_replaced_and_at_last_by_the_origin() -> None:
 
 @pytest.mark.parametrize(("others", "times"), [(3, HOPELESS), (CROWD, HOPELESS_OF_CROWD)])
 def test_the_only_source_of_many_may_fail_each_of_them_more_often(others: int, times: int) -> None:
-    """A seed that has hundreds to serve lets most of them wait; each would bring in a copy of what it alone has."""
+    """A seed that serves hundreds lets most of them wait; each would fetch its own copy of what only the seed has."""
     ledger = Ledger(MIB)
     ledger.report(hello("x", 1, held=1, wants=False, fetches=False), 0.0)
     for number in range(others):
@@ -216,7 +216,7 @@ def test_the_only_source_of_many_may_fail_each_of_them_more_often(others: int, t
 
 @pytest.mark.parametrize(("reason", "last"), [("busy", False), ("timeout", False), ("refused", True)])
 def test_one_delay_of_many_pieces_is_one_and_a_busy_source_is_still_there(reason: Reason, last: bool) -> None:
-    """A seed with hundreds of nodes to serve sends some away; each would go to the origin in its place."""
+    """A seed that serves hundreds turns some away; each of those would go to the origin instead."""
     ledger = Ledger(8 * MIB)
     ledger.report(hello("x", 8, held=0xFF, wants=False, fetches=False), 0.0)
     ask = hello("a", 8)
@@ -340,7 +340,7 @@ def test_who_says_again_and_again_that_it_was_led_by_another_keeps_nobody_from_t
     leases = [0, 0]
     for second in range(60):
         ledger.report(replace(hello("liar", 64), slots=0, can_fetch=False, moved=True), second)
-        plan = ledger.report(replace(hello("a", 64), slots=4), second + 0.5)  # anew, so it has no task yet
+        plan = ledger.report(replace(hello("a", 64), slots=4), second + 0.5)  # a new node each time, without tasks
         leases[bool(plan.tasks)] += 1
     assert leases[1] >= 50
 
@@ -407,7 +407,7 @@ def test_plans_and_swarms_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_slow_line_is_one_failure_however_many_pieces_it_was_to_bring() -> None:
-    """Or the origin would be asked for all that a slow source is just sending."""
+    """Otherwise the origin would be asked for everything that a slow source is just sending."""
     ledger = Ledger(4 * MIB)
     ledger.report(hello("holder", 4, held=0b1111, wants=False), 0.0)
     tasks = ledger.report(hello("a", 4), 0.0).tasks
@@ -422,7 +422,7 @@ def test_a_slow_line_is_one_failure_however_many_pieces_it_was_to_bring() -> Non
 
 @pytest.mark.parametrize("is_late", [False, True], ids=["failures first", "announcement first"])
 def test_who_let_go_of_a_blob_and_says_so_is_a_source_again_for_what_it_brings(is_late: bool) -> None:
-    """Its nodes were sent to it while it was still believed to hold all."""
+    """Nodes were sent to the holder while it was still believed to hold everything."""
     ledger = Ledger(4 * MIB)
     ledger.hold("holder", 0.0)
     tasks = ledger.report(hello("a", 4), 20.0).tasks

@@ -1,4 +1,4 @@
-"""Members: all nodes come to agree, a dead one goes, a wrongly suspected one stays, and nothing grows without bound."""
+"""Members: all nodes come to agree, dead ones go, wrongly suspected ones stay, and nothing grows without bound."""
 
 import random
 from itertools import permutations
@@ -81,7 +81,7 @@ def test_a_digest_stands_for_what_is_believed_however_one_came_to_it(claims, tic
     st.sets(st.integers(0, 3), max_size=2),
 )
 def test_whatever_happened_gossip_among_the_living_ends_in_the_truth(events, dead):
-    """Any nodes may die and anybody may be suspected wrongly: afterwards the living know just each other."""
+    """Any nodes may die, and any may be suspected wrongly: afterwards the living ones know exactly each other."""
     nodes = [members(str(index)) for index in range(4)]
     now = 0.0
 
@@ -165,7 +165,7 @@ def test_old_gossip_does_not_bring_back_a_node_that_left(old):
     me.merge([claim("a", incarnation=2, state=LEFT)], 1.0)
     me.merge(old, 2.0)
     assert states(me) == {}
-    me.merge([claim("a", incarnation=3)], 3.0)  # started anew
+    me.merge([claim("a", incarnation=3)], 3.0)  # restarted
     assert states(me) == {"a": ALIVE}
 
 
@@ -212,7 +212,7 @@ def test_only_an_address_named_here_makes_a_named_seed():
     assert [(member.role, member.named_seed) for member in me.alive()] == [("seed", False)] * 2
     me.name_seed("x", seed)
     assert (me.get("x").named_seed, me.get("x").address) == (True, seed)
-    # Nobody can lead us away from the address that was named.
+    # No other node can lead us away from the address that was named.
     me.merge([claim("x", incarnation=5, host="10.6.6.6")], 0.0)
     assert me.get("x").address == seed
     me.name_seed("y", seed)
@@ -234,12 +234,12 @@ def test_an_address_that_works_is_preferred_until_it_fails():
 @pytest.mark.parametrize(
     ("said", "teller", "heard"),
     [
-        ("", "10.0.0.1", "10.0.0.1"),  # "my host", seen from another one
+        ("", "10.0.0.1", "10.0.0.1"),  # "my host", as seen from another host
         ("", "127.0.0.1", ""),  # our common host
         ("10.0.0.2", "127.0.0.1", "10.0.0.2"),
         ("node.lan", "10.0.0.1", "node.lan"),
         ("127.0.0.1", "::1", "127.0.0.1"),
-        ("127.0.0.1", "10.0.0.1", None),  # means nothing here
+        ("127.0.0.1", "10.0.0.1", None),  # meaningless on this host
         ("", "fe80::1%eth0", None),
     ],
 )
@@ -282,14 +282,14 @@ def test_a_refused_connection_is_stronger_evidence_than_silence():
     me.failed("refusing", 0.0, is_refused=True)
     me.tick(1.0)
     assert states(me) == {"silent": SUSPECT}
-    me.tick(2.0, patience=2.0)  # it is we who are slow
+    me.tick(2.0, patience=2.0)  # this node is slow itself
     assert states(me) == {"silent": SUSPECT}
     me.tick(4.0, patience=2.0)
     assert states(me) == {}
 
 
 def test_who_has_just_spoken_to_us_is_not_gone_for_what_others_say_but_may_still_go():
-    """Two halves that meet again have each given up the other one."""
+    """When two halves of a split mesh meet again, each has given up the other one."""
     known = members(suspect_for=2.0)
     known.merge([claim("x"), claim("y")], 0.0)
     known.heard("x", 9.0)

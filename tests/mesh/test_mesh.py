@@ -1,4 +1,4 @@
-"""Several nodes and one origin: one copy comes in, everybody gets the right bytes."""
+"""Several nodes and one origin: one copy is fetched, and every node gets the right bytes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def introduce(nodes: list[Node]) -> None:
 
 
 async def known(nodes: list[Node], holder: Node, digest: Digest) -> None:
-    """Until who leads the swarm of a blob knows of its holder; a holder that leads needs no announcement."""
+    """Wait until the blob's tracker knows of its holder; a holder that is the tracker needs no announcement."""
     leader = holder.mesh.exchange.tracker_of(digest)
     tracker = next(node for node in nodes if node.mesh.node_id == leader)
     await until(lambda: tracker is holder or tracker.mesh.directory.holders(digest))
@@ -94,7 +94,7 @@ async def test_what_one_node_holds_the_others_never_fetch(stack: AsyncExitStack,
 async def test_of_a_slow_peer_pieces_are_asked_one_after_the_other(
     stack: AsyncExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: float, seconds: float, most: int
 ) -> None:
-    """Over a line that takes so long for each the reader would have none of them until all are there."""
+    """On such a slow line, a reader of parallel pieces would have none of them until all have arrived."""
     monkeypatch.setattr(fetcher, "QUICK", quick)
     origin = await stack.enter_async_context(Origin(content(4 * MIB)).running())
     asked, highest, are_together = 0, 0, asyncio.Event()
@@ -111,7 +111,7 @@ async def test_of_a_slow_peer_pieces_are_asked_one_after_the_other(
         highest = max(highest, len(still_there))
         if highest == 3:
             are_together.set()
-        if number > 1:  # by the first it is known how long it takes
+        if number > 1:  # the first one shows how long a piece takes
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await are_together.wait()
@@ -156,7 +156,7 @@ async def test_a_host_that_reads_as_slowly_as_it_can_leaves_others_their_turn(
 async def test_a_tracker_that_starts_anew_is_told_again_who_holds_what(
     stack: AsyncExitStack, tmp_path: Path, is_missed: bool
 ) -> None:
-    """However quickly it is back, and though it leads what it did. Who just refutes something is not told again."""
+    """However soon it is back, even as tracker of the same blobs. One that only refutes a claim is not told again."""
     origin = await stack.enter_async_context(Origin(content(MIB)).running())
     seed = await stack.enter_async_context(mesh_node(tmp_path / "seed", role="seed"))
     node = await stack.enter_async_context(mesh_node(tmp_path / "node"))
@@ -230,7 +230,7 @@ async def test_a_node_that_dies_on_the_way_costs_at_most_what_it_held(
     dying.cancel()
     bodies = await asyncio.gather(*reads)
     assert all(body == origin.content for body in bodies)
-    # What the dead one held alone, what was in flight, and what was doubled while a new tracker learned.
+    # Pieces that only the dead node held, pieces in flight, and pieces fetched twice while a new tracker learned.
     assert origin.sent <= len(origin.content) + fetched + 16 * MIB
 
 
@@ -273,7 +273,7 @@ async def test_a_lying_peer_is_named_and_nobody_gets_a_wrong_byte(
     await known(nodes, liar, origin.digest)
     for node in nodes[1:]:
         body = b""
-        for _ in range(3):  # an open mesh finds out at the end: then the attempt fails, and the next is clean
+        for _ in range(3):  # an open mesh detects it at the end: that attempt fails, and the next is clean
             with contextlib.suppress(BlobCorrupt):
                 body = await read(node.blobs, origin)
                 break
@@ -305,7 +305,7 @@ async def test_in_an_open_mesh_a_range_of_what_peers_brought_is_vouched_for_by_t
     whole = asyncio.get_running_loop().create_task(read(node.blobs, origin))
     await until(lambda: origin.digest in node.blobs.swarms)
     partial = node.blobs.swarms[origin.digest].fill.partial
-    # The rest does not come: no digest of the whole can prove what is here.
+    # The rest never arrives, so no digest of the whole can prove what is here.
     await until(lambda: all(piece in partial.have for piece in range(8)))
     assert 3 not in partial.trusted
     if is_liar:
@@ -325,7 +325,7 @@ async def test_in_an_open_mesh_a_range_of_what_peers_brought_is_vouched_for_by_t
 
 @pytest.mark.parametrize("who", ["itself", "another"])
 async def test_who_has_let_go_of_a_blob_is_no_holder_any_more(stack: AsyncExitStack, tmp_path: Path, who: str) -> None:
-    """It fetches like any other then: at once, and once."""
+    """It then fetches like any other node: at once, and once."""
     size = 12 * MIB
     one = await stack.enter_async_context(Origin(content(size), pause=0.04).running())
     lead = await stack.enter_async_context(mesh_node(tmp_path / "lead", role="seed", key=KEY))
@@ -340,10 +340,10 @@ async def test_who_has_let_go_of_a_blob_is_no_holder_any_more(stack: AsyncExitSt
         await node.house.store.remove(one.digest)
     one.sent = 0
     asker = holder if who == "itself" else other
-    async with asyncio.timeout(9.0):  # of a holder that has nothing, pieces would be waited for longer
+    async with asyncio.timeout(9.0):  # pieces of a holder that has none would be waited for longer
         await asker.blobs.want(one.digest, size, one)
     assert one.sent == size
-    await known([lead, holder, other], asker, one.digest)  # it is one again
+    await known([lead, holder, other], asker, one.digest)  # it is a holder again
 
 
 async def test_a_stranger_s_word_on_a_blob_s_size_does_not_keep_us_from_it(
@@ -390,7 +390,7 @@ async def test_a_swarm_that_cannot_begin_is_an_error_for_who_waits(
 async def test_what_a_node_that_gives_up_was_sent_for_others_have_at_once(
     stack: AsyncExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As its disk is full, say: its leases would hold for 20 s."""
+    """For example because its disk is full. Otherwise its leases would live for 20 s."""
     gate = asyncio.Event()
     origin = await stack.enter_async_context(Origin(content(8 * MIB), gate=gate).running())
     nodes = await start(stack, tmp_path, 3)

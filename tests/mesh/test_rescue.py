@@ -1,4 +1,4 @@
-"""When a starving reader's next piece is asked of the origin, and when not."""
+"""When a starving reader's next piece is requested from the origin, and when not."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Run:
 
 @dataclass
 class Transfers:
-    """What a rescue sees of a fetcher, and does to it."""
+    """The part of a fetcher that a rescue uses."""
 
     can_fetch: bool = True
     last_landed: float = 0.0
@@ -61,7 +61,7 @@ class Transfers:
 
 
 class Case:
-    """A reader of 16 pieces of 1 MiB of which the first is there, and a clock."""
+    """A reader of 16 pieces of 1 MiB, the first of which is there, and a clock."""
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
@@ -185,7 +185,7 @@ async def test_a_client_that_takes_its_time_is_not_starving(case: Case) -> None:
 async def test_a_piece_that_is_nearly_there_is_waited_for_and_a_drip_is_broken_off(case: Case) -> None:
     quick, drip = Run(1, MIB), Run(1, MIB)
     case.transfers.runs = {quick}
-    for _ in range(15):  # an eighth of a MiB a second
+    for _ in range(15):  # an eighth of a MiB per second
         quick.position += MIB // 16
         case.look_until(case.now + 0.5)
     assert not quick.is_cancelled
@@ -201,7 +201,7 @@ async def test_a_piece_that_is_nearly_there_is_waited_for_and_a_drip_is_broken_o
 
 
 async def test_a_pace_is_not_taken_between_two_bursts(case: Case) -> None:
-    """The loop looks whenever something happens, and under a limit half a MiB comes at once."""
+    """The loop checks on every event, and under a rate limit half a MiB arrives at once."""
     bursts = Run(1, MIB)
     case.transfers.runs = {bursts}
     while case.now < 7.5:

@@ -1,4 +1,4 @@
-"""One node bringing blobs in from an awkward origin: always the right bytes or a clear error."""
+"""One node that fetches blobs from a misbehaving origin: always the right bytes or a clear error."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def open_files() -> int:
 async def read(
     blobs: Blobs, origin: Origin, start: int = 0, stop: int | None = None, *, digest: Digest | None = None
 ) -> bytes:
-    """As a client would: in order, only what is ready."""
+    """Read as a client does: in order, and only bytes that are ready."""
     size = len(origin.content)
     stop = size if stop is None else stop
     is_whole = (start, stop) == (0, size)
@@ -162,7 +162,7 @@ async def test_bytes_are_seen_long_before_the_piece_is_complete(tmp_path: Path) 
         source = await blobs.read(origin.digest, 2 * MIB, 0, 2 * MIB, origin, is_whole=True)
         async with asyncio.timeout(5):
             position = 0
-            while position < 240 << 10:  # a sixteenth is kept for as long as nothing more comes
+            while position < 240 << 10:  # a sixteenth is held back as long as nothing more arrives
                 await source.wait(position)
                 position = source.ready(position)
         assert os.pread(source.fd, position, 0) == origin.content[:position]
@@ -281,16 +281,16 @@ async def test_readers_wait_for_the_proof_and_not_for_the_disk(tmp_path: Path, m
         async with node(tmp_path) as (house, blobs):
             assert await read(blobs, origin) == origin.content
             assert await asyncio.to_thread(flushing.wait, 20)
-            assert await read(blobs, origin) == origin.content  # and who comes now has it from the same file
+            assert await read(blobs, origin) == origin.content  # later readers get it from the same file
             assert origin.digest not in house.store
             wanting = asyncio.ensure_future(blobs.want(origin.digest, 3 * MIB, origin))  # noqa: TID251
             closing = asyncio.ensure_future(blobs.close())  # noqa: TID251
             await asyncio.sleep(0)
-            assert not wanting.done()  # nobody is told that it is kept before it is
+            assert not wanting.done()  # nobody is told that it is stored before it is
             may_go_on.set()
             await closing
             await wanting
-            assert origin.digest in house.store  # a stop waits for what is proven
+            assert origin.digest in house.store  # a stop waits for proven blobs
         assert origin.sent == 3 * MIB
 
 
@@ -389,7 +389,7 @@ async def test_what_cannot_be_read_back_after_a_restart_keeps_nobody_waiting(
         if trouble == "unreadable":
             monkeypatch.setattr(os, "preadv", unreadable)
         else:
-            monkeypatch.setattr(Path, "write_bytes", full)  # the journal, anew without the piece
+            monkeypatch.setattr(Path, "write_bytes", full)  # the journal, rewritten without the piece
         async with node(tmp_path) as (_, blobs), asyncio.timeout(20):
             if trouble == "full":
                 with pytest.raises(StoreFull):
@@ -399,7 +399,7 @@ async def test_what_cannot_be_read_back_after_a_restart_keeps_nobody_waiting(
 
 
 async def test_what_is_being_deleted_can_be_brought_in_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its file takes a while to go, and is not the one that the next download writes to."""
+    """Deleting its file takes a while; the next download writes to another file."""
     may_go_on, unlink = threading.Event(), os.unlink
 
     def slow(path: Path) -> None:
@@ -413,7 +413,7 @@ async def test_what_is_being_deleted_can_be_brought_in_again(tmp_path: Path, mon
             await read(blobs, origin, 0, MIB)
         monkeypatch.setattr(os, "unlink", slow)
         async with node(tmp_path) as (house, blobs):
-            for kept in range(2):  # what is there of it, then all of it
+            for kept in range(2):  # a partial blob, then the whole one
                 removing = asyncio.ensure_future(house.store.remove(origin.digest))  # noqa: TID251
                 await asyncio.sleep(0)
                 origin.gate = asyncio.Event()
@@ -479,7 +479,7 @@ async def test_what_cannot_be_removed_goes_on_to_count_and_others_make_room(
 
 
 def test_what_had_arrived_of_a_blob_that_came_whole_from_elsewhere_goes_at_the_next_start(tmp_path: Path) -> None:
-    """The process died in `adopt`, before it came to that."""
+    """The process died in `adopt`, before it removed the partial file."""
     digest = Digest("sha256", "a" * 64)
     store = Store(tmp_path, 4 * MIB)
     partial = store.open_partial(digest, 2 * MIB)
@@ -539,9 +539,9 @@ async def test_what_was_used_longest_ago_makes_room(
         backwards = itertools.count(time.time(), -3600.0)
         monkeypatch.setattr(entries, "time", SimpleNamespace(time=lambda: next(backwards)))
     async with room_for_two(tmp_path) as (house, blobs, first, second, third):
-        for origin in (first, second, first):  # the second is now the one that was used longest ago
+        for origin in (first, second, first):  # the second is now the least recently used
             assert await read(blobs, origin) == origin.content
-            await blobs.want(origin.digest, 2 * MIB, origin)  # what is still being flushed cannot make room
+            await blobs.want(origin.digest, 2 * MIB, origin)  # a blob that is still being flushed cannot make room
         assert await read(blobs, third) == third.content
         await blobs.want(third.digest, 2 * MIB, third)
         assert first.digest in house.store
@@ -551,7 +551,7 @@ async def test_what_was_used_longest_ago_makes_room(
 
 
 async def test_what_is_here_fits_whoever_pinned_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is asked while a blob is in doubt: it would be counted twice, and refused."""
+    """`check_fits` is asked while a blob is in doubt: counted twice, the blob would be refused."""
     async with Origin(content(MIB)).running() as origin, node(tmp_path, max_size=MIB + 1) as (house, blobs):
         await blobs.want(origin.digest, MIB, origin)
         monkeypatch.setattr(house.store, "_is_pinned", lambda _: True)

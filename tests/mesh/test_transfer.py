@@ -1,4 +1,4 @@
-"""One range from one source over TLS: what it gives on is what was sent, or nothing."""
+"""One range from one source: a transfer passes on exactly the bytes that were sent, or none."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def tls(tmp_path: Path) -> Tls:
 
 @pytest.fixture
 def url(tls: Tls) -> Iterator[str]:
-    """A server that answers with SIZE times "x", to one connection."""
+    """A server that answers one connection with SIZE times "x"."""
 
     def serve() -> None:
         raw, _ = listener.accept()
-        # The other side may not like us, or has had enough.
+        # The client may reject the certificate, or disconnect early.
         with raw, contextlib.suppress(OSError), tls.server.wrap_socket(raw, server_side=True) as connection:
             connection.recv(1 << 16)
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE)
@@ -75,7 +75,7 @@ def test_what_is_broken_off_never_gives_on_what_was_on_the_wire(url: str, tls: T
 
 @dataclass
 class Asking:
-    """A transfer of ten bytes in a thread of its own, and the connection of whoever is to answer it."""
+    """A transfer of ten bytes in a thread of its own, and the server's end of its connection."""
 
     connection: socket.socket
     transfer: Transfer
@@ -94,7 +94,7 @@ def asking(**how: Any) -> Iterator[Asking]:
             try:
                 transfer.run(Connections(proxies=False, **how), lambda view: begun.set())
             except SourceFailed as error:
-                errors.append(error)  # its traceback knows the answer
+                errors.append(error)  # its traceback refers to the answer
 
         thread = threading.Thread(target=run)
         thread.start()
@@ -109,7 +109,7 @@ def test_who_is_broken_off_in_the_midst_of_silence_was_late_and_has_refused_noth
     with asking() as asked:
         asked.connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nx")
         assert asked.has_begun.wait(10)
-        asked.thread.join(0.1)  # it is in the midst of waiting for more
+        asked.thread.join(0.1)  # it is waiting for more bytes
         asked.transfer.cancel()
         asked.thread.join(10)
         assert [type(error) for error in asked.errors] == [SourceLate]
@@ -117,7 +117,7 @@ def test_who_is_broken_off_in_the_midst_of_silence_was_late_and_has_refused_noth
 
 def test_an_answer_may_take_longer_to_begin_than_to_go_on() -> None:
     with asking(first_byte=20, stall=0.2) as asked:
-        asked.thread.join(0.5)  # nothing to wait for: that nothing comes is the point
+        asked.thread.join(0.5)  # a fixed wait: nothing must arrive during it
         assert asked.thread.is_alive()
         asked.connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\nConnection: close\r\n\r\nx")
         assert asked.has_begun.wait(10)
@@ -151,10 +151,10 @@ def test_the_limit_that_the_hub_states_in_every_answer_is_a_pause_only_where_it_
 
 
 class Storage(ThreadingHTTPServer):
-    """Says that ten bytes are elsewhere, and sends them there; each request as its path and its token."""
+    """Redirects requests for ten bytes as `leads` says, or serves them. Records each request's path and token."""
 
     def __init__(self, leads: dict[str, str]) -> None:
-        self.leads = leads  # from one path to the next address
+        self.leads = leads  # from a path to the URL that it redirects to
         self.asked: list[tuple[str, str | None]] = []
         self.connections = 0
         super().__init__(("127.0.0.1", 0), Answerer)
@@ -206,12 +206,12 @@ def test_an_origin_may_send_us_elsewhere_but_our_token_stays() -> None:
         assert [bring(location, connections) for _ in range(2)] == [b"x" * 10] * 2
         assert first.asked == [("/a", "Bearer t"), ("/b?c=1", "Bearer t")] * 2
         assert other.asked == [("/d", None)] * 2
-        connections.close()  # or the servers would wait for us
+        connections.close()  # otherwise the servers would wait for us
         assert (first.connections, other.connections) == (1, 1)
 
 
 def test_the_connection_of_a_redirect_is_not_ours_any_more_when_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be somebody else's by the time that we are broken off."""
+    """By the time the transfer is broken off, the connection may belong to another one."""
     connections = Connections(proxies=False, redirects=True)
     with Storage({}) as other, Storage({"/a": f"{other.url}/d"}) as first:
         transfer = Transfer("origin", Location(f"{first.url}/a"), 0, 10, 20)
@@ -237,7 +237,7 @@ def test_the_connection_of_a_redirect_is_not_ours_any_more_when_it_is_kept(monke
 
 def test_who_is_broken_off_just_after_it_connected_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     class Connected(http.client.HTTPConnection):
-        """Cancels the transfer as that learns of the socket: the last moment at which it cannot be woken yet."""
+        """Cancels the transfer as it learns of the socket: the last moment at which it cannot be woken yet."""
 
         def __getattribute__(self, name: str) -> Any:
             if name == "sock" and moments:
@@ -336,7 +336,7 @@ def test_a_connection_that_failed_is_closed_at_once_whatever_still_speaks_of_it(
         asked.connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 11)
         asked.thread.join(10)
         with contextlib.suppress(ConnectionResetError):
-            while asked.connection.recv(1 << 16):  # the request, and then the end
+            while asked.connection.recv(1 << 16):  # the request, then end of file
                 pass
         assert [type(error) for error in asked.errors] == [SourceDishonest]
 
@@ -402,7 +402,7 @@ def test_a_host_that_hangs_is_asked_once_and_one_that_closed_what_was_idle_is_as
 
 @pytest.mark.parametrize("field", [b"Retry-After: \xb2", b"Retry-After: -1", b"RateLimit: t=" + b"9" * 400])
 def test_a_pause_that_is_no_number_is_as_good_as_none(field: bytes) -> None:
-    """A superscript two is a digit to Unicode, and none to float()."""
+    """A superscript two is a digit to Unicode, but not to float()."""
     with asking() as asked:
         asked.connection.sendall(b"HTTP/1.1 503 No\r\n%s\r\nContent-Length: 0\r\n\r\n" % field)
         asked.thread.join(10)

@@ -1,4 +1,4 @@
-"""Answers about repositories: asked once, coherent with files, for those who may see them, with the Hub away."""
+"""Answers about repositories: asked once, consistent with files, only for those who may see them, with the Hub away."""
 
 import json
 import random
@@ -45,7 +45,7 @@ def guard(hub, **settings: object) -> None:
 
 
 def rewrite(hub: HubProcess, commit: str) -> None:
-    """As by a force push: what `main` was is not there any more, and has another name."""
+    """Rewrite history as a force push does: the commit that `main` was is gone, and `main` is another one."""
     repo = hub.folder.load("models", TINY.id)
     repo.commits, repo.refs = {commit: repo.commits[repo.refs["heads/main"]]}, {"heads/main": commit}
     repo.save(hub.folder.folder("models", TINY.id))
@@ -77,7 +77,7 @@ async def test_the_same_question_is_asked_once(hub, tmp_path, target, body):
         cost = asked(hub)
         assert first[0] == 200
         assert first[2] == "miss"
-        assert await node.ask(target, ALICE, body) == (200, first[1], "hit")  # public: whoever asks
+        assert await node.ask(target, ALICE, body) == (200, first[1], "hit")  # public: for every token
         spelled = target.replace("true&expand=false", "True&expand=False")
         assert await node.ask(spelled, None, body.replace(b"False", b"false")) == (200, first[1], "hit")
         assert asked(hub) == cost
@@ -119,7 +119,7 @@ async def test_info_tree_and_files_speak_of_one_commit(hub, tmp_path):
         assert (await node.file("config.json")).commit == old
         assert await sha(node) == old
         assert await sha(node, f"{INFO}?blobs=true") == old  # not known yet, and asked for that commit
-        await node.api.ask(parse(f"{INFO}?blobs=true"), Client(), is_reload=True)  # and all else follows
+        await node.api.ask(parse(f"{INFO}?blobs=true"), Client(), is_reload=True)  # and everything else follows
         assert (await node.file("config.json")).commit == new
         assert await sha(node) == await sha(node, f"{INFO}/revision/main") == new
         assert "new.json" in (await node.ask(TREE))[1].decode()
@@ -214,7 +214,7 @@ async def test_who_hears_of_a_gate_closes_it(hub, tmp_path, token, tail):
         guard(hub, gated=False)
         commit = (await node.file("config.json")).commit
         guard(hub, gated=True)
-        await node.ask(INFO + tail, token)  # as it was at first: the Hub says no more than 304
+        await node.ask(INFO + tail, token)  # the same as at first: the Hub answers only 304
         for who in (None, BOB):
             with pytest.raises(HubError) as caught:
                 await node.file("config.json", who, revision=commit)
@@ -250,7 +250,7 @@ async def test_what_is_known_is_told_when_the_hub_fails(hub, tmp_path, trouble):
         hub.turn(**trouble)
         assert await node.ask(TREE) == (200, tree, "stale")
         assert (await node.ask(INFO))[2] == "stale"
-        assert (await node.ask(f"{INFO}/revision/main"))[2] == "stale"  # asked under another name before
+        assert (await node.ask(f"{INFO}/revision/main"))[2] == "stale"  # requested under another name before
         assert (await node.ask(f"{INFO}/revision/{commit}"))[2] == "hit"
         with pytest.raises(OriginUnavailable):
             await node.ask(f"{INFO}/refs")

@@ -1,4 +1,4 @@
-"""What a node knows survives restarts, kills and damage, and never grows without bound in memory."""
+"""What a node knows survives restarts, kills and damage, and its memory use is bounded."""
 
 import asyncio
 import contextlib
@@ -128,7 +128,7 @@ async def test_a_damaged_file_is_put_aside_and_said_so(tmp_path, caplog, damage)
     fill(catalog)
     check(catalog)
     await catalog.close()
-    if damage != "empty":  # for SQLite that is a new database
+    if damage != "empty":  # SQLite takes an empty file for a new database
         assert [record.levelname for record in caplog.records] == ["ERROR"]
         assert "begun anew" in caplog.text
         assert (tmp_path / "catalog.damaged" / "cache.db").exists()
@@ -165,7 +165,7 @@ async def test_what_nobody_says_again_outlasts_what_can_be_asked_again(tmp_path,
     disproof = catalog.disproof(wrong)
     for number in range(300):
         catalog.set_answer(REPO, "*", f"q{number}", ApiAnswer(200, {}, bytes(10_000), 10.0))
-        while catalog._writing is not None:  # each is dropped for alone
+        while catalog._writing is not None:  # each is written, and makes room, on its own
             await asyncio.wait([catalog._writing])
     await catalog.close()
     catalog = Catalog(tmp_path / "catalog")
@@ -208,7 +208,7 @@ async def test_a_catalog_that_cannot_be_opened_now_is_not_damaged(tmp_path, monk
         if obstacle == "locked":
             stack.enter_context(contextlib.closing(other := sqlite3.connect(root / "cache.db", isolation_level=None)))
             other.execute("BEGIN EXCLUSIVE")
-            # diskcache tries for a minute
+            # diskcache retries for a minute
             clock = SimpleNamespace(time=itertools.count(0, 61).__next__, sleep=lambda _: None)
             stack.enter_context(monkeypatch.context()).setattr("diskcache.core.time", clock)
         else:

@@ -1,8 +1,8 @@
-"""Each route of the Hub, sent through a node and straight to the stand-in Hub: clients must not see a difference.
+"""Each route of the Hub, through a node and straight to the stand-in Hub: clients must not see a difference.
 
-The differences that are meant are few: what leads to Xet is taken out, addresses at the Hub lead to the node, a bare
-401 gets the code that clients infer over https only, a file's HEAD is its final answer at once, and a token that the
-Hub does not know is as good as none where anybody may read.
+The intended differences are few: what leads to Xet is taken out, URLs at the Hub lead to the node, a bare 401 gets the
+code that clients infer only over https, the answer to a file's HEAD is final at once, and an unknown token counts as
+none for what everybody may read.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ BIG = random.Random(11).randbytes(3 << 20)
 FORM = "application/x-www-form-urlencoded"
 REPOS = ("acme/open", "acme/private", "acme/gated", "acme/old", "acme/disabled", "acme/nowhere")
 ASKERS = {"nobody": "", "reader": "hf_alice", "stranger": "hf_bob", "garbage": "hf_garbage"}
-# Header fields that clients read, on answers about repositories.
+# Header fields that clients read in answers about repositories.
 READ = (
     *("X-Repo-Commit", "X-Error-Code", "X-Error-Message", "X-Total-Count", "Link", "Location", "Content-Type", "ETag"),
     *("WWW-Authenticate", "X-Linked-Size", "X-Linked-Etag", "X-Xet-Hash", "X-Xet-Cas-Url", "X-Xet-Access-Token"),
 )
 
-# Routes whose answers a node keeps, by paths alone.
+# Paths of the routes whose answers a node keeps.
 KEPT = re.compile(r"/resolve/|/api/(models|datasets)/[^/]+/[^/?]+(\Z|\?|/(revision|refs|tree|paths-info)\b)")
 
 
@@ -76,7 +76,7 @@ def node(hub: HubProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def followed(url: str, method: str, token: str, body: bytes | None, headers: dict[str, str]) -> Answer:
-    """An answer after the redirects within the Hub, as clients follow them."""
+    """Return the answer after following redirects within the Hub, as clients do."""
     answer = ask(url, method, token=token, body=body, **headers)
     for _ in range(3):
         where = answer["Location"] or ""
@@ -88,7 +88,7 @@ def followed(url: str, method: str, token: str, body: bytes | None, headers: dic
 
 
 def seen(answer: Answer, base: str) -> dict[str, object]:
-    """What a client makes of it, without what is meant to differ."""
+    """Return what a client sees of an answer, without the intended differences."""
     fields = {name: answer[name] for name in READ if answer[name] is not None}
     if "Link" in fields:
         links = [part for part in (fields["Link"] or "").split(", ") if "xet" not in part]
@@ -145,7 +145,7 @@ ABOUT = [
 def test_a_repository_looks_the_same_through_the_node(
     hub: HubProcess, node: NodeProcess, repo: str, asker: str
 ) -> None:
-    """Twice, so that what is kept is compared as well as what comes at once."""
+    """Each request is made twice, so that cached answers are compared, too."""
     token = ASKERS[asker]
     for method, target, body in ABOUT:
         headers = {"Content_Type": FORM} if body else {}
@@ -185,7 +185,7 @@ def test_a_files_metadata_is_what_a_client_would_have_found_out(
         assert (whole.status, whole["ETag"], len(whole.body)) == (200, etag, int(size or 0))
 
 
-# What huggingface_hub's HfApi asks beside that, and what other clients do. Never kept, never touched.
+# What else huggingface_hub's HfApi requests, and other clients. Never cached, never changed.
 _PASSED = """
     GET /api/models-tags-by-type /api/datasets-tags-by-type /api/spaces/hardware /api/spaces/templates
     GET /api/spaces/semantic-search?q=cats&agents=1 /api/spaces/zero-gpu/quota /api/models/acme/open/likers
@@ -252,7 +252,7 @@ def test_whatever_else_is_asked_arrives_and_is_answered_as_it_was(hub: HubProces
         assert len(counts) == 2, f"{target} was answered from memory"
 
 
-# What a program does with the library, and everything it learns from it; one line a call.
+# A program that uses the library and prints everything it learns; one line per call.
 _PROGRAM = """
 import json, os, pathlib, sys, tempfile
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem, hf_hub_download
@@ -355,7 +355,7 @@ say("files", lambda: api.list_repo_files("alice/moved"))
 
 
 def test_a_program_learns_and_does_the_same_through_the_node(tmp_path: Path) -> None:
-    """huggingface_hub's reading and writing methods, on two equal Hubs: one straight, one through a node."""
+    """huggingface_hub's reading and writing methods on two equal Hubs: one straight, one through a node."""
     said = {}
     for way in ("direct", "node"):
         with HubProcess(tmp_path / way / "hub") as hub:
@@ -395,7 +395,7 @@ def _run(endpoint: str, hub: HubProcess, home: Path) -> list[str]:
 
 
 def test_every_route_of_the_clients_api_is_in_this_file() -> None:
-    """What HfApi asks of its endpoint, as its source has it: each has a line above."""
+    """Every path that HfApi's source requests from its endpoint has a line above."""
     import huggingface_hub.hf_api as source
 
     text = Path(source.__file__).read_text()
@@ -404,7 +404,7 @@ def test_every_route_of_the_clients_api_is_in_this_file() -> None:
     known = [target.format(repo="acme/open").partition("?")[0] for _, target, _ in ABOUT] + [
         target.partition("?")[0] for _, target in PASSED
     ]
-    known += [  # those that the library itself is tried with, below
+    known += [  # requested by the library itself in the program above
         *("/api/repos/create", "/api/repos/delete", "/api/repos/move", "/api/spaces", "/api/datasets"),
         *(
             f"/api/{kind}/acme/open{tail}"
@@ -417,6 +417,6 @@ def test_every_route_of_the_clients_api_is_in_this_file() -> None:
 
 
 def _pattern(path: str) -> str:
-    """A route as the source has it, with whatever fits in the places of its variables."""
+    """Return a pattern for a path of the source that matches any values of its variables."""
     path = re.sub(r"\{(repo_type|src_repo_type)\}s|\{api_prefix\}", "models", path)
     return re.sub(r"\{[^}]*\}", ".*", path)

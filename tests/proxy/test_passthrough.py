@@ -1,4 +1,4 @@
-"""What is not kept here passes through, both ways, as it comes."""
+"""Requests that are not answered from the cache pass through unchanged in both directions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.proxy.parts import TINY, parts
 
 
 class Echo:
-    """A Hub that says what it was asked, and takes and gives bytes as they come."""
+    """A Hub that reports what it was asked, and takes and gives bytes as they come."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
@@ -76,7 +76,7 @@ async def echo(aiohttp_raw_server):
 
 @pytest.fixture
 async def node(echo, tmp_path, aiohttp_raw_server):
-    """The pass-through alone, on a port of its own: `node.url`."""
+    """The pass-through alone, on a port of its own, at `node.url`."""
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         try:
@@ -153,7 +153,7 @@ async def test_heads_and_empty_answers(node, echo, client):
         assert answer.headers["Content-Length"] == "12345"
         assert await answer.read() == b""
     echo.answer = partial(web.Response, status=204)
-    for _ in range(2):  # the connection is still good
+    for _ in range(2):  # the connection is still usable
         async with client.delete(f"{node.url}/api/models/acme/tiny/branch/x") as answer:
             assert answer.status == 204
             assert await answer.read() == b""
@@ -204,7 +204,7 @@ async def test_a_client_that_leaves_harms_nothing(node, echo, client, caplog):
 @pytest.mark.parametrize("takes", ["all", "nothing"])
 async def test_a_hub_that_never_begins_to_answer_is_a_504(node, echo, client, takes):
     async def body() -> AsyncIterator[bytes]:
-        for _ in range(1000 if takes == "nothing" else 1):  # more than there is room for on the way
+        for _ in range(1000 if takes == "nothing" else 1):  # more than fits into the buffers on the way
             yield b"x" * (64 << 10)
 
     node.origin._patience = 0.5
@@ -223,7 +223,7 @@ async def test_a_hub_that_never_begins_to_answer_is_a_504(node, echo, client, ta
 async def test_who_sends_slowly_and_who_is_silent_after_the_answer_began_have_all_the_time(node, echo, client):
     async def body() -> AsyncIterator[bytes]:
         for _ in range(2):
-            await asyncio.sleep(1.5)  # nothing to wait for: that nothing comes is the point
+            await asyncio.sleep(1.5)  # a fixed wait: nothing must arrive during it
             yield b"part"
 
     node.origin._patience = 1.0
@@ -307,7 +307,7 @@ async def test_a_write_to_a_name_without_an_owner_leaves_all_of_that_name_in_dou
         node.catalog.set_ref(name, "main", Ref("c" * 40, 5.0))
     while is_kept and node.catalog._writing is not None:
         await asyncio.wait([node.catalog._writing])
-    body = b'{"name": "tiny", "organization": null}'  # as huggingface_hub deletes what is the user's own
+    body = b'{"name": "tiny", "organization": null}'  # as huggingface_hub deletes the user's own
     async with client.delete(f"{node.url}/api/repos/delete", data=body) as answer:
         assert answer.status == 200
     assert [name for name in names if node.catalog.doubted_at(name)] == ["models/acme/tiny", "models/alice/tiny"]

@@ -1,4 +1,4 @@
-"""The client port's HTTP, by the byte: when connections stay, how answers are framed, and which requests are ours."""
+"""HTTP on the client port, byte by byte: when connections stay open, framing of answers, and reserved requests."""
 
 from __future__ import annotations
 
@@ -64,19 +64,19 @@ class Line:
         self.socket.sendall("\r\n".join(lines).encode() + body)
 
     def receive(self, method: str) -> tuple[HTTPResponse, bytes]:
-        """The next answer, and nothing beyond its end."""
+        """Return the next answer, reading nothing beyond its end."""
         response = HTTPResponse(self._came, method=method)  # type: ignore[arg-type]
         response.begin()
         return response, response.read()
 
     @property
     def is_at_its_end(self) -> bool:
-        """Whether the node has closed it, with no byte more."""
+        """Whether the node has closed the connection without another byte."""
         return self._came.read(1) == b""
 
 
 class _Came(io.BufferedReader):
-    """What came, for one answer after the other: each would otherwise read what it can, and close it."""
+    """The received bytes, shared by successive answers: HTTPResponse would read ahead, and close its own file."""
 
     def makefile(self, _: str) -> _Came:
         return self
@@ -99,7 +99,7 @@ def test_answers_on_one_connection_are_framed_whatever_comes_before_and_after(no
         ("GET /-/health", (), 200, b"alive\n", "6"),
     ]
     with Line(node.url) as line:
-        for request, fields, *_ in asked:  # all at once: one that is too long or too short is seen in the next
+        for request, fields, *_ in asked:  # all at once: an answer with a wrong length spoils the next one
             line.send(request, *fields)
         for request, _, status, body, length in asked:
             response, found = line.receive(request.partition(" ")[0])
@@ -139,7 +139,7 @@ def test_who_asks_before_sending_a_body_is_told_to_go_on(node: NodeProcess) -> N
         assert (response.status, json.loads(found)["sha256"]) == (200, hashlib.sha256(body).hexdigest())
         line.send("POST /api/validate-yaml", *about, "Expect: a-wonder", body=body)
         assert line.receive("POST")[0].status == 417
-    with Line(node.url) as line:  # section 10.1.1 of RFC 9110: HTTP/1.0 knows no interim answers
+    with Line(node.url) as line:  # RFC 9110, section 10.1.1: HTTP/1.0 has no interim answers
         line.send("POST /api/validate-yaml", *about, "Expect: 100-continue", version="1.0", body=body)
         assert line.socket.recv(12) == b"HTTP/1.0 200"
 
@@ -164,13 +164,13 @@ async def test_what_fails_after_that_is_answered_all_the_same(caplog: pytest.Log
 
 
 def test_each_request_has_its_id_in_the_log(node: NodeProcess) -> None:
-    """The client's own, so that its log and ours can be laid side by side; else one of ours, never twice the same."""
+    """The client's own id, so that its log and ours can be compared; otherwise one of ours, never the same twice."""
     said = ["from-a-client", "0" * 100, "", ""]
     for name in said:
         assert ask(f"{node.url}/ids{FILE}", **({"X_Request_Id": name} if name else {})).status == 200
     found: list[str] = []
     until = time.monotonic() + 10
-    while len(found) < len(said):  # a request is logged when it has been answered
+    while len(found) < len(said):  # a request is logged once it has been answered
         assert time.monotonic() < until, node.log()
         found = re.findall(rf"/ids{FILE} 200 .*  \[(\S+)\]$", node.log(), re.MULTILINE)
     assert found[:2] == ["from-a-client", "0" * 64]
@@ -213,7 +213,7 @@ def test_what_is_ours_is_never_asked_of_the_hub(hub: HubProcess, node: NodeProce
         assert not hub.stats()["requests"]
         for target in ("/acme/-/resolve/main/a", "/acme/tiny/resolve/main/-/a"):
             line.send(f"GET {target}")
-            assert line.receive("GET")[0].getheader("X-Error-Code"), target  # the Hub knows
+            assert line.receive("GET")[0].getheader("X-Error-Code"), target  # the Hub's own answer
 
 
 def test_who_is_being_served_has_the_time_to_drain_and_no_more(hub: HubProcess, tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_who_is_being_served_has_the_time_to_drain_and_no_more(hub: HubProcess, 
         assert line.socket.recv(1000).startswith(b"HTTP/1.1 200")
         began = time.monotonic()
         assert node.stop(signal.SIGTERM) == 0
-        assert 3.5 < time.monotonic() - began < 7.5 + late.seconds  # it was twice the time
+        assert 3.5 < time.monotonic() - began < 7.5 + late.seconds  # once it took twice the time-out
         assert "slow.bin 200 broken" in node.log()
 
 
@@ -238,7 +238,7 @@ def test_who_asks_and_asks_and_reads_nothing_is_not_waited_upon(hub: HubProcess,
     with Line(node.url) as line:
         request = f"GET {target} HTTP/1.1\r\nHost: {line.host}\r\nX-Padding: {'x' * 6000}\r\n\r\n".encode()
         line.socket.settimeout(3)
-        with pytest.raises(TimeoutError):  # as the node reads nothing any more
+        with pytest.raises(TimeoutError):  # the node has stopped reading
             line.socket.sendall(request * 5000)
     assert ask(node.url + "/-/health").status == 200
 
@@ -248,7 +248,7 @@ def test_who_leaves_in_the_midst_of_a_body_is_no_mistake_of_ours(node: NodeProce
         with Line(node.url) as line:
             line.send("POST " + target, "Content-Length: 100", "Content-Type: application/json", body=b"{")
     until = time.monotonic() + 10
-    while node.log().count(" 400 broken ") < 2:  # what is ours is not in the log at this level
+    while node.log().count(" 400 broken ") < 2:  # requests to /-/ are not logged at this level
         assert time.monotonic() < until
     assert "Traceback" not in node.log()
 
@@ -257,4 +257,4 @@ def test_dashboards_do_not_keep_a_node_from_stopping(hub: HubProcess, tmp_path: 
     with NodeProcess(tmp_path / "node", hub.url, "--drain-timeout", "60") as node, Line(node.url) as line:
         line.send("GET /-/events")
         assert line.socket.recv(1000).startswith(b"HTTP/1.1 200")
-        assert node.stop(signal.SIGTERM) == 0  # by itself, long before those 60 s are over
+        assert node.stop(signal.SIGTERM) == 0  # at once, long before the 60 s are over

@@ -1,4 +1,4 @@
-"""What one node asks for all: in which words, how old the answer is, and what is done when the owner fails."""
+"""Requests that one node makes for all: their form, the age of the answers, and the fallback when the owner fails."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FILES = {"a.txt": b"a", "b.txt": b"b", "w.safetensors": b"w" * 3000}
 
 
 class Line(Alone):
-    """From one node to another, which is a seed: it owns all questions."""
+    """The connection to another node, which is a seed and owns all questions."""
 
     is_keyed = True
 
@@ -49,7 +49,7 @@ class Line(Alone):
 
 @pytest.fixture
 def site(tmp_path):
-    """The owner of all questions, who asks it, and the line between them."""
+    """The owner of all questions, a node that asks it, and the connection between them."""
 
     @asynccontextmanager
     async def site(url: str, owners_url: str = "", **owners: object) -> AsyncIterator[tuple[Parts, Parts, Line]]:
@@ -67,7 +67,7 @@ def site(tmp_path):
 
 
 class Wire:
-    """A Hub that is nothing but bytes: what it heard, and what it says to each request."""
+    """A Hub at the level of bytes: records what it heard, and answers each request with `says`."""
 
     def __init__(self) -> None:
         self.heard: list[bytes] = []
@@ -130,7 +130,7 @@ async def test_what_others_ask_goes_to_the_hub_in_our_own_words(site, wire, meth
 @pytest.mark.parametrize(
     "question",
     [
-        Question("GET", "7/api/models/o/n", "api"),  # after the address of a Hub: another port
+        Question("GET", "7/api/models/o/n", "api"),  # appended to the Hub's address: another port
         Question("GET", ".elsewhere.example/api/models/o/n", "api"),
         Question("GET", f"{INFO}?x HTTP/1.1\r\nHost: x\r\n\r\nGET /", "api"),
         Question("GET", f"{INFO}?x y", "api"),
@@ -173,7 +173,7 @@ async def test_an_answer_from_before_a_refusal_opens_nothing(hub, site, how):
         before = time.time()
         with pytest.raises(HubError):
             await asker.file("other.txt", revision=commit)
-        # The owner keeps its answers for the others; this node knows better.
+        # The owner keeps its answers for the others, but this node knows better.
         with pytest.raises(HubError):
             await asker.file("a.txt", revision=commit)
         if how == "private":
@@ -182,7 +182,7 @@ async def test_an_answer_from_before_a_refusal_opens_nothing(hub, site, how):
                     await asker.ask(target)
         assert line.asked > answered
         assert asker.catalog.publicness(str(TINY)).opened_at < before
-        # Nor does the owner keep to it, once it has heard the same.
+        # The owner does not use them either, once it has heard the same.
         with pytest.raises(HubError):
             await owner.file("other.txt", revision=commit)
         encoded = msgspec.msgpack.encode(Question("HEAD", f"/acme/tiny/resolve/{commit}/a.txt", "metadata"))
@@ -193,7 +193,7 @@ async def test_what_an_owner_kept_is_as_old_as_it_is(hub, site):
     commit = hub.folder.commit(TINY.id, FILES)
     async with site(hub.url) as (_, asker, line):
         first = await asker.origin.ask("HEAD", "/acme/tiny/resolve/main/w.safetensors", kind="metadata")
-        await asker.origin.ask("GET", f"{INFO}/revision/{commit}", kind="api")  # as it is when the branch is known
+        await asker.origin.ask("GET", f"{INFO}/revision/{commit}", kind="api")  # as when the branch is already known
         heard_at = time.time()
         hub.reset()
         file = await asker.file("w.safetensors")
@@ -269,7 +269,7 @@ def test_what_is_kept_is_bounded_and_goes_when_it_is_over():
         replies.keep(str(number), Kept(0.0, mib), 20.0, 0.0)
     assert [replies.get(str(number), 1.0) is not None for number in range(4)] == [False, False, True, True]
     assert replies.size <= 3 << 20
-    replies.keep("3", Kept(1.0, mib), 0.0, 1.0)  # an answer that must not be kept takes the older one's place
+    replies.keep("3", Kept(1.0, mib), 0.0, 1.0)  # an answer that must not be kept replaces the older one
     assert replies.get("3", 1.0) is None
     assert replies.get("2", 20.0) is None
     replies.keep("late", Kept(30.0, Reply(200)), 20.0, 30.0)

@@ -1,4 +1,4 @@
-"""Which file a name means, who may have it, and what is said when the Hub is away."""
+"""Which file a name means, who may have it, and the answers while the Hub is away."""
 
 import asyncio
 import hashlib
@@ -31,7 +31,7 @@ def running(tmp_path_factory):
 
 @pytest.fixture
 def hub(running, request):
-    """The Hub as it should be, with a new public repository `acme/tiny`."""
+    """A well-behaved Hub with a new public repository `acme/tiny`."""
     running.turn(dark="", latency={}, fail={}, url_life=3600.0)
     running.reset()
     running.folder.create(TINY.id)
@@ -40,7 +40,7 @@ def hub(running, request):
 
 
 def guard(hub, **settings: object) -> None:
-    """Make acme/tiny private or gated, with alice as its reader, from now on."""
+    """Make acme/tiny private or gated from now on, with alice as its reader."""
     repo = hub.folder.load(*("models", TINY.id))
     for name, value in settings.items():
         setattr(repo, name, value)
@@ -72,7 +72,7 @@ async def test_large_and_small_files_carry_what_the_hub_says(hub, tmp_path):
 
 
 async def test_an_empty_file_needs_no_length(hub, tmp_path):
-    """The stand-in answers a HEAD for one as its library does: without Content-Length."""
+    """The stand-in answers a HEAD for an empty file as its library does: without Content-Length."""
     hub.folder.commit(TINY.id, {"__init__.py": b""})
     async with parts(hub.url, tmp_path) as node:
         assert (await node.file("__init__.py")).metadata.is_empty
@@ -112,7 +112,7 @@ async def test_a_missing_file_is_remembered_for_its_commit_alone(hub, tmp_path):
 async def test_what_the_hub_says_is_missing_is_asked_of_nobody_else(hub, tmp_path):
     guard(hub, private=True)
     async with parts(hub.url, tmp_path) as node:
-        node.resolver.hearsay = object()  # whom to ask would fail
+        node.resolver.hearsay = object()  # any use of it would fail
         assert await refusal(node.file("nope.json", ALICE)) == (404, "EntryNotFound")
 
 
@@ -171,7 +171,7 @@ async def test_without_the_hub_only_a_fresh_verdict_lets_in(hub, tmp_path, how):
         hub.turn(dark="close")
         assert (await node.file("model.safetensors", ALICE)).outcome == "stale"
         for token in (BOB, None):
-            with pytest.raises(OriginUnavailable):  # and never a 401 or 404 that nobody said
+            with pytest.raises(OriginUnavailable):  # and never a 401 or 404 that the Hub did not give
                 await node.file("model.safetensors", token)
     async with parts(hub.url, tmp_path, grant_life=0) as node:
         with pytest.raises(OriginUnavailable):
@@ -243,7 +243,7 @@ async def test_a_missing_file_opens_no_gate(hub, tmp_path):
     async with parts(hub.url, tmp_path) as node:
         guard(hub, gated=True)
         commit = (await node.file("model.safetensors", ALICE)).commit
-        guard(hub, gated=False)  # as if the Hub looked for the file before it looked at the gate
+        guard(hub, gated=False)  # as if the Hub looked for the file before it checked the gate
         assert await refusal(node.file("nope", BOB, revision=commit)) == (404, "EntryNotFound")
         guard(hub, gated=True)
         assert await refusal(node.file("model.safetensors", BOB)) == (403, "GatedRepo")
@@ -333,7 +333,7 @@ async def test_an_answer_that_comes_too_late_serves_the_next_one(hub, tmp_path):
 
 
 async def test_patience_is_for_all_that_is_asked(hub, tmp_path):
-    """At the commit that a branch had, and then by its name: two questions, each of which would be in time."""
+    """The file is asked for at the branch's old commit, then by the branch's name; each alone would be in time."""
     async with parts(hub.url, tmp_path, patience=2.0) as node:
         old = (await node.file("config.json")).commit
         hub.folder.commit(TINY.id, {"other.json": b"{}"})
@@ -364,7 +364,7 @@ async def test_nobodys_empty_quota_is_not_the_clients(hub, tmp_path):
         with pytest.raises(OriginUnavailable) as caught:
             await node.file("config.json")
         assert caught.value.retry_after is not None
-        assert node.figures.requests == [("metadata", 429), ("metadata", 302)]  # the pause is kept without asking
+        assert node.figures.requests == [("metadata", 429), ("metadata", 302)]  # the pause holds without asking
 
 
 # --- where the bytes are
@@ -386,7 +386,7 @@ async def test_one_signed_address_serves_until_it_ends_or_is_refused(hub, tmp_pa
 
 
 async def test_a_clock_that_is_ahead_makes_no_address_bad(hub, tmp_path):
-    hub.turn(url_life=-3600.0)  # as a node two hours ahead sees one of an hour
+    hub.turn(url_life=-3600.0)  # as a node whose clock is two hours ahead sees a URL valid for one hour
     async with parts(hub.url, tmp_path) as node:
         file = await node.file("model.safetensors")
         location = await node.resolver.locate(file, Client())
@@ -421,7 +421,7 @@ async def test_a_hint_names_a_public_file_and_nothing_strange(hub, tmp_path):
             assert closed is None, "nobody's word opens a gated file"
         for bad in (b"", b"\xff" * 9, b"\x93\xa1a\xa1b\xa1c", b"\x93\xa3a/b\xa4main\xa1c"):
             assert node.resolver.of_hint(bad) is None
-        # A mirror may resolve these, and then answers for another repository than the one that is named.
+        # A mirror may resolve these, and then answers for another repository than the one named.
         for path in (
             "",
             "a/",

@@ -1,4 +1,4 @@
-"""What passes through is kept where HTTP allows it, and for nobody whom it was not meant for."""
+"""Responses that pass through are cached where HTTP allows it, and only for those that they were meant for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TARGET = "/api/models?author=acme"
 
 
 class Hub:
-    """Answers with `status` and `headers`, and a body that tells one answer from the next."""
+    """Answers with `status` and `headers`, and with a different body each time."""
 
     def __init__(self) -> None:
         self.status = 200
@@ -59,7 +59,7 @@ async def hub(aiohttp_raw_server):
 
 @pytest.fixture
 async def ask(hub, tmp_path, aiohttp_raw_server):
-    """`await ask(method, target, headers)`: (status, body, headers)"""
+    """A function: `await ask(method, target, headers)` returns (status, body, headers)."""
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         try:
@@ -245,7 +245,7 @@ def http_date(at: float) -> str:
         (stored(Expires=time.strftime("%A, %d-%b-%y %H:%M:%S GMT", time.gmtime(NOW + 60))), 60),
         (stored(Expires=time.asctime(time.gmtime(NOW + 60))), 60),
         (stored(Expires="0"), 0),
-        (stored(Last_Modified=http_date(NOW - 10**6)), 0),  # nothing is guessed
+        (stored(Last_Modified=http_date(NOW - 10**6)), 0),  # no heuristic freshness
     ],
 )
 def test_how_long_an_answer_is_fresh(answer, life):
@@ -266,7 +266,7 @@ def test_directives_however_odd_they_are(text, said):
 
 
 def slower(work: Callable[[int], object]) -> float:
-    """How much longer it takes for eight times as much: about 8, and 64 where the time goes with the square."""
+    """Return how much longer eight times the size takes: about 8, or 64 if the time is quadratic."""
 
     def once(size: int) -> float:
         began = time.process_time()

@@ -1,4 +1,4 @@
-"""Settings: units, precedence, and one clear line for everything that is wrong."""
+"""Settings: units, precedence, and one clear line for every error."""
 
 import dataclasses
 import pwd
@@ -75,7 +75,7 @@ def test_what_is_no_address(text):
 @pytest.mark.parametrize("text", ["host.docker.internal", "*.example.org", "*", "a_b", "10.0.0.1", "::1", "[::1]"])
 def test_names_of_hosts(text):
     assert parse_host_pattern(text) == text
-    assert parse_host_pattern(f" {text}.") == text  # as a resolver has it
+    assert parse_host_pattern(f" {text}.") == text  # as resolvers write it
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_the_environment_says_lists_and_yes_and_no():
         "HUBMESH_SEED": "a:1, b:2 c:3",
         "HUBMESH_MDNS": "off",
         "HUBMESH_OFFLINE": "1",
-        "HUBMESH_MAX_UPLOAD": "",  # how templates say "not set"
+        "HUBMESH_MAX_UPLOAD": "",  # how templates express "not set"
     }
     settings = load({}, environment)
     assert [str(seed) for seed in settings.seeds] == ["a:1", "b:2", "c:3"]
@@ -180,7 +180,7 @@ def test_what_waits_longest_can_be_waited_for():
 
 def test_who_has_no_home_names_the_directory(monkeypatch, tmp_path):
     monkeypatch.delenv("HOME")
-    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])  # as in a container that runs as any number
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])  # as in a container that runs under an arbitrary user id
     assert load({"data_dir": str(tmp_path)}, {}).data_dir == tmp_path
     with pytest.raises(SettingsError, match="such as --data-dir"):
         load({}, {})
@@ -236,13 +236,13 @@ def test_the_example_file_explains_every_setting_with_its_default():
     keys = [key_of(setting) for setting in dataclasses.fields(Settings)]
     shown = {}
     for number, line in enumerate(lines):
-        # Set or shown commented out: `#listen = …`; prose has a blank after the "#".
+        # Settings are set or shown commented out: `#listen = …`. Prose has a space after the "#".
         key, equals, value = line.lstrip("#").partition(" = ")
         if equals and not line.startswith("# ") and line:
             assert lines[number - 1].startswith("# "), f"{key} is not explained"
             shown[key] = value
     assert list(shown) == keys
-    # With every comment taken off it is valid, and where there is a default it shows that.
+    # With every comment removed the file is valid, and it shows the default where there is one.
     values = tomllib.loads("\n".join(f"{key} = {value}" for key, value in shown.items()))
     for setting in dataclasses.fields(Settings):
         about = setting.metadata["about"]

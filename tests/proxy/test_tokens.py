@@ -1,7 +1,7 @@
-"""No private answer is ever served to who may not have it: whatever is asked, in whatever order, in any weather.
+"""No private answer ever reaches a client that may not have it: any requests, in any order, in any weather.
 
-A real node in this process, in front of the stand-in Hub. Everything secret carries a mark of its commit; who could see
-that commit at any time while the Hub had it may be shown the mark, and nobody else.
+A real node in this process, in front of the stand-in Hub. Every secret carries a mark of its commit. Users who could
+see that commit at any time while the Hub had it may be shown the mark; all others may not.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.hub.process import HubProcess
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::aiohttp.web.NotAppKeyWarning"),
-    # The node draws lots in its own thread, which is taken for the strategies' doing.
+    # The node draws random numbers in its own thread, which Hypothesis attributes to the strategies.
     pytest.mark.filterwarnings("ignore:Do not use the `random` module"),
 ]
 
@@ -79,7 +79,7 @@ def node(hub: HubProcess, request: pytest.FixtureRequest, tmp_path_factory: pyte
 
 @dataclass
 class World:
-    """One repository at the Hub, and who could see what of it so far."""
+    """One repository at the Hub, and which users could see what of it so far."""
 
     hub: HubProcess
     node: str
@@ -87,10 +87,10 @@ class World:
     policy: str = "private"
     readers: frozenset[str] = frozenset({"alice"})
     marks: dict[str, str] = field(default_factory=dict)  # commit → its mark
-    files: dict[str, set[str]] = field(default_factory=dict)  # commit → who may have had its files
-    listed: dict[str, set[str]] = field(default_factory=dict)  # commit → who may have seen that it is there
+    files: dict[str, set[str]] = field(default_factory=dict)  # commit → users who may have had its files
+    listed: dict[str, set[str]] = field(default_factory=dict)  # commit → users who may have seen that it exists
 
-    refused: set[tuple[str, bool]] = field(default_factory=set)  # who was told so, since anything changed
+    refused: set[tuple[str, bool]] = field(default_factory=set)  # users refused since the last change
 
     def __post_init__(self) -> None:
         self.repo = f"alice/r{self.number}"
@@ -128,7 +128,7 @@ class World:
         self.hub.turn(dark=how if how == "close" else "", fail=fail)
 
     def write(self, who: str) -> None:
-        """A commit through the node, of somebody's."""
+        """Commit through the node, as some user."""
         mark = hashlib.sha256(b"%d by %d" % (self.number, len(self.marks))).hexdigest()[:20]
         value = {"path": "through.txt", "content": "", "encoding": "utf-8"}
         lines = [{"key": "header", "value": {"summary": mark}}, {"key": "file", "value": value}]
@@ -153,7 +153,7 @@ class World:
         self._check(who, answer, files=True)
 
     def over_xet(self, who: str, revision: int | None) -> None:
-        """The same file, by its Xet hash."""
+        """Read the same file by its Xet hash."""
         sha = list(self.marks)[(revision or 0) % len(self.marks)]
         of = sha if revision else "main"
         said = ask(f"{self.node}/api/models/{self.repo}/xet-read-token/{of}", token=TOKENS[who])
@@ -176,7 +176,7 @@ class World:
         self._check(who, self._list(who, tail, revision, body), files=files, is_kept=_is_kept(tail))
 
     def together(self, first: str, second: str, tail: str) -> None:
-        """Two ask the same at the same time."""
+        """Two users make the same request at the same time."""
         with ThreadPoolExecutor(2) as pool:
             answers = [(who, pool.submit(self._list, who, tail, None, b"")) for who in (first, second)]
         for who, answer in answers:
@@ -194,15 +194,15 @@ class World:
         for sha, mark in self.marks.items():
             if mark in told or (sha in told and answer.status < 400):
                 assert who in (self.files if files else self.listed)[sha], (who, sha, answer)
-        # And who may have it is told so, unless the Hub is away; what somebody else heard is not for them.
+        # A user who may have it is not refused unless the Hub is away, whatever other users were told.
         is_refused = answer.status in (401, 403, 404) and answer["X-Error-Code"] not in (
             "EntryNotFound",
             "RevisionNotFound",
         )
         if is_kept and is_refused:
             self.refused.add((who, files))
-        # A token that nobody has: the Hub refuses it even where everybody may read, and what is known here to be for
-        # everybody is not kept from it.
+        # A token that no user has: the Hub refuses it even where everybody may read. What the node knows to be public
+        # is not kept from it.
         if is_kept and not files and answer.status < 400:
             assert (who, False) not in self.refused or who == "garbage", (who, answer)
         assert not is_refused or not self.may(who, files=files) or who == "garbage", (who, answer)
@@ -266,7 +266,7 @@ STEPS: st.SearchStrategy[tuple[Any, ...]] = st.one_of(
 )
 
 
-# All that alice may see, then all of it for everybody else, with the Hub there and away.
+# Everything that alice may see, then all of it for everybody else, with the Hub reachable and away.
 _ASKED = [
     *(
         ("read", what, None, method, "")
@@ -291,7 +291,7 @@ _THEN_HIDDEN = [
     *((name, who, *rest) for who in ("nobody", "bob") for name, *rest in _ASKED),
 ]
 
-# Shown to everybody for a while, and hidden again: who was told that it is gone is not told of it after that.
+# Public for a while, then hidden again: a user who was refused is not shown it after that.
 _SHOWN_BETWEEN = [
     ("list", "nobody", "", None, b""),
     ("rule", "gated", frozenset()),
@@ -301,7 +301,7 @@ _SHOWN_BETWEEN = [
     ("list", "bob", "/paths-info/{sha}", 0, b"paths=config.json"),
 ]
 
-# A gate that came between two commits: what was said of the older one opens nothing of the newer one.
+# A gate that was set up between two commits: what was said of the older one opens nothing of the newer one.
 _THEN_GATED = [
     ("rule", "public", frozenset({"alice"})),
     *((name, who, *rest) for who in ("nobody", "alice") for name, *rest in _ASKED),
@@ -314,7 +314,7 @@ _THEN_GATED = [
 
 @settings(
     max_examples=60,
-    phases=[Phase.explicit, Phase.generate],  # what else the node remembers is part of it: nothing to be shrunk
+    phases=[Phase.explicit, Phase.generate],  # the node's memory is part of the example, so shrinking is useless
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @example(steps=_FIRST_HER)
@@ -332,7 +332,7 @@ def test_no_private_answer_reaches_another_token(hub: HubProcess, node: str, ste
 
 
 def test_the_property_can_fail(hub: HubProcess, tmp_path: Path) -> None:
-    """Asked straight at the Hub with somebody else's token: the marks are found."""
+    """Asked straight at the Hub with another user's token, the marks are found."""
     world = World(hub, hub.url)
     with pytest.raises(AssertionError):
         world._check("bob", ask(f"{hub.url}/api/models/{world.repo}", token="hf_alice"), files=False)

@@ -1,4 +1,4 @@
-"""The node as a Xet server, with the real client of Xet, and what keeps others away from what is not theirs."""
+"""The node as a Xet server, with the real Xet client, and what keeps clients from files that they may not read."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def token_of(node: NodeProcess, revision: str, repo: str = REPO, token: str = ""
 
 
 def read(said: Answer, xet_hash: str, size: int, start: int | None = None, stop: int | None = None) -> bytes:
-    """Some bytes of a file, by hf_xet with the token that a node gave."""
+    """Read some bytes of a file by hf_xet, with the token that a node gave."""
     assert said.status == 200, said.body
     session = XetSession()
     group = session.new_download_stream_group(
@@ -89,7 +89,7 @@ def reconstruction(said: Answer, xet_hash: str, **headers: str) -> Answer:
 
 
 def first_xorb(answer: Answer) -> tuple[str, str]:
-    """The address of the first xorb, and the Range to ask for."""
+    """Return the URL of the first xorb, and the Range to request."""
     said = json.loads(answer.body)
     [where] = said["fetch_info"][said["terms"][0]["hash"]]
     return where["url"], f"bytes={where['url_range']['start']}-{where['url_range']['end']}"
@@ -130,7 +130,7 @@ def test_a_file_above_50_gb_is_read_over_xet_piece_by_piece(filled: HubProcess, 
     part = read(said, "2" * 64, HUGE, MARKED_AT - 10, MARKED_AT + len(MARKED) + 10)
     assert part == bytes(10) + MARKED + bytes(10)
     assert read(said, "2" * 64, HUGE, HUGE - 1000, HUGE) == bytes(1000)
-    touched = 16 * MIB + HUGE % (16 * MIB)  # two pieces: what is not waited for comes after what is
+    touched = 16 * MIB + HUGE % (16 * MIB)  # two pieces: background pieces come after those that a reader waits for
     end = time.monotonic() + 20
     while filled.stats()["total_bytes"] != touched:
         assert time.monotonic() < end
@@ -161,7 +161,7 @@ print(hashlib.sha256(open(path, "rb").read()).hexdigest())
 
 
 def test_a_tree_that_the_hub_itself_gave_leads_here(filled: HubProcess, node: NodeProcess, tmp_path: Path) -> None:
-    """Row 5: with a Xet hash from another day a client asks for a token at once, and for nothing before it."""
+    """Row 5: with a Xet hash from an older listing, a client asks for a token at once, without any request before."""
     commit = commit_of(filled)
     fill = f"""
 import huggingface_hub as hub
@@ -183,7 +183,7 @@ print(hashlib.sha256(open(path, "rb").read()).hexdigest())
 
 
 class _Direct:
-    """The Hub where a node would stand."""
+    """The Hub in the place of a node."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -199,7 +199,7 @@ def test_what_is_no_pass_opens_nothing(filled: HubProcess, node: NodeProcess) ->
     xorb = ask(url, Range=wanted)
     assert xorb.status == 206
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
-    with contextlib.closing(connection):  # a body that nobody asked for would be taken for the next answer
+    with contextlib.closing(connection):  # an unrequested body would be taken for the next answer
         for method, status, body in (("HEAD", 200, b""), ("GET", 206, xorb.body)):
             connection.request(method, url.removeprefix(node.url), headers={"Range": wanted})
             with connection.getresponse() as answer:
@@ -258,7 +258,7 @@ def test_a_reader_who_is_shut_out_is_shut_out_here(filled: HubProcess, tmp_path:
 
 
 def test_nobody_completes_a_file_of_which_a_byte_was_wrong(filled: HubProcess, node: NodeProcess) -> None:
-    """Who has the wrong part already would only fetch again what the proof broke off."""
+    """A client that has the wrong part already would only fetch again the part that the proof cut off."""
     filled.turn(corrupt={"model.safetensors": 10}, corrupt_times=1)
     xet_hash = filled.folder.load("models", REPO).commits[commit_of(filled)].files["model.safetensors"].xet
     said = token_of(node, "main")
@@ -266,12 +266,12 @@ def test_nobody_completes_a_file_of_which_a_byte_was_wrong(filled: HubProcess, n
     assert ask(url, Range=wanted).body[8:28] != MODEL[:20], "the origin's word, as for any range"
     first = ask(url, Range=f"bytes={MIB + 8 * 8}-").body
     assert first[8:28] == MODEL[MIB : MIB + 20]
-    with contextlib.suppress(http.client.IncompleteRead):  # broken off, or refused when the proof has failed before
+    with contextlib.suppress(http.client.IncompleteRead):  # broken off, or refused if the proof failed before
         assert ask(url.replace("/0?", "/1?")).status >= 400
     assert ask(url, Range=wanted).status == 403
     assert reconstruction(said, xet_hash).status == 401
     until = time.monotonic() + 10
-    while reconstruction(said := token_of(node, "main"), xet_hash).status != 200:  # it counts in seconds
+    while reconstruction(said := token_of(node, "main"), xet_hash).status != 200:  # a grant has whole seconds
         assert time.monotonic() < until
     assert read(said, xet_hash, len(MODEL)) == MODEL
 
