@@ -1,4 +1,4 @@
-"""A disk that is not as it was left: files were written to while no node ran, or more is on it than may be now."""
+"""A disk that changed while no node ran: files were written to, or more is stored than the limit allows now."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def wait(is_so: Callable[[], bool]) -> None:
 
 
 def damage(data: Path, wrong: bytes, *, step: int = 1 << 40, is_hidden: bool = False) -> None:
-    """Change bytes of each large blob, every `step`; `is_hidden`: as a disk does it, without a trace in the times."""
+    """Change bytes of each large blob, every `step`; with `is_hidden` as a disk does, without a trace in the times."""
     for blob in (data / "blobs" / "sha256").glob("*/*"):
         if not blob.suffix:
             about = blob.stat()
@@ -50,7 +50,7 @@ def test_bytes_that_changed_on_disk_reach_nobody(hub: HubProcess, tmp_path: Path
         assert ask(node.url + target).body == content
         assert "was changed by another program, or by the disk; dropped" in node.log()
         assert node.metric("hubmesh_origin_received_bytes_total") == len(content), "and nothing else was fetched again"
-        # The same while it runs, when it is another node that asks first.
+        # The same while it runs, when another node is the first to ask.
         damage(data, b"WRONG")
         with NodeProcess(tmp_path / "b", hub.url, "--seed", node.mesh) as other:
             wait(lambda: other.metric("hubmesh_peers") == 1)
@@ -99,7 +99,7 @@ def test_a_disk_that_hides_what_it_did_is_found_out_piece_by_piece_in_a_keyed_me
             assert ask(seed.url + target).body == content
             assert ask(bad.url + target).body == content
         damage(tmp_path / "bad", b"wrong", step=MIB, is_hidden=True)
-    # What the seed had heard while the pieces came is gone: it knows what their digests are from its disk.
+    # The seed has lost the digests that it was told with the pieces: it knows them from its disk.
     with (
         NodeProcess(tmp_path / "seed", hub.url, *flags[:2], "--role", "seed", "--max-upload", "8MB/s") as seed,
         NodeProcess(tmp_path / "bad", hub.url, *flags[:2], "--seed", seed.mesh) as bad,

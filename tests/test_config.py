@@ -1,4 +1,4 @@
-"""The examples in config/: they can be read, they agree with each other, and what they name exists."""
+"""The examples in config/ can be read, agree with each other, and name only what exists."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read(name: str) -> Any:
 
 
 def settings(args: list[str], environment: dict[str, str], tmp_path: Path) -> Settings:
-    """What a node makes of a command line and an environment; an error if it would not start with them."""
+    """Return the settings for a command line and an environment; raises if a node would not start with them."""
     for shown, real in DYNAMIC.items():
         environment = {name: value.replace(shown, real) for name, value in environment.items()}
     assert args[0] == "serve"
@@ -112,7 +112,7 @@ def cluster() -> dict[str, Any]:
 
 
 def sets(cluster: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
-    """(the set, its pod, the pod's container)"""
+    """Yield (the set, its pod, the pod's container)."""
     for kind in ("StatefulSet", "DaemonSet"):
         pod = cluster[kind]["spec"]["template"]
         [container] = pod["spec"]["containers"]
@@ -168,7 +168,7 @@ def test_kubernetes_objects_belong_together(cluster: dict[str, Any], tmp_path: P
 
 @pytest.fixture
 def metrics(hub: HubProcess, tmp_path: Path) -> dict[str, str]:
-    """Name → type, as a node says it."""
+    """Name → type, as shown by a node."""
     with NodeProcess(tmp_path / "node", hub.url) as node:
         page = node.get("/-/metrics").decode()
         for path in ("/-/health", "/-/ready", "/-/metrics"):

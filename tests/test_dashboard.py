@@ -28,9 +28,9 @@ pytestmark = [
 ]
 
 MIB = 1 << 20
-BIG = random.Random(7).randbytes(96 * MIB)  # more than one node leases at a time, so that both go to the origin
+BIG = random.Random(7).randbytes(96 * MIB)  # more than one node leases at a time, so both go to the origin
 
-# How many points of the first piece map have the colour of a custom property of the style sheet.
+# Counts the pixels of the first piece map that have the colour of a custom property of the style sheet.
 COUNT = """((name) => {
   const canvas = document.querySelector(".download canvas");
   if (!canvas || !canvas.width) return 0;
@@ -53,7 +53,7 @@ COUNT = """((name) => {
 
 @pytest.fixture
 def nodes(hub: HubProcess, tmp_path: Path) -> Iterator[list[NodeProcess]]:
-    """Three that know each other."""
+    """Three nodes that know each other."""
     hub.folder.commit("acme/tiny", {"model.safetensors": BIG, "config.json": b"{}"})
     with ExitStack() as stack:
         first = stack.enter_context(NodeProcess(tmp_path / "node-0", hub.url))
@@ -90,7 +90,7 @@ async def test_a_swarm_is_seen_as_it_happens(hub: HubProcess, nodes: list[NodePr
             saved = await page.wait("parseFloat(document.querySelector('#saved').textContent)")
             assert 0 < saved < 100
 
-            # With the keyboard alone: to the pin, and press it.
+            # With the keyboard alone: tab to the pin button and press it.
             await page.value("document.activeElement.blur()")
             await page.press("Tab", 9)
             assert await page.value("document.activeElement.textContent") == "pin"
@@ -120,7 +120,7 @@ async def test_two_hundred_peers_and_five_hundred_blobs_do_not_slow_it(aiohttp_s
             return [BlobView(f"sha256:{n:064x}", 10**9, 10**9, f"models/acme/m{n}", "w") for n in range(500)]
 
         def downloads(self):
-            self.looks += 1  # each time other pieces: all is drawn anew
+            self.looks += 1  # different pieces each time, so everything is redrawn
             letters = "".join("op-.#"[(n * n + self.looks) // 7 % 5] for n in range(8000))
             return [
                 DownloadView(f"d{n}", 8000 << 20, 4000 << 20, "models/acme/big", f"{n}.safetensors", n, 3, letters)
@@ -140,6 +140,6 @@ async def test_two_hundred_peers_and_five_hundred_blobs_do_not_slow_it(aiohttp_s
         await page.wait("document.querySelectorAll('.download canvas').length === 8")
         assert await page.value("document.documentElement.scrollWidth <= innerWidth"), "a phone has to scroll sideways"
         shown = "document.querySelector('.download canvas').dataset.pieces"
-        for _ in range(5):  # it keeps up: what it shows goes on changing, and it finds time to answer in between
+        for _ in range(5):  # it keeps up: the display goes on changing, and the page has time to answer in between
             await page.wait(f"{shown} !== {json.dumps(await page.value(shown))}")
         assert page.complaints == []

@@ -1,4 +1,4 @@
-"""`make demo` does what it says, here with a small folder in place of the model."""
+"""`make demo` does what it promises, here with a small folder in place of the model."""
 
 import os
 import subprocess

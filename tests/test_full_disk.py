@@ -1,4 +1,4 @@
-"""A disk that is really full: a clear answer, and nothing that was there is harmed."""
+"""A disk that is really full: the error is clear, and nothing already stored is harmed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_no_room_is_507_and_harms_nothing(hub: HubProcess, small_disk: Path, bud
             answer = ask(f"{base}/large.bin", Range=f"bytes={25 * MIB}-{26 * MIB}")
             assert answer.status in (206, 507)
         assert read(f"{base}/large.bin") is None
-        # A disk that others fill takes what was used longest ago; it comes back as soon as the failed one has let go.
+        # On a disk that others fill, the least recently used blob goes; it is back once the failed download has let go.
         until = time.monotonic() + 30
         while (body := read(f"{base}/kept.bin", busy=429)) is None and time.monotonic() < until:
             time.sleep(0.1)
@@ -81,9 +81,9 @@ def test_a_start_on_a_full_disk_loses_nothing(hub: HubProcess, small_disk: Path,
 
 
 def read(url: str, busy: int = 507) -> bytes | None:
-    """The file, or None when there was no room for it: said at once, or by breaking off what had begun.
+    """Return the file, or None if there was no room for it: refused at once, or broken off later.
 
-    `busy`: what may be said when another download has the room.
+    `busy`: the status that is accepted while another download has the room.
     """
     try:
         answer = ask(url)

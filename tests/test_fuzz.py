@@ -1,4 +1,4 @@
-"""Bad requests at the mesh port of a real node: refused, without a traceback, and without memory that stays."""
+"""Bad requests at the mesh port of a real node: refused without a traceback, and without memory growth."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.node import NodeProcess
 KEY = secrets.token_hex(32)
 DIGEST = "sha256:" + "ab" * 32
 MOST_MEMORY = 96 << 10  # KiB that the node may grow by
-NOBODY = "http://127.0.0.1:9"  # an origin where nobody listens
+NOBODY = "http://127.0.0.1:9"  # an origin that does not exist
 
 CLAIM = ["stranger", 1, 0, "", 1, "peer", "1"]
 REPORT = {"node": "stranger", "have": b"\0", "wanted": [[0, 1]], "slots": 1, "gained": [[0, "origin", b""]]}
@@ -76,7 +76,7 @@ odd = st.one_of(
 
 
 def changed(message: Any, place: list[int], value: Any) -> Any:
-    """The message with something else somewhere inside."""
+    """Return the message with one value inside it replaced."""
     if not place or not isinstance(message, list | dict) or not message:
         return value
     keys = list(message) if isinstance(message, dict) else list(range(len(message)))
@@ -87,7 +87,7 @@ def changed(message: Any, place: list[int], value: Any) -> Any:
 
 
 class Victim:
-    """A node, and a member (or, without a key, anybody) that talks to it."""
+    """A node, and a member (or, without a key, a stranger) that talks to it."""
 
     def __init__(self, node: NodeProcess, key: bytes | None) -> None:
         self.node = node
@@ -95,12 +95,12 @@ class Victim:
         self.memory = self.resident()
 
     def resident(self) -> int:
-        """KiB."""
+        """Return the resident memory in KiB."""
         status = Path(f"/proc/{self.node.pid}/status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0])
 
     def ask(self, method: str, target: str, body: bytes = b"", **headers: str) -> int:
-        """The status of its answer; 0 when it hung up."""
+        """Return the status of the answer; 0 if the node closed the connection."""
         connection = http.client.HTTPConnection(self.node.mesh, timeout=30)
         try:
             connection.request(method, target, body, headers | self.auth.sign(method, target, body))
@@ -111,7 +111,7 @@ class Victim:
             connection.close()
 
     def send(self, data: bytes) -> bytes:
-        """What comes back for bytes as they are."""
+        """Send raw bytes and return what comes back."""
         host, _, port = self.node.mesh.rpartition(":")
         with socket.create_connection((host, int(port)), timeout=30) as connection:
             try:
@@ -151,7 +151,7 @@ def test_messages_that_are_nearly_right(
     try:
         body = msgspec.msgpack.encode(changed(TARGETS[target], place, value))
     except (OverflowError, UnicodeEncodeError):
-        return  # cannot be said in msgpack
+        return  # not expressible in msgpack
     status = victim.ask("POST", target, body[:cut])
     assert 200 <= status < 500, f"{status} for {body[:cut]!r}"
 

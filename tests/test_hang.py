@@ -1,4 +1,4 @@
-"""A node that hangs without dying: its machine accepts connections, and nothing ever answers."""
+"""A node that hangs without dying: its machine accepts connections, but never answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CLIENT_SECONDS = 10.0  # without a byte, after which Hugging Face clients give u
 
 
 def stream(node: NodeProcess) -> tuple[str, float]:
-    """Read the file as clients do; its hash, and how long the longest wait for a byte was."""
+    """Read the file as clients do; return its digest, and the longest wait for a byte in seconds."""
     host, _, path = url(node).removeprefix("http://").partition("/")
     connection = http.client.HTTPConnection(host, timeout=60)
     digest, longest, before = hashlib.sha256(), 0.0, time.monotonic()
@@ -66,7 +66,7 @@ def test_readers_are_rescued_from_a_tracker_that_hangs(hub: HubProcess, site: St
     assert {digest for digest, _ in ended} == {blob}
     assert max(longest for _, longest in ended) < CLIENT_SECONDS
     assert hub.stats()["total_bytes"] <= 3 * len(BIG)
-    while any(node.metric("hubmesh_peers") < 3 for node in nodes):  # it is one of them again
+    while any(node.metric("hubmesh_peers") < 3 for node in nodes):  # the node is a peer again
         time.sleep(0.05)
     assert stream(tracker)[0] == blob
 
@@ -81,8 +81,8 @@ def test_a_client_stays_while_the_origin_says_nothing_for_longer_than_it_waits(h
         while hub.stats()["total_bytes"] < 3 * MIB and time.monotonic() < until:
             time.sleep(0.02)
         with stopped(hub):
-            time.sleep(CLIENT_SECONDS + 2)  # nothing to wait for: that nothing comes is the point
+            time.sleep(CLIENT_SECONDS + 2)  # a fixed wait: nothing must arrive during it
         digest, longest = reading.result()
     assert digest == hashlib.sha256(BIG).hexdigest()
     assert longest < 6
-    assert hub.stats()["total_bytes"] <= len(BIG) + 4 * MIB  # what was under way when it stopped
+    assert hub.stats()["total_bytes"] <= len(BIG) + 4 * MIB  # bytes in flight when it stopped

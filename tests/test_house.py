@@ -1,4 +1,4 @@
-"""What keeps the house in order: who imports whom, what is pure, how long files are, what the texts promise."""
+"""The rules of the house: which modules import which, what is pure, how long files are, what the documents promise."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ MODULES = {
 }
 MAX_LINES = 400
 
-# What decides without touching anything: no await, no clock, no disk, no network.
+# Modules that decide without side effects: no await, no clock, no disk, no network.
 PURE = [
     "mesh.books",
     "mesh.content",
@@ -43,11 +43,11 @@ PURE_IMPORTS = {
     *("__future__", "base64", "bisect", "calendar", "collections", "dataclasses", "enum", "functools", "hashlib"),
     *("heapq", "hmac"),
     *("itertools", "json", "math", "msgspec", "random", "re", "struct", "typing", "urllib.parse", "zlib"),
-    "time",  # to read dates in text; the clock itself is looked for below
+    "time",  # to parse dates in text; uses of the clock itself are searched for below
 }
 CLOCKS = {"time", "time_ns", "monotonic", "perf_counter", "sleep", "now", "utcnow", "today"}
 
-# Third parties stay where they are named.
+# Third-party packages, and the only modules that may import each.
 HOMES = {
     "click": r"proxy\.(cli|commands\..*)",
     "diskcache": r"proxy\.(catalog|database)",

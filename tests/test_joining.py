@@ -1,4 +1,4 @@
-"""How real nodes come to know each other, and what they hear of one that goes."""
+"""How real nodes get to know each other, and what they learn of one that goes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_where_no_address_is_told_nodes_find_each_other_and_share_one_copy(tmp_p
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_of_one_that_stops_the_others_hear_that_it_left(hub: HubProcess, tmp_path: Path, number: int) -> None:
-    """Who is only missed stays among the peers for an hour, as gone: it may come back."""
+    """A node that merely disappeared stays among the peers for an hour, as gone: it may come back."""
     with ExitStack() as stack:
         stays = stack.enter_context(NodeProcess(tmp_path / "stays", hub.url))
         leaves, dies = (
@@ -85,7 +85,7 @@ def test_of_one_that_stops_the_others_hear_that_it_left(hub: HubProcess, tmp_pat
 
 
 class Relay(socketserver.ThreadingTCPServer):
-    """An address that leads to a node, as a router's does. `to` says to which; `passed` counts its bytes."""
+    """An address that leads to a node, as a router's does: to the one named by `to`. `passed` counts its bytes."""
 
     to: tuple[str, int]
 

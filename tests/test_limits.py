@@ -1,4 +1,4 @@
-"""Limits of real nodes: bytes take at least the time that the limit says. How much more depends on the machine."""
+"""Rate limits of real nodes: bytes take at least as long as the limit says; how much more depends on the machine."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ REPO = "acme/tiny"
 FILES = {f"{number}.bin": random.Random(number).randbytes(2 * MIB) for number in range(2)}
 SIZE = 4 * MIB
 RATE, SECONDS = "2MiB/s", 2.0
-# Each of eight threads that send has 50 ms worth on its way before it waits; who receives waits before it counts.
+# Seconds' worth of bytes that may be ahead of the limit: each of eight sending threads has 50 ms in flight before it
+# waits; receivers wait before they count.
 AHEAD = {"--max-upload": 8 * 0.05, "--max-download": 0.01, "--max-origin": 0.01}
 
 
 def read(node: NodeProcess) -> None:
-    """All files at once: a limit is that of the node, not of each download."""
+    """Read all files at once: a limit applies to the node, not to each download."""
     with ThreadPoolExecutor() as pool:
         answers = pool.map(ask, [f"{node.url}/{REPO}/resolve/main/{path}" for path in FILES])
         assert [answer.body for answer in answers] == list(FILES.values())

@@ -1,4 +1,4 @@
-"""The load tests that docs/benchmarks.md names run, and say what they measured."""
+"""The load tests named in docs/benchmarks.md run, and print what they measured."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_small_swarm_costs_one_copy() -> None:
 @pytest.mark.slow
 def test_a_small_bench_measures_and_judges() -> None:
     ended = run("loadtests.bench", "--jobs", "warm,cold", "--rounds", "1", "--size", "32MiB")
-    assert ended.returncode in (0, 1), ended.stderr  # 1: a bar was missed, which says nothing at this size
+    assert ended.returncode in (0, 1), ended.stderr  # 1: a bar was missed, which means nothing at this size
     tables = json.loads((ROOT / ".build/bench.json").read_text())
     assert [table["name"] for table in tables] == [
         *("warm-1", "warm-8", "warm-64", "range-8m", "range-64k"),

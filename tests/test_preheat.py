@@ -1,4 +1,4 @@
-"""`preheat` on one node, on some, on all: what arrives where, and what never does."""
+"""`preheat` on one node, some, or all: which files arrive where, and which never do."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_some_of_them_and_some_files(hub: HubProcess, mesh: Start) -> None:
 
 
 def test_some_of_them_are_the_same_ones_each_time(hub: HubProcess, mesh: Start) -> None:
-    """Or a repository that is ordered file by file would be on all nodes, and whole on none."""
+    """Otherwise a repository that is preheated file by file would be on all nodes, and complete on none."""
     files = {f"{number}.bin": bytes([number]) * 70_000 for number in range(6)}
     hub.folder.commit("acme/many", files)
     nodes = mesh(keyed=False)
@@ -135,7 +135,7 @@ def test_in_an_open_mesh_what_is_gated_stays_where_its_token_is(hub: HubProcess,
 
 
 def say(node: NodeProcess, *arguments: str, token: str = "") -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of `hubmesh preheat`."""
+    """Run `hubmesh preheat`; return (exit code, stdout, stderr)."""
     command = [sys.executable, "-m", "proxy.cli", "preheat", *arguments, "--data-dir", str(node.data_dir)]
     environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"} | {
         "HF_HOME": "/nonexistent"
@@ -179,7 +179,7 @@ def test_what_there_is_no_room_for_is_said_by_the_command(hub: HubProcess, tmp_p
         assert (code, "2400000 bytes in all" in err) == (1, True)
         assert say(node, "acme/small", "--exclude", "3.bin")[0] == 0
         wait(lambda: held(node) >= 1_800_000, "it does not arrive")
-        assert say(node, "acme/small", "--exclude", "3.bin")[0] == 0  # nothing is lacking
+        assert say(node, "acme/small", "--exclude", "3.bin")[0] == 0  # nothing is missing
 
 
 @pytest.mark.parametrize(("repo", "revision"), [("acme/tiny", ".."), ("api/tiny", "main")])

@@ -28,7 +28,7 @@ Start = Callable[..., list[NodeProcess]]
 
 @pytest.fixture
 def site(hub: HubProcess, tmp_path: Path) -> Iterator[Start]:
-    """Starts a mesh: `site(nodes, seeds=, keyed=)`; seeds come first in the list."""
+    """A function that starts a mesh: `site(nodes, seeds=, keyed=)`. Seeds come first in the list."""
     hub.folder.commit(REPO, {"config.json": CONFIG, "model.safetensors": BIG})
     hub.folder.add_token("hf_alice", "alice")
     hub.folder.add_token("hf_bob", "bob")
@@ -75,7 +75,7 @@ def test_nodes_that_start_cold_together_cost_the_hub_one_copy(
         assert all(answer.body == content for answer in answers)
     stats = hub.stats()
     assert stats["total_bytes"] == len(BIG) + len(CONFIG)
-    if keyed:  # however many nodes ask. The small file takes two questions; a seed asks by commit once more.
+    if keyed:  # for any number of nodes: two requests for the small file, and a seed asks once more by commit
         heads = sum(count for request, count in stats["requests"].items() if request.startswith("HEAD"))
         assert heads <= (6 if seeds else 3), stats["requests"]
 
@@ -160,7 +160,7 @@ def test_without_the_key_nothing_is_told_or_believed(hub: HubProcess, site: Star
         assert all(node.metric("hubmesh_peers") == 1 for node in nodes)
         assert stranger.log().count(f"cannot talk to {nodes[0].mesh}: it has a mesh key, but this node has none") == 1
     assert nodes[0].log().count("it has no mesh key, but this mesh has one (--mesh-key-file)") == 1
-    # Nor is it let in by having another one.
+    # A node with a different key is not let in either.
     (tmp_path / "other").write_text(secrets.token_hex(32))
     flags = ("--seed", nodes[0].mesh, "--mesh-key-file", str(tmp_path / "other"))
     with NodeProcess(tmp_path / "other-stranger", hub.url, *flags) as stranger:
@@ -172,7 +172,7 @@ def test_without_the_key_nothing_is_told_or_believed(hub: HubProcess, site: Star
 
 @pytest.mark.parametrize("victim", [0, 1, 3])
 def test_any_node_may_die_on_the_way(hub: HubProcess, site: Start, victim: int) -> None:
-    """0 is the seed and leads the swarm; the others hold pieces."""
+    """Node 0 is the seed and the tracker; the others hold pieces."""
     nodes = site(4, seeds=1)
     hub.turn(bandwidth=5 * MIB)
     with ThreadPoolExecutor(4) as pool:

@@ -1,4 +1,4 @@
-"""A swarm of real nodes in trouble: whoever dies, the origin gone, the network in two halves."""
+"""A swarm of real nodes in trouble: a node dies, the origin is gone, the network is split."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FROM_ORIGIN = "hubmesh_origin_received_bytes_total"
 
 @pytest.fixture
 def nodes(hub: HubProcess, tmp_path: Path) -> Iterator[list[NodeProcess]]:
-    """Four, without a seed; the first is the one that leads the swarm of CONTENT. They send slowly."""
+    """Four nodes without a seed, which send slowly; the first is the tracker of CONTENT."""
     hub.folder.commit(REPO, {FILE: CONTENT})
     with ExitStack() as stack:
         contacts: list[str] = []
@@ -48,7 +48,7 @@ def begin(pool: ThreadPoolExecutor, nodes: list[NodeProcess]) -> list[Future[Ans
 
 
 def ask_again(url: str) -> Answer:
-    """As clients do it: a 429 means later."""
+    """Retry as clients do: a 429 means later."""
     answers = (ask(url) for _ in range(5))
     return next(answer for answer in answers if answer.status != 429)
 
@@ -63,7 +63,7 @@ def test_who_dies_on_the_way_costs_what_it_alone_had(hub: HubProcess, nodes: lis
         nodes[victim].kill()
         del answers[victim]
         assert all(answer.result().body == CONTENT for answer in answers)
-    # Those who live have fetched nothing twice: all that came in twice is what the dead one had brought.
+    # The living nodes fetched nothing twice: only what the dead one had fetched was fetched again.
     assert sum(node.metric(FROM_ORIGIN) for node in others) <= len(CONTENT)
 
 
@@ -94,7 +94,7 @@ def test_two_halves_cost_a_copy_each_and_are_one_swarm_when_healed(tmp_path: Pat
     with ExitStack() as stack:
         net = stack.enter_context(network(8, prefix="10.214.0"))
         first, second = net.hosts[:4], net.hosts[4:]
-        # The Hub is within reach of both halves: it has a front in each.
+        # Both halves can reach the Hub: it has a server in each.
         fronts = [
             HubProcess(tmp_path / "hub", host=half[0].ip, prefix=tuple(half[0].command())) for half in (first, second)
         ]
@@ -122,7 +122,7 @@ def test_two_halves_cost_a_copy_each_and_are_one_swarm_when_healed(tmp_path: Pat
             net.heal()
             assert all(answer.result().body == CONTENT for answer in answers)
         meet(nodes)
-        # A copy for each half, and the piece that a reader is rescued with while it is not settled who leads.
+        # One copy for each half, and the piece that rescues a reader while it is not settled which node is the tracker.
         assert sum(total()) <= 2 * len(CONTENT) + MIB
 
 

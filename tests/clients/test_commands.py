@@ -82,7 +82,7 @@ def test_a_node_that_cannot_start_says_why_in_one_line(node, tmp_path):
     assert code == 1
     assert f"{node.data_dir} is in use by another hubmesh node" in said
     assert said.count("\n") == 1
-    # It did no harm to the one that runs.
+    # The running node was not harmed.
     assert json.loads((node.data_dir / "node.json").read_text())["listen"] == listen
     assert node.stop() == 0
     assert not (node.data_dir / "node.json").exists()

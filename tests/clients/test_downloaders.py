@@ -1,4 +1,4 @@
-"""Download managers that know nothing of the Hub: many connections at once, and going on where one was."""
+"""Download managers that know nothing of the Hub: many connections at once, and resumed downloads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def node(hub: HubProcess, tmp_path: Path) -> Iterator[NodeProcess]:
 
 
 def is_one_copy(hub: HubProcess) -> bool:
-    """But for what is in flight when a transfer is broken off because a reader elsewhere cannot wait for it."""
+    """Allows for bytes in flight when a transfer is broken off because a reader elsewhere cannot wait for it."""
     return len(BIG) <= hub.stats()["bytes"]["model.safetensors"] < 1.05 * len(BIG)
 
 
@@ -74,7 +74,7 @@ def test_wget_goes_on_where_it_was(hub: HubProcess, node: NodeProcess, tmp_path:
     assert 5 * MIB <= target.stat().st_size < len(BIG)
     run(tmp_path, *command)
     assert target.read_bytes() == BIG
-    # Nothing is left to fetch, and wget takes the answer to that for what it is.
+    # Nothing is left to fetch, and wget understands the answer to that.
     run(tmp_path, *command)
     assert target.read_bytes() == BIG
     assert is_one_copy(hub)

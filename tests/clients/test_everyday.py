@@ -1,4 +1,4 @@
-"""The `hf` command, HfFileSystem and curl, as people use them every day."""
+"""Everyday use of the `hf` command, HfFileSystem and curl."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def node(hub: HubProcess, tmp_path: Path) -> Iterator[NodeProcess]:
 
 
 def git(home: Path, *arguments: str, skip_smudge: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run git with a home of its own, where LFS is set up and nobody is asked for a password."""
+    """Run git with a home of its own, in which LFS is set up, and without password prompts."""
     home.mkdir(exist_ok=True)
     environment = {
         "PATH": os.environ["PATH"],
@@ -73,14 +73,14 @@ def test_two_clones_cost_the_hub_one_copy(hub: HubProcess, node: NodeProcess, tm
     done(git(tmp_path / "home", "-C", str(second), "lfs", "fsck"))
     assert hub.stats()["bytes"] == {"model.safetensors": len(BIG), "sub/b.bin": len(OTHER)}
     assert node.metric("hubmesh_origin_received_bytes_total") == len(BIG) + len(OTHER)
-    # What git brought is what other clients get.
+    # Other clients get the bytes that git fetched.
     file = http.ask(f"{remote}/resolve/main/model.safetensors")
     assert file.body == BIG
     assert hub.stats()["bytes"]["model.safetensors"] == len(BIG)
 
 
 def test_what_is_new_is_fetched_whatever_git_has_to_tell(hub: HubProcess, node: NodeProcess, tmp_path: Path) -> None:
-    """Git's questions are compressed once they name many commits: they must arrive as they were sent."""
+    """Git compresses its requests once they name many commits: they must arrive as they were sent."""
     for number in range(40):
         hub.folder.commit(REPO, {"config.json": b"%d" % number}, ref=f"heads/branch-{number}")
     clone = tmp_path / "clone"
@@ -102,7 +102,7 @@ def test_what_is_pushed_goes_to_the_hub(hub: HubProcess, node: NodeProcess, tmp_
     done(git(home, "clone", remote, str(clone), skip_smudge=True))
     large, many = random.Random(6).randbytes(2 * MIB), random.Random(7).randbytes(3 * MIB)
     (clone / "new.bin").write_bytes(large)
-    (clone / "not-large.txt").write_bytes(many)  # over 1 MiB git sends without telling a length
+    (clone / "not-large.txt").write_bytes(many)  # over 1 MiB, git sends without a length
     done(git(home, "-C", str(clone), "add", "-A"))
     identity = ("-c", "user.name=alice", "-c", "user.email=alice@example.org")
     done(git(home, "-C", str(clone), *identity, "commit", "-qm", "More"))
@@ -127,7 +127,7 @@ def test_a_gated_one_is_for_those_whom_the_hub_lets_in(hub: HubProcess, node: No
     assert contents(clone) == FILES
     for url in (f"{node.url}/{REPO}", remote("hf_mallory"), remote("hf_nobody")):
         assert git(tmp_path / "home", "clone", url, str(tmp_path / "not")).returncode != 0
-        # Neither with what another has cloned, which has the pointers.
+        # Nor with another user's clone, which has the pointers.
         done(git(tmp_path / "home", "-C", str(clone), "remote", "set-url", "origin", url))
         shutil.rmtree(clone / ".git/lfs/objects", ignore_errors=True)
         assert git(tmp_path / "home", "-C", str(clone), "lfs", "fetch").returncode != 0
@@ -140,7 +140,7 @@ def test_a_gated_one_is_for_those_whom_the_hub_lets_in(hub: HubProcess, node: No
     assert http.ask(straight, token="hf_alice").body == BIG
     assert http.ask(straight, token="hf_alice", Range="bytes=100-199").body == BIG[100:200]
     assert hub.stats()["bytes"]["model.safetensors"] == len(BIG)
-    # An address of ours must not make one repository's files those of another.
+    # A URL of the node must not turn one repository's files into another's.
     hub.folder.commit("acme/open", {"a.txt": b"a"})
     assert http.ask(straight.replace(REPO, "acme/open")).status == 404
     assert "hf_alice" not in node.log()

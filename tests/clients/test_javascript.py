@@ -1,4 +1,4 @@
-"""`@huggingface/hub` and `@huggingface/transformers` in Node, from npm as they are."""
+"""`@huggingface/hub` and `@huggingface/transformers` in Node, unmodified from npm."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ const output = await extract("a mesh of hubs");
 console.log(JSON.stringify({ ids: tokenizer.encode("a mesh of hubs"), dims: output.dims, data: [...output.data] }));
 """
 
-# A model that looks the words up: word n is the vector (n, n + 0.5, -n, 1).
+# A model that looks up word vectors: word n is the vector (n, n + 0.5, -n, 1).
 _MAKE = """
 import json, pathlib, sys
 import numpy, onnx
@@ -113,7 +113,7 @@ def node(hub: HubProcess, tmp_path: Path) -> Iterator[NodeProcess]:
 
 
 def run(package: str, code: str, *arguments: str) -> Any:
-    """The JSON that a module prints; it stands beside the package, where imports are looked for."""
+    """Return the JSON that a module prints. It runs in the package's folder, where imports are looked up."""
     folder = node_packages(package)
     done = subprocess.run(
         ["node", "--input-type=module", "-", *arguments],

@@ -1,7 +1,8 @@
-"""What llama.cpp sends for `-hf owner/name[:tag]`, request by request, in both generations of its downloader.
+"""The requests of llama.cpp for `-hf owner/name[:tag]`, in both generations of its downloader.
 
-Replayed from its sources (`common/download.cpp`, `common/hf-cache.cpp`), as it is nowhere to be had ready-made: older
-ones ask for a manifest and for files of `main`; newer ones for refs, a tree and files of the commit.
+Replayed from its sources (`common/download.cpp`, `common/hf-cache.cpp`), because no ready-made build of it is
+available: older versions ask for a manifest and for files of `main`; newer ones for refs, a tree and files of the
+commit.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def node(hub: HubProcess, tmp_path: Path) -> Iterator[NodeProcess]:
 
 
 def manifest(endpoint: str, tag: str) -> list[str]:
-    """The older way: the names of the files, the further parts of a split model made up from the first."""
+    """The older way: return the file names, with the other parts of a split model derived from the first."""
     answer = http.ask(f"{endpoint}/v2/{REPO}/manifests/{tag}", User_Agent="llama-cpp", Accept="application/json")
     assert answer.status == 200
     said = json.loads(answer.body)
@@ -45,7 +46,7 @@ def manifest(endpoint: str, tag: str) -> list[str]:
 
 
 def listing(endpoint: str) -> tuple[str, dict[str, str]]:
-    """The newer way: the commit, and the names of its files with what they are kept under in the cache."""
+    """The newer way: return the commit, and its file names with the names that the cache stores them under."""
     refs = http.ask(f"{endpoint}/api/models/{REPO}/refs", User_Agent=AGENT, Accept="application/json")
     commit: str = next(ref["targetCommit"] for ref in json.loads(refs.body)["branches"] if ref["name"] == "main")
     tree = http.ask(
@@ -56,7 +57,7 @@ def listing(endpoint: str) -> tuple[str, dict[str, str]]:
 
 
 def download(url: str, token: str = "", begun: bytes = b"") -> tuple[bytes, str]:
-    """One file and its ETag: a HEAD that must succeed, and a GET that goes on after what is there already."""
+    """Return one file and its ETag: a HEAD that must succeed, and a GET that continues after `begun`."""
     headers = {"User_Agent": AGENT, "Accept": "*/*"}
     head = http.ask(url, "HEAD", token=token, **headers)
     assert head.status == 200
@@ -76,7 +77,7 @@ def test_the_older_downloader(hub: HubProcess, node: NodeProcess) -> None:
     missing = f"{node.url}/v2/{REPO}/manifests/Q9_X"
     assert http.ask(missing, User_Agent="llama-cpp").status == 400
     urls = [f"{node.url}/{REPO}/resolve/main/{name}" for name in LARGE]
-    with ThreadPoolExecutor() as pool:  # all parts at once, the first of them continued
+    with ThreadPoolExecutor() as pool:  # all parts at once, the first of them resumed
         begun = [PARTS[0][:MIB], b"", b""]
         assert [body for body, _ in pool.map(download, urls, [""] * 3, begun)] == PARTS
     assert [hub.stats()["bytes"][name] for name in LARGE] == [len(part) for part in PARTS]

@@ -1,4 +1,4 @@
-"""Clients that read parts of files where they are: safetensors headers, Parquet by pyarrow and by DuckDB."""
+"""Clients that read parts of remote files: safetensors headers, Parquet by pyarrow and by DuckDB."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def node(hub: HubProcess, tmp_path: Path) -> Iterator[NodeProcess]:
 
 
 def run(python: Path | str, code: str, node: NodeProcess, home: Path) -> Any:
-    """The JSON that a script prints, with the node as its Hub."""
+    """Return the JSON that a script prints, with the node as its Hub."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUBMESH_"))}
     ours = {"HOME": str(home), "HF_HOME": str(home / "hf"), "HF_ENDPOINT": node.url, "NO_PROXY": "*"}
     done = subprocess.run(
@@ -78,7 +78,7 @@ def run(python: Path | str, code: str, node: NodeProcess, home: Path) -> Any:
 
 @pytest.mark.parametrize("long", [False, True])
 def test_a_safetensors_header_is_read_alone(hub: HubProcess, node: NodeProcess, tmp_path: Path, long: bool) -> None:
-    """Up to 100 kB it comes with the first range; a longer one with a second."""
+    """Up to 100 kB the header comes with the first range; a longer one needs a second."""
     count, noise = 2000 if long else 3, random.Random(2).randbytes(24 * MIB)
     ends = {n: [8 * n, 8 * n + 8] for n in range(count)}
     tensors = {f"layer.{n}.weight": {"dtype": "F32", "shape": [2], "data_offsets": ends[n]} for n in ends}

@@ -1,4 +1,4 @@
-"""Signed requests and answers: what is let in, what is not, and what the log says of it."""
+"""Signed requests and answers: which are accepted, which are not, and what the log says about them."""
 
 import asyncio
 import hashlib
@@ -121,7 +121,7 @@ def test_a_key_file_is_refused_when_it_cannot_be_one(tmp_path):
 
 @pytest.fixture
 async def server(aiohttp_server):
-    """A guarded node "me" that says who asked; `server.read` counts the bodies that handlers saw."""
+    """A guarded node "me" that answers with the sender's name; `server.read` counts the bodies that handlers saw."""
 
     async def handler(request):
         made.read += 1

@@ -1,4 +1,4 @@
-"""The directory: bounded, and nobody's flood keeps others out of it."""
+"""The directory is bounded, and no node's flood keeps others out of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way in at the mesh port."""
+"""The mesh port's accepting side."""
 
 import asyncio
 import socket
@@ -51,7 +51,7 @@ async def test_all_who_wait_are_let_in_together_not_one_in_each_turn_of_a_busy_l
 
 
 async def test_however_many_come_at_once_nobody_is_sent_away():
-    """A seed that is busy for a second finds hundreds at its door, and whoever is reset takes it for dead."""
+    """A seed that is busy for a second finds hundreds of nodes waiting, and each that is reset takes it for dead."""
 
     async def answer(request):
         return web.Response(text="here")

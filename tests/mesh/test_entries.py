@@ -1,4 +1,4 @@
-"""What fits beside what is there and may not go."""
+"""Which blobs fit beside those that are stored and must stay."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENTRIES = {PINNED: Entry(40, 0.0), OTHER: Entry(20, 0.0)}
     ("size", "held", "max_size", "free", "trouble"),
     [
         (30, 0, 100, 1000, ""),
-        (50, 0, 100, 1000, ""),  # the other makes room, and what has arrived of a third
+        (50, 0, 100, 1000, ""),  # the other blob makes room, and the unfinished third one
         (61, 0, 100, 1000, "beside the 40 that are pinned"),
         (61, 60, 100, 1000, "beside the 40 that are pinned"),
         (101, 0, 100, 1000, "can never fit"),
@@ -76,7 +76,7 @@ def test_what_another_program_has_too_makes_room_in_the_budget_but_none_on_the_d
     ("count", "kind"), [(50, StoreBusy), (51, StoreFull)], ids=["others let go of it", "what stays is too much"]
 )
 def test_room_that_others_use_comes_back_but_not_what_is_pinned_or_its_own(count: int, kind: type[StoreFull]) -> None:
-    used = object.__new__(Partial)  # that there is one is what counts
+    used = object.__new__(Partial)  # only its existence matters
     entries = {PINNED: Entry(20, 0.0, users=1), OTHER: Entry(30, 0.0, users=1)}
     partials = {HALF: PartialEntry(Path("half"), 20, 0.0, used), NEW: PartialEntry(Path("new"), 30, 0.0, used)}
     error = no_room(NEW, count, entries, partials, PINNED.__eq__, max_size=100, used=100)

@@ -1,4 +1,4 @@
-"""Who leads a swarm, when the one whose turn it is does nothing."""
+"""Which node is the tracker when the one whose turn it is does nothing."""
 
 import pytest
 
@@ -38,7 +38,7 @@ def test_who_is_doubted_is_not_waited_for_and_who_is_slow_itself_doubts_nobody(i
 
 
 class Halved(Neighbours):
-    """All but one are behind a line that is cut, where a question takes long to fail."""
+    """All nodes but one are behind a broken line, where a request takes long to fail."""
 
     def __init__(self, within_reach: str) -> None:
         super().__init__(is_strained=False)
@@ -90,7 +90,7 @@ async def test_one_broken_connection_to_the_seed_sends_no_node_of_a_crowd_to_the
 
 
 class Passing(Halved):
-    """Nodes that come under new names all the time, none of which answers."""
+    """Nodes that appear under new names all the time, none of which answers."""
 
     def __init__(self) -> None:
         super().__init__("")

@@ -1,4 +1,4 @@
-"""What a fetcher takes on, and that nothing it took on is lost or brought in twice."""
+"""What a fetcher takes on, and that it neither loses nor fetches twice any of it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests.mesh.nodes import mesh_node
 from tests.mesh.origin import Origin, node
 from tests.mesh.test_mesh import KEY, MIB, content, introduce
 
-LIMIT = 20.0  # seconds until what is waited for counts as never
+LIMIT = 20.0  # seconds after which an awaited event counts as never
 
 
 async def test_a_piece_never_comes_from_the_origin_and_from_a_peer_at_once(tmp_path: Path) -> None:
-    """Whoever comes second would write over bytes that were checked, and perhaps hashed, already."""
+    """The second source would overwrite bytes that were already checked, and perhaps hashed."""
     async with Origin(content(12 * MIB), pause=0.05).running() as origin, node(tmp_path) as (_, blobs):
         reader = await blobs.read(origin.digest, 12 * MIB, 0, 12 * MIB, origin, is_whole=True)
         fetcher = blobs.swarms[origin.digest].fetcher
@@ -36,7 +36,7 @@ async def test_a_piece_never_comes_from_the_origin_and_from_a_peer_at_once(tmp_p
 
 
 async def test_a_lease_for_a_piece_that_a_peer_fails_to_send_is_not_lost(tmp_path: Path) -> None:
-    """The tracker knows of one failure when the node is at the next source already."""
+    """The tracker learns of one failure when the node is already at the next source."""
     async with Origin(content(2 * MIB)).running() as origin, node(tmp_path) as (house, blobs):
         lost = asyncio.Event()
 
@@ -115,7 +115,7 @@ async def test_a_lease_that_comes_when_the_origin_was_given_up_is_no_hope(tmp_pa
         asked, given_up = asyncio.Event(), asyncio.Event()
 
         async def report(digest: object, size: int, report: Report, hint: bytes) -> Plan:
-            if report.can_fetch:  # as it was said; the answer takes its time
+            if report.can_fetch:  # the state when it was sent; the answer takes its time
                 asked.set()
                 await given_up.wait()
                 return Plan((Task(0, (ORIGIN,), b"", 30.0),), retry_after=1.0)
@@ -177,7 +177,7 @@ async def test_a_store_that_cannot_make_room_is_an_error_for_who_waits(
 async def test_a_piece_that_is_there_and_could_not_be_recorded_is_fetched_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it has no rest that could be asked for."""
+    """No part of the piece is missing that could be requested."""
     size = 4 * MIB
     async with (
         Origin(content(size)).running() as origin,
@@ -211,7 +211,7 @@ async def test_what_cannot_be_fetched_any_more_is_not_taken_from_who_still_bring
             long = next(run for run in fetcher.runs if len(run.pieces) > 2)
             fetcher._give_up_origin(SourceFailed(ORIGIN, "HTTP 401"))
             fetcher.hurry([], [long.stop - 1])
-            with pytest.raises(SourceFailed, match="HTTP 401"):  # when the rest of what was on its way is here
+            with pytest.raises(SourceFailed, match="HTTP 401"):  # once the rest of what was on its way has arrived
                 await reader.wait(size)
         assert not fetcher.pending
         reader.close()

@@ -21,24 +21,24 @@ MIB = 1 << 20
 
 @pytest.fixture
 def fill(tmp_path: Path) -> Fill:
-    """Of three pieces, without one."""
+    """A fill of three pieces, none of which is there."""
     return Fill(Partial(tmp_path / "partial", Digest("sha256", "a" * 64), 3 * MIB))
 
 
 def visible(reader: Reader) -> int:
-    """How many bytes a reader can have by now at the most, its reserve included."""
+    """Return how many bytes a reader can have by now at most, its reserve included."""
     reader.position = reader.frontier()
     return reader.position - reader.start
 
 
 def seen(reader: Reader) -> int:
-    """How many bytes a reader that takes all it gets has by now."""
+    """Return how many bytes a reader that takes everything it gets has by now."""
     reader.position = reader.ready(reader.position)
     return reader.position - reader.start
 
 
 async def test_ranges_side_by_side_are_not_all_complete_before_the_proof(fill: Fill) -> None:
-    """In whatever order the last two pieces fill up and come to count, with a look at them after each step."""
+    """Checks what readers see after each step, as the last two pieces fill up and are recorded in mixed order."""
     readers = [fill.reader(piece * MIB, (piece + 1) * MIB, is_whole=False) for piece in range(3)]
 
     def land(piece: int) -> None:
@@ -70,7 +70,7 @@ async def test_the_piece_that_completes_the_blob_keeps_its_tail(fill: Fill) -> N
 async def test_a_reader_gets_sips_of_its_reserve_while_nothing_comes(
     fill: Fill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client gives up when no byte comes for a while; the next piece may take longer than that."""
+    """A client gives up after a time without a byte, and the next piece may take longer than that."""
     monkeypatch.setattr(module, "_SIP_SECONDS", 0.001)
     fill.partial.add(0, bytes(32), True)
     fill.added(0)
@@ -83,7 +83,7 @@ async def test_a_reader_gets_sips_of_its_reserve_while_nothing_comes(
         before = reader.position
         sips.append(seen(reader) - before)
     assert sips == [RESERVE // 64] * 64
-    with pytest.raises(TimeoutError):  # of what is not there yet there are none
+    with pytest.raises(TimeoutError):  # there are no sips of bytes that have not arrived
         await asyncio.wait_for(reader.wait(MIB), 0.02)
     fill.partial.add(1, bytes(32), True)
     fill.added(1)

@@ -1,4 +1,4 @@
-"""Runs that are taken apart while their bytes arrive."""
+"""Runs that are cut short or split while their bytes arrive."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CONTENT = random.Random(1).randbytes(4 * MIB)
 
 @pytest.mark.parametrize("beyond", [0, 1000])
 async def test_a_run_ends_where_it_was_cut_short_even_between_two_reads(tmp_path: Path, beyond: int) -> None:
-    """`beyond`: how many bytes of the piece that was taken away come together with the end of the last one kept."""
+    """`beyond`: bytes of the piece that was taken away which arrive together with the end of the last one kept."""
     landed: dict[int, bytes] = {}
     has_landed, is_cut = asyncio.Event(), asyncio.Event()
 
@@ -41,7 +41,7 @@ async def test_a_run_ends_where_it_was_cut_short_even_between_two_reads(tmp_path
         writer.write(CONTENT[: MIB + MIB // 2])
         await is_cut.wait()
         writer.write(CONTENT[MIB + MIB // 2 : 2 * MIB + beyond])
-        await has_landed.wait()  # the client has all of the second piece: what comes now is read by itself
+        await has_landed.wait()  # the client has all of the second piece: the next bytes are read on their own
         writer.write(CONTENT[2 * MIB + beyond :])
         writer.close()
 
@@ -71,7 +71,7 @@ async def test_a_run_ends_where_it_was_cut_short_even_between_two_reads(tmp_path
     try:
         async with asyncio.timeout(20):
             await asyncio.to_thread(run.execute, connections, Location(f"http://{host}:{port}/"))
-        await asyncio.sleep(0)  # what the thread has called for on the loop
+        await asyncio.sleep(0)  # the callbacks that the thread has scheduled on the loop
         assert sorted(landed) == [0, 1]
         assert (tmp_path / "partial").read_bytes()[: 2 * MIB] == CONTENT[: 2 * MIB]
         assert not run.pieces
@@ -106,7 +106,7 @@ async def test_what_counts_already_is_never_written_over(tmp_path: Path) -> None
 
 
 class Line:
-    """A source of CONTENT that breaks off after so many bytes, or sends something else."""
+    """A source of CONTENT that breaks off after so many bytes, or sends wrong ones."""
 
     def __init__(self, count: int, wrong: bytes, look: Callable[[], None]) -> None:
         self.count, self.wrong, self.look = count, wrong, look
@@ -144,9 +144,9 @@ offsets = st.integers(0, MIB - 1)
 def test_a_piece_comes_from_where_it_is_waited_for(
     waited: int, others: list[int], lines: list[tuple[int, bool]], is_completing: bool
 ) -> None:
-    """Whatever breaks off, and whatever a peer sends in between: what was seen is right, and stays.
+    """Whatever breaks off, and whatever a peer sends in between: bytes that readers saw are right, and stay.
 
-    `lines`: after how many bytes each breaks off, and whether it is a peer's that lies.
+    `lines`: after how many bytes each source breaks off, and whether it is a lying peer.
     """
 
     async def check() -> None:
@@ -171,7 +171,7 @@ def test_a_piece_comes_from_where_it_is_waited_for(
                 assert shown() <= (MIB - TAIL if is_completing else MIB if 1 in partial.have else MIB - 1)
 
             def shown() -> int:
-                """How much of the piece two readers can have between them, at the most."""
+                """Return how many bytes of the piece two readers can have between them, at most."""
                 total = 0
                 for at in (MIB, MIB + fill.begins.get(1, 0)):
                     probe = fill.reader(max(at, MIB + total), 2 * MIB, is_whole=False)

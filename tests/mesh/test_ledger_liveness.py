@@ -1,4 +1,4 @@
-"""What the ledger promises of any history: one live lease a piece, bounded plans, and that everybody is served."""
+"""What the ledger guarantees for any history: one live lease per piece, bounded plans, and every node is served."""
 
 import random
 from functools import reduce
@@ -64,7 +64,7 @@ class Swarm(RuleBasedStateMachine):
             fetched=peer.fetched,
         )
         if is_new:
-            # What this ledger does not know as leased to this peer, it may lease to another one.
+            # Leases that this ledger does not know of, it may give to other peers.
             peer.leased_until = {}
         plan = self.ledger.report(report, self.now)
         for piece in peer.tasks:
@@ -85,7 +85,7 @@ class Swarm(RuleBasedStateMachine):
         return plan
 
     def step(self, peer: Peer) -> None:
-        """Carry out one task: a source that is dead or does not hold the piece fails it."""
+        """Carry out one task. It fails if the source is dead or does not hold the piece."""
         if not peer.tasks:
             self.talk(peer)
             return
@@ -139,7 +139,7 @@ class Swarm(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        """What was under way is lost, what is on disk is not."""
+        """Transfers in progress are lost, pieces on disk are not."""
         peer = self.pick()
         peer.tasks, peer.leased_until, peer.is_known, peer.fetched = {}, {}, False, 0
 
@@ -151,7 +151,7 @@ class Swarm(RuleBasedStateMachine):
 
     @rule()
     def lose_an_answer(self) -> None:
-        """The plan never arrives; the node starts over."""
+        """The plan never arrives, and the node starts over."""
         peer = self.pick()
         before = dict(peer.tasks)
         self.talk(peer)
@@ -170,7 +170,7 @@ class Swarm(RuleBasedStateMachine):
 
     @rule(reason=st.sampled_from(["corrupt", "missing", "timeout"]))
     def lie(self, reason: str) -> None:
-        """Of everybody, without having been anywhere."""
+        """Accuse every peer, without having asked any."""
         failed = tuple(Failure(piece, name, reason) for name in self.peers for piece in range(min(4, self.count)))  # type: ignore[arg-type]
         have = PieceSet(self.count).to_bytes()
         self.ledger.report(Report(node="liar", have=have, failed=failed, fetched=1 << 60), self.now)
@@ -188,7 +188,7 @@ class Swarm(RuleBasedStateMachine):
             assert group.pieces == reduce(or_, held, 0)
 
     def teardown(self) -> None:
-        """From here on nothing goes wrong: everybody gets all that anybody can supply."""
+        """From here on nothing goes wrong: every peer gets everything that any of them can supply."""
         if not hasattr(self, "peers"):
             return
         supply = 0

@@ -1,4 +1,4 @@
-"""What a limit lets through, by a clock that goes only while somebody sleeps."""
+"""What a limit lets through, with a clock that advances only while a thread sleeps."""
 
 from __future__ import annotations
 
@@ -74,4 +74,4 @@ def test_without_a_limit_nobody_waits() -> None:
         Limiter(None).take(1 << 40)
         assert clock.now == began
         assert Limiter(None).portion(1 << 20) is None
-    assert Limiter(100e6).portion(64 << 20) == 5_000_000  # of 50 ms
+    assert Limiter(100e6).portion(64 << 20) == 5_000_000  # 50 ms worth

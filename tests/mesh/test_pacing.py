@@ -1,4 +1,4 @@
-"""Reports become rarer while the tracker's loop is late, and as frequent as before when it is not."""
+"""Nodes report less often while the tracker's loop is late, and as often as before when it is not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which proxy is used on the way to a host, and what it is told."""
+"""Which proxy is used for a host, and which credentials it gets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who answers a question for all, and what becomes of it when the one whose turn it is does not."""
+"""Which node answers a question for all, and what happens when the one whose turn it is does not."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ OWNERS = tuple(Neighbour(name, "http://127.0.0.1:1", is_seed=True) for name in (
 
 
 class Silent(Alone):
-    """The first of two owners hangs; or it only takes long, and says that it is there."""
+    """Of two owners the first hangs, or (`is_here`) it only takes long and says that it is there."""
 
     is_keyed = True
 
@@ -46,7 +46,7 @@ async def test_an_owner_that_hangs_is_passed_over_and_one_that_takes_long_is_not
     await asker.ask("key", b"?")
     assert hung.asked.count(hung.asked[0]) == 1
     late = Questions("me", Silent(is_here=False, is_strained=True), is_seed=False)
-    with pytest.raises(TimeoutError):  # who is late itself judges nobody
+    with pytest.raises(TimeoutError):  # a node that is late itself judges no other
         async with asyncio.timeout(0.3):
             await late.ask("key", b"?")
 

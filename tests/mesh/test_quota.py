@@ -1,4 +1,4 @@
-"""How often a host may: some times at once, then now and then, whatever address of its own it takes."""
+"""How often a host may act: a burst, then at a low rate, whichever of its own addresses it uses."""
 
 import pytest
 

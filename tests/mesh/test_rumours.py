@@ -1,4 +1,4 @@
-"""What is said of others in a mesh without a key: nobody is a peer for it, and few are called."""
+"""Hearsay about other nodes in a mesh without a key: it makes no node a peer, and few of them are called."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def rumours(members: Members) -> Rumours:
 def test_who_speaks_for_itself_holds_and_whoever_it_names_does_not(rumours: Rumours) -> None:
     said = [claim("a", host="10.0.0.1"), claim("b", host="10.0.0.2")]
     assert rumours.sift(said, 0.0, sender="a", teller="10.0.0.1") == said[:1]
-    assert rumours.sift(said, 0.0, sender="a", teller="10.0.0.7") == []  # it says to be where it is not
+    assert rumours.sift(said, 0.0, sender="a", teller="10.0.0.7") == []  # it claims another address than its own
     assert rumours.sift(said, 0.0, sender="a", teller="10.0.0.7", has_answered=True) == said[:1]
     assert rumours.sift(said, 0.0, sender="s", teller="10.0.0.7", has_answered=True, is_believed=True) == said
 
@@ -121,7 +121,7 @@ def test_where_nobody_can_be_for_others(host: str, teller: str, fit: bool) -> No
 
 @pytest.fixture
 async def victim() -> AsyncIterator[tuple[int, list[float]]]:
-    """A port, and when somebody connected to it."""
+    """A port, and the times of the connections to it."""
     came: list[float] = []
 
     async def count(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

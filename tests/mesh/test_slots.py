@@ -1,4 +1,4 @@
-"""Slots: never more than there are, but for those who have none; and none is lost."""
+"""Slots: never more than there are, except for users that have none; and none is lost."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from mesh.slots import Slots
 
-COUNT, LIMIT = 3, 6  # one for each of four, when one of them has three
+COUNT, LIMIT = 3, 6  # one for each of four users when one of them has three
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 30)), max_size=40))
 def test_nobody_is_left_without_and_none_is_lost(steps: list[tuple[str, int]]) -> None:
-    """Each step asks for a slot for somebody, or ends one that was asked for, at any time."""
+    """Each step requests a slot for some user, or ends an earlier request, at any time."""
 
     async def run() -> None:
         slots, held = Slots(COUNT, LIMIT), dict.fromkeys("abcd", 0)
@@ -33,7 +33,7 @@ def test_nobody_is_left_without_and_none_is_lost(steps: list[tuple[str, int]]) -
         wanted: dict[str, set[asyncio.Task[None]]] = {whose: set() for whose in "abcd"}
         for whose, number in steps:
             if number < len(asking):
-                asking[number].cancel()  # perhaps in the moment in which it is given one
+                asking[number].cancel()  # perhaps at the moment it is given one
             else:
                 asking.append(asyncio.create_task(have(whose)))  # noqa: TID251
                 wanted[whose].add(asking[-1])

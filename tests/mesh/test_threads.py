@@ -1,4 +1,4 @@
-"""The threads that move bytes beside the loop that answers."""
+"""The threads that move bytes beside the event loop."""
 
 import asyncio
 import os
@@ -39,7 +39,7 @@ def test_a_sandbox_that_refuses_lower_priorities_stops_nothing(monkeypatch):
 
 @pytest.mark.parametrize(("rate", "most"), [(None, 4 << 20), (20 << 20, 1 << 20), (1e12, 4 << 20)])
 def test_under_a_limit_less_goes_at_once(tmp_path, monkeypatch, rate, most):
-    """Or a slow limit would let megabytes go to one, and then nothing for longer than clients wait."""
+    """Otherwise a slow limit would give megabytes to one reader, then nothing for longer than clients wait."""
     asked = []
     send_some = outflow.send_some
 
@@ -71,7 +71,7 @@ def test_under_a_limit_less_goes_at_once(tmp_path, monkeypatch, rate, most):
 
 @asynccontextmanager
 async def serving(answer):
-    """A server whose every request `answer` takes; yields its runner and its address."""
+    """A server that passes every request to `answer`; yields its runner and its address."""
     runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -82,7 +82,7 @@ async def serving(answer):
 
 
 async def test_who_is_cancelled_leaves_no_thread_with_a_file_that_is_closed(tmp_path):
-    """Its number may be another file's by the next send: the reader would get bytes of that one."""
+    """Its descriptor may belong to another file by the next send, and the reader would get bytes of that one."""
     (tmp_path / "file").write_bytes(bytes(8 << 20))
     begun, over, ended, left = asyncio.Event(), asyncio.Event(), [], []
     loop = asyncio.get_running_loop()
@@ -160,7 +160,7 @@ async def test_what_peers_are_sent_gives_way_to_all_else_of_this_machine(tmp_pat
 
 
 async def test_under_a_limit_all_readers_have_some_of_it_before_one_has_all(tmp_path):
-    """There are more of them than threads, and each would have to wait for those before it to be done."""
+    """There are more readers than threads, and each would have to wait until those before it are done."""
     size, readers = 4 << 20, 12
     (tmp_path / "file").write_bytes(bytes(size))
     sender = Outflow(threads=2, limiter=Limiter(8 << 20))

@@ -1,4 +1,4 @@
-"""A mesh with certificates: who is let in, who is not, and what is said about it."""
+"""A mesh with certificates: which nodes are let in, which are not, and what the log says about them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def mine(authority: Authority) -> Certificate:
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    """Of another authority."""
+    """A certificate of another authority."""
     return Authority(tmp_path_factory.mktemp("other"), "other").sign("node")
 
 
@@ -99,13 +99,13 @@ async def test_a_file_comes_in_once_and_moves_over_tls(
     bodies = await asyncio.gather(*(read(node.blobs, origin) for node in nodes))
     assert all(body == origin.content for body in bodies)
     assert origin.sent == len(origin.content)
-    # On a busy machine a piece may be asked of a second peer, too.
+    # On a busy machine a piece may be requested from a second peer, too.
     assert sum(node.house.stats.peer_received for node in nodes) >= 2 * len(origin.content)
     assert nodes[0].mesh.exchange.is_keyed
 
 
 async def test_pieces_are_not_read_off_the_wire(stack: AsyncExitStack, tmp_path: Path, mine: Certificate) -> None:
-    """Somebody between two nodes sees none of the bytes that they move, large windows and small answers alike."""
+    """An observer between two nodes sees none of the bytes that they move, in large and in small answers."""
     origin = await stack.enter_async_context(Origin(b"plain to see" * (MIB // 4)).running())
     one = await stack.enter_async_context(mesh_node(tmp_path / "one", tls=load(mine)))
     assert await read(one.blobs, origin) == origin.content
@@ -137,7 +137,7 @@ async def test_pieces_are_not_read_off_the_wire(stack: AsyncExitStack, tmp_path:
 
 
 async def call(node: Node, tls: Tls | None, *, key: bytes | None = None) -> str:
-    """Ask a node something; what became of it."""
+    """Send a node a request; return the answer's text, or that of the error."""
     async with aiohttp.ClientSession() as session:
         try:
             return (await ask(session, Auth("x", key, tls=tls), node.address, "/mesh/nothing", b"", limit=99)).decode()
@@ -156,7 +156,7 @@ async def test_strangers_are_refused_and_the_log_says_once_why(
     caplog.set_level(logging.WARNING)
     node = await stack.enter_async_context(mesh_node(tmp_path / "node", tls=load(mine)))
     expired = load(authority.sign("old", **LONG_AGO))
-    careless = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # looks at nothing and shows nothing
+    careless = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks no certificate and shows none
     careless.check_hostname, careless.verify_mode = False, ssl.CERT_NONE
     foreign = load(other)
     foreign.client.verify_mode = ssl.CERT_NONE
@@ -174,10 +174,10 @@ async def test_strangers_are_refused_and_the_log_says_once_why(
         said = [r.getMessage() for r in caplog.records if "refused a connection of 127.0.0.1" in r.getMessage()]
         assert len(said) == 1, words
         assert words in said[0]
-    # A node of another authority says itself whom it cannot talk to, and one that has expired that it is its own fault.
+    # The caller's own error says so, too: the other node is of another mesh, or its own certificate has expired.
     assert "not one of this mesh" in await call(node, load(other))
     assert await call(node, expired) == "it does not accept our certificate (--mesh-tls-cert-file): it has expired"
-    # Over TLS the key is asked for all the same.
+    # Over TLS the key is required as well.
     keyed = await stack.enter_async_context(mesh_node(tmp_path / "keyed", tls=load(mine), key=KEY))
     assert "HTTP 404" in await call(keyed, load(mine), key=KEY)
     assert "it has a mesh key, but this node has none" in await call(keyed, load(mine))

@@ -1,4 +1,4 @@
-"""What strangers can do to a tracker: take a bounded place, and never one that this node's own clients need."""
+"""What strangers can do to a tracker: take a bounded share, and never one that this node's own clients need."""
 
 from __future__ import annotations
 

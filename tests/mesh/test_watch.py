@@ -1,4 +1,4 @@
-"""How long a peer may take with what it was asked for."""
+"""How long a peer may take for an assigned piece."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZE = 1000
 
 
 class Slow:
-    """A run that moves by so many bytes in every second of the time it is given."""
+    """A run that moves by so many bytes in each second that it is given."""
 
     def __init__(self, *steps: int) -> None:
         self.position = 0

@@ -1,4 +1,4 @@
-"""The pages under /-/: what they show, and who may act through them."""
+"""The pages under /-/: what they show, and which clients may act through them."""
 
 from types import SimpleNamespace
 

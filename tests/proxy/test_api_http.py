@@ -1,4 +1,4 @@
-"""Answers about repositories, kept as HTTP has it: their age, how they are asked for again, and who forbids it."""
+"""HTTP caching of answers about repositories: their age, revalidation, and what forbids it."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_what_is_too_much_to_be_looked_at_passes_through(hub: HubProcess, start:
 
 
 def test_a_target_may_be_a_whole_address_of_ours(start: Start) -> None:
-    """RFC 9112, section 3.2.2; whose name is in it outweighs what `Host` says."""
+    """RFC 9112, section 3.2.2; the host name in the target overrides `Host`."""
     node = start()
 
     def asked(target: str) -> tuple[int, bytes]:

@@ -1,4 +1,4 @@
-"""How much disk a node takes when nobody said."""
+"""How much disk a node uses by default."""
 
 import pytest
 
@@ -12,8 +12,8 @@ TB = 10**12
     ("total", "free", "held", "expected"),
     [
         (TB, TB // 2, 0, int(0.45 * TB)),
-        (TB, TB // 10, int(0.4 * TB), int(0.45 * TB)),  # the same disk after it has filled up: no less, no more
-        (TB, TB, 0, int(0.9 * TB)),  # others made room
+        (TB, TB // 10, int(0.4 * TB), int(0.45 * TB)),  # the same disk after it has filled up: neither less nor more
+        (TB, TB, 0, int(0.9 * TB)),  # other programs made room
         (TB, 12_288, 0, 10 * GIB),
         (20 * GIB, 12_288, 0, 2 * GIB),
         (TB, 12_288, 100 * GIB, 90 * GIB),

@@ -1,4 +1,4 @@
-"""The command line: exit codes, one clear line for what is wrong, and finding the node on this machine."""
+"""The command line: exit codes, one clear line for each error, and finding the node on this machine."""
 
 import asyncio
 import json
@@ -59,7 +59,7 @@ def test_a_bad_variable_is_one_line_and_exit_2(run, monkeypatch):
 def test_a_proxy_that_cannot_be_used_is_one_line_and_exit_2(run, monkeypatch, tmp_path, proxy):
     for name, value in (("https_proxy", proxy), ("http_proxy", ""), ("no_proxy", "")):
         monkeypatch.setenv(name, value)
-    with socket.create_server(("127.0.0.1", 0)) as taken:  # or it would serve if it took the proxy
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # or the node would serve if it took the proxy
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         code, out, err = run("serve", "--data-dir", str(tmp_path), "--listen", listen)
     assert (code, out) == (2, "")
@@ -106,7 +106,7 @@ def test_a_node_whose_name_was_damaged_gets_another(tmp_path, content):
 
 def test_the_budget_follows_the_disk(tmp_path):
     (tmp_path / "node").mkdir()
-    (tmp_path / "node" / "max-size").write_text("11059")  # as a nearly full disk once had it
+    (tmp_path / "node" / "max-size").write_text("11059")  # as a nearly full disk once produced it
     with NodeProcess(tmp_path / "node", "http://127.0.0.1:1") as node:
         assert node.status()["usage"]["max_bytes"] > 1 << 20
 

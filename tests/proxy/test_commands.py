@@ -1,4 +1,4 @@
-"""The commands that ask a running node or tell it something, and how they read what people type."""
+"""The commands that query or control a running node, and how they parse their arguments."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from proxy.hub.errors import HubError
 
 @pytest.fixture
 def run_at(run, node):
-    """Run a command against the node on paper, from a thread: the node needs the loop."""
+    """A function that runs a command against the fake node, from a thread: the node needs the loop."""
 
     async def run_at(*arguments: str) -> tuple[int, str, str]:
         return await asyncio.to_thread(run, *arguments, "--listen", node.listen)

@@ -1,4 +1,4 @@
-"""What the dashboard is told, how often, and when nobody listens any more."""
+"""What the dashboard is sent, how often, and what happens when no client listens any more."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from proxy.admin.metrics import Metrics
 from proxy.admin.view import BlobView, DownloadView, PeerView
 from tests.proxy.nodes import PaperNode
 
-# The names under which handlers leave what the log and the figures need are plain ones.
+# Handlers store values for the log and the metrics under plain string names, which aiohttp warns about.
 pytestmark = pytest.mark.filterwarnings("ignore::aiohttp.web_exceptions.NotAppKeyWarning")
 
 
@@ -37,7 +37,7 @@ async def client(node, aiohttp_client):
 
 
 async def sections(response, until):
-    """What has come so far, once it has all of `until`."""
+    """Return the sections that have arrived, once these include all of `until`."""
     seen = {}
     async with asyncio.timeout(5):
         name = ""

@@ -17,7 +17,7 @@ from tests.node import NodeProcess
 
 @pytest.fixture
 async def origin(aiohttp_server):
-    """A Hub that answers `status` to everybody, and knows one token."""
+    """A Hub that answers every request with `status`, and knows one token."""
 
     class Origin:
         status = 200
@@ -37,7 +37,7 @@ async def origin(aiohttp_server):
 
 
 async def found(look, *arguments):
-    """The findings of one check that have a cure, as {what it is about: both sentences}."""
+    """Return the findings of one check that have a cure, as {what it is about: both sentences}."""
     findings = await asyncio.to_thread(lambda: list(look(*arguments)))
     assert findings
     return {finding.about: f"{finding.what} → {finding.cure}" for finding in findings if finding.level == "bad"}

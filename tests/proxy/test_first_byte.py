@@ -1,4 +1,4 @@
-"""A client has its first byte, or an answer, before it gives up: counted from its request on."""
+"""A client gets its first byte, or an answer, before it gives up, counted from its request on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.proxy.parts import TINY, parts
 
 
 class Late:
-    """Blobs, and a reader of one, whose first byte takes so many seconds."""
+    """Blobs, and a reader of one, whose first byte takes `seconds`."""
 
     is_crowd = False
 

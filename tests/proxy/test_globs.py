@@ -1,4 +1,4 @@
-"""Choosing paths by globs: as fnmatch() would, without keeping anything, and without keeping others waiting."""
+"""Choosing paths by globs: as fnmatch() does, but without filling its cache, and without blocking the loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a node says it holds is what it holds, and removing says what it did."""
+"""A node lists exactly what it holds, and removing reports exactly what was removed."""
 
 import asyncio
 from types import SimpleNamespace
@@ -15,12 +15,12 @@ from proxy.pins import Pins
 
 TINY, OTHER, COMMIT = "models/acme/tiny", "models/acme/other", "c" * 40
 READ, SHARED, PART, NAMELESS = (Digest("sha256", letter * 64) for letter in "abcd")
-SIZE = 3 << 20  # of PART: three pieces, one of them here
+SIZE = 3 << 20  # size of PART: three pieces, one of them here
 
 
 @pytest.fixture
 async def here(tmp_path):
-    """A repository with a file that somebody reads, one that another has too, and a part of one."""
+    """A repository with a file that is being read, one that another repository has too, and a partial one."""
     catalog, store = Catalog(tmp_path / "catalog"), Store(tmp_path, 1 << 30)
     for digest in (READ, SHARED):
         (tmp_path / "staged").write_bytes(b"four")
@@ -62,7 +62,7 @@ async def test_removing_says_what_stays_and_lets_it_keep_its_pin(here):
 @pytest.mark.parametrize("act", ["pin", "remove"])
 async def test_what_is_listed_is_there_to_act_on(here, act):
     for _, path, _ in list(here.catalog.files_of(TINY)):
-        here.catalog.set_file(TINY, COMMIT, path, File(None))  # the catalog forgets; the names of blobs stay
+        here.catalog.set_file(TINY, COMMIT, path, File(None))  # the catalog forgets, but the names of blobs stay
     listed = {blob.digest for blob in await here.inventory.blobs() if blob.repo == TINY}
     assert listed == {str(READ), str(SHARED), str(PART)}
     if act == "pin":

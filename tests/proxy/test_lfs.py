@@ -1,4 +1,4 @@
-"""Objects of Git LFS at a node: who else may have them, and what a refusal says of the repository."""
+"""Git LFS objects at a node: which other clients may have them, and what a refusal means for the repository."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def node(hub: HubProcess, tmp_path: Path) -> Iterator[NodeProcess]:
 
 
 def commit(hub: HubProcess, name: str, body: bytes) -> tuple[str, str]:
-    """(commit, sha256) of a large file."""
+    """Commit a large file; return (commit, sha256)."""
     sha = hub.folder.commit(REPO, {name: body})
     return sha, hub.folder.load("models", REPO).commits[sha].files[name].sha256
 
@@ -52,12 +52,12 @@ def pull(node: NodeProcess, oid: str, size: int, token: str = "") -> Answer:
 
 
 def from_peer(node: NodeProcess, oid: str, size: int) -> Answer:
-    """As anybody asks who reaches the port of a mesh without a key."""
+    """Request a blob as any stranger can who reaches the port of a mesh without a key."""
     return ask(f"http://{node.mesh}/mesh/blobs/sha256:{oid}", Range=f"bytes=0-{size - 1}")
 
 
 def test_what_one_pulls_with_a_token_is_not_for_strangers(hub: HubProcess, node: NodeProcess) -> None:
-    """Even though another file of the repository was just given to anybody: this one came after the gate."""
+    """Even though another file of the repository was just public: this one came after the gate."""
     sha, oid = commit(hub, "open.bin", OPEN)
     assert ask(f"{node.url}/{REPO}/resolve/{sha}/open.bin").body == OPEN
     assert from_peer(node, oid, len(OPEN)).status == 206
@@ -84,7 +84,7 @@ def test_a_refusal_over_lfs_closes_the_repository_for_nobody(hub: HubProcess, no
 
 
 def test_what_is_shared_since_git_had_it_is_not_after_the_gate(hub: HubProcess, node: NodeProcess) -> None:
-    """Though it has another name, from a repository that was never open."""
+    """Even though it has another name, from a repository that was never public."""
     hub.folder.create("acme/secret", private=True, readers=["alice"])
     hub.folder.commit("acme/secret", {"w.safetensors": WEIGHTS})
     _, oid = commit(hub, "w.safetensors", WEIGHTS)

@@ -1,4 +1,4 @@
-"""A file that a tree has told of is not asked for again, where the Hub said that there is no gate; and only there."""
+"""A file that a tree has listed is not requested again if the Hub said that there is no gate, and only then."""
 
 import pytest
 
@@ -38,7 +38,7 @@ def commit(hub) -> str:
 
 
 async def list_all(node, sha: str, token: str | None = None) -> None:
-    """As snapshot_download begins."""
+    """Make the requests with which snapshot_download begins."""
     await node.ask("/api/models/acme/tiny/revision/main", token)
     await list_files(node, sha, token)
 
@@ -65,7 +65,7 @@ async def test_listed_files_are_told_as_the_hub_would_without_asking(hub, tmp_pa
 
 
 async def test_others_than_the_hubs_own_client_are_told_all_that_the_hub_says(hub, tmp_path):
-    """A tree says nothing of types; who is no huggingface_hub may want them."""
+    """A tree does not contain content types, which clients other than huggingface_hub may need."""
     async with parts(hub.url, tmp_path) as node:
         await list_all(node, commit(hub))
         assert not (await node.file("config.json")).metadata.content_type
@@ -83,7 +83,7 @@ async def test_where_a_small_known_file_is_costs_one_question(hub, tmp_path):
         location = await node.resolver.locate(file, Client())
         assert location.url.startswith(f"{hub.url}/api/resolve-cache/")
         assert metadata_requests(hub) == 1
-        again = await node.resolver.locate(file, Client(), location)  # it was refused: then all of the way
+        again = await node.resolver.locate(file, Client(), location)  # the URL was refused: then the full request
         assert again.url == location.url
         assert metadata_requests(hub) == 3
 
@@ -101,12 +101,12 @@ async def test_a_listing_opens_no_gate(hub, tmp_path, how):
 
 
 async def test_an_open_commit_says_nothing_of_the_next_one(hub, tmp_path):
-    """The gate came in between: the info of the older one was given before it, the listing of the newer one after."""
+    """The gate came in between: the older commit's info was given before it, the newer one's listing after."""
     async with parts(hub.url, tmp_path, named=0) as node:
         await list_all(node, commit(hub))
         guard(hub, gated=True)
         newer = hub.folder.commit(TINY.id, {"config.json": b"{}"})
-        await list_files(node, newer)  # nothing is heard of the gate by that
+        await list_files(node, newer)  # which does not mention the gate
         with pytest.raises(HubError) as caught:
             await node.file("config.json", revision=newer)
         assert caught.value.code == "GatedRepo"

@@ -1,4 +1,4 @@
-"""Which node a command speaks to."""
+"""Which node a command talks to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from proxy.commands.local import LocalNode, find
 from tests.hub.process import HubProcess
 
-RECORDED = "127.0.0.1:8190"  # in the usual data directory, and in another
+RECORDED = "127.0.0.1:8190"  # in the usual data directory, and in another one
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the Hub says when it is asked where bytes are, long after it said whose they are: in its own words."""
+"""When the Hub is asked for the location of bytes long after their metadata, its own answer is passed on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log lines: no secrets in them, no forged ones among them, ids of requests with them."""
+"""Log lines contain no secrets and request ids, and cannot be forged."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The metrics page says what the data plane counted, under the promised names."""
+"""The metrics page shows what the data plane counted, under the promised names."""
 
 import json
 import time
@@ -61,7 +61,7 @@ def test_requests_are_counted_by_their_labels_and_timed():
     now = figures(metrics)
     assert now["hubmesh_origin_requests_total", "metadata", "302"] == 2
     assert now["hubmesh_origin_requests_total", "body", "0"] == 1
-    # Label values in the order of the label names: outcome, route, status.
+    # Label values are in the order of the label names: outcome, route, status.
     assert now["hubmesh_client_requests_total", "hit", "resolve", "200"] == 1
     assert now["hubmesh_origin_request_seconds_bucket", "metadata", "0.25"] == 1
     assert now["hubmesh_origin_request_seconds_count", "metadata"] == 2
@@ -86,8 +86,8 @@ def test_a_cdn_that_fails_is_seen(hub: HubProcess, tmp_path: Path) -> None:
 
 
 def first_byte(node: NodeProcess, *labels: str) -> float:
-    """The seconds until the first byte of what was answered by a route with an outcome, once that is known."""
-    while True:  # it is noted when all has been sent
+    """Return the seconds until the first byte of answers with these labels, once they have been recorded."""
+    while True:  # recorded once everything has been sent
         for family in text_string_to_metric_families(node.get("/-/metrics").decode()):
             for sample in family.samples:
                 if (sample.name, *sample.labels.values()) == ("hubmesh_client_first_byte_seconds_sum", *labels):

@@ -1,4 +1,4 @@
-"""What strangers get from a node in a mesh without a key: what the Hub gives to anybody, and no word of the rest."""
+"""What strangers get from a node in a mesh without a key: what the Hub gives to anybody, and nothing about the rest."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_what_is_closed_is_not_shared_any_more(hub: HubProcess, tmp_path: Path) 
         repo = hub.folder.load("models", "acme/tiny")
         repo.private, repo.readers = True, ["alice"]
         repo.save(hub.folder.folder("models", "acme/tiny"))
-        assert ask(f"{node.url}{base}/a.txt").status == 401  # by this the node hears of it
+        assert ask(f"{node.url}{base}/a.txt").status == 401  # from this the node learns of it
         assert not is_shared(node, WEIGHTS)
         assert ask(f"{node.url}{base}/w.bin", token="hf_alice").body == WEIGHTS
     with NodeProcess(tmp_path / "node", hub.url) as node:

@@ -1,4 +1,4 @@
-"""Requests to the Hub: what they carry, what counts as an answer, and whose pause is whose."""
+"""Requests to the Hub: what they carry, what counts as an answer, and which requests a pause applies to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILE, QUESTION = "/acme/tiny/resolve/main/a", "/api/models/acme/tiny"
 
 
 class Awkward:
-    """Answers with what it is told to, and remembers what it was asked."""
+    """Answers as it is told to, and records the requests."""
 
     def __init__(self) -> None:
         self.asked: list[web.BaseRequest] = []
@@ -108,7 +108,7 @@ async def test_a_fault_of_one_question_or_of_somebody_elses_is_not_that_of_the_w
     assert not origin.is_failing
     await unavailable(origin)
     assert origin.is_failing
-    await origin.ask_directly(question, is_ours=False)  # it answers, whoever asked
+    await origin.ask_directly(question, is_ours=False)  # an answer counts, whichever client asked
     assert not origin.is_failing
 
 
@@ -117,7 +117,7 @@ async def test_a_kept_connection_that_ends_as_a_question_goes_out_costs_no_answe
     heard = []
 
     async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """A Hub that is tired of each connection after one answer, which it says when it is asked again."""
+        """A Hub that tires of each connection after one answer, which shows only when the next request is sent."""
         for is_first in (True, False):
             head = await reader.readuntil(b"\r\n\r\n")
             heard.append(await reader.readexactly(4 if method == "POST" else 0))
@@ -133,7 +133,7 @@ async def test_a_kept_connection_that_ends_as_a_question_goes_out_costs_no_answe
         for _ in range(2):
             assert (await origin.ask(method, QUESTION, kind="api", body=body)).body == b"[]"
         assert heard == [body or b""] * 3
-        if method == "POST":  # what a client sends through us is not ours to send twice
+        if method == "POST":  # a client's request that passes through must not be sent twice
             async with origin.open("POST", "/", kind="other", headers={}, body=body) as first:
                 await first.read()
             with pytest.raises(OriginUnavailable):

@@ -1,4 +1,4 @@
-"""What is pinned stays so: over restarts, whatever the catalog drops, and what is wrong with the file is said."""
+"""Pins last: across restarts, and whatever the catalog drops; a damaged pin file is reported."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A node behind an HTTP proxy that asks for a password: everything from the Hub comes through it, bodies too."""
+"""A node behind an HTTP proxy that requires a password: everything from the Hub comes through it, bodies too."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIGNED = "Basic " + base64.b64encode("us/er:p@ßword".encode()).decode()
 
 
 class Gate(ThreadingHTTPServer):
-    """A proxy that lets through who knows the password, tunnels and plain requests alike."""
+    """A proxy that lets clients with the password through, for tunnels and plain requests alike."""
 
     daemon_threads = True
 
@@ -98,7 +98,7 @@ def gate() -> Iterator[Gate]:
 
 
 def behind(folder: Path, gate: Gate, hub: HubProcess, signed: str, before: str = "http://") -> NodeProcess:
-    """A node with that proxy in its environment. Names in small letters count more than those in capitals."""
+    """A node with that proxy in its environment. Lower-case variables take precedence over upper-case ones."""
     proxy = f"{before}{signed}@{gate.host}"
     environment = {"http_proxy": proxy, "https_proxy": proxy, "no_proxy": ""}
     environment["SSL_CERT_FILE"] = str(folder / "tls" / "mesh-ca.pem")

@@ -23,13 +23,13 @@ FILES = {
 
 
 class Repository:
-    """Speaks just enough of the Hub for one client."""
+    """Implements just enough of the Hub for one client."""
 
     def __init__(self) -> None:
         self.wrong: set[str] = set()  # paths whose next body has a wrong byte
         self.bodies: list[str] = []
         self.tokens: set[str] = set()
-        self.is_away = self.is_cut = False  # no answers about files any more; bodies end in the middle
+        self.is_away = self.is_cut = False  # file requests are no longer answered; bodies end in the middle
 
     def add_routes(self, app: web.Application) -> None:
         app.router.add_get("/api/models/acme/tiny", self.info)
@@ -99,7 +99,7 @@ def repository():
 
 @pytest.fixture
 async def pull(repository, home, aiohttp_server):
-    """Run the command: (exit code, stdout, stderr)."""
+    """A function that runs the command and returns (exit code, stdout, stderr)."""
     node = PaperNode()
     app = web.Application()
     add_routes(app, node, Metrics(node.stats))
@@ -133,7 +133,7 @@ async def test_a_repository_goes_to_the_client_cache(pull, repository, home):
     assert "4 files, 306 kB in" in err
     assert repository.tokens == {"Bearer hf_one"}
     assert (await pull("acme/tiny", "--quiet"))[::2] == (0, "")
-    assert sorted(repository.bodies) == sorted(FILES)  # nothing came twice
+    assert sorted(repository.bodies) == sorted(FILES)  # nothing was fetched twice
 
 
 async def test_globs_choose(pull, tmp_path):
@@ -224,7 +224,7 @@ def test_the_picture_of_progress():
     assert lines[0].endswith("50 B of 100 B    one.bin")
     assert " 83% " in lines[1]
     assert "1/2 files" in lines[1]
-    progress.finish(one, is_good=False)  # what it brought does not count
+    progress.finish(one, is_good=False)  # its bytes do not count
     assert progress.arrived == 200
     assert all(len(line) <= 30 for line in progress.lines(10.0**9 + 1, 30))
     progress.stop()

@@ -1,4 +1,4 @@
-"""Who may have the rest of a file of which bytes were wrong: nobody who may have got them."""
+"""Clients that may have received wrong bytes of a file do not get the rest of it."""
 
 import pytest
 

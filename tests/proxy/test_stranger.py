@@ -1,4 +1,4 @@
-"""An origin that is not quite the Hub, or something else in its place: nothing unproven is served, or kept."""
+"""An origin that is not quite the Hub, or another server in its place: nothing unproven is served or stored."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ BODY = b'{"hidden_size": 768}'
 
 @contextmanager
 def before(script: Script, tmp_path: Path, *flags: str) -> Iterator[tuple[Stranger, NodeProcess]]:
-    """A whole node before an origin that answers by a script."""
+    """Run a whole node in front of an origin that answers by a script."""
     with Stranger(script) as origin, NodeProcess(tmp_path / "node", origin.url, *flags) as node:
         yield origin, node
 
 
 async def test_what_is_said_to_be_empty_and_is_not_is_neither_served_nor_kept(tmp_path):
-    """As a proxy says that answers a HEAD with `Content-Length: 0`: no byte would come that could be checked."""
+    """As from a proxy that answers a HEAD with `Content-Length: 0`: there would be no byte to check."""
     told = {"Content_Length": 0}
     large = {"X_Linked_Etag": f'"{hashlib.sha256(BODY).hexdigest()}"', "X_Linked_Size": 0, "Location": "/storage"}
 
@@ -44,7 +44,7 @@ async def test_what_is_said_to_be_empty_and_is_not_is_neither_served_nor_kept(tm
                 with pytest.raises(OriginUnavailable, match="empty"):
                     await node.file(path)
                 assert node.catalog.file(str(TINY), COMMIT, path) is None
-            # Neither what was kept of such answers before.
+            # Nor are such answers used that were cached before.
             node.catalog.set_file(str(TINY), COMMIT, "old.json", File(FileMetadata(git_sha1(BODY), 0), 1e12))
             with pytest.raises(OriginUnavailable, match="empty"):
                 await node.file("old.json", revision=COMMIT)
@@ -53,7 +53,7 @@ async def test_what_is_said_to_be_empty_and_is_not_is_neither_served_nor_kept(tm
 
 
 def test_a_clients_strange_fields_are_nobody_elses_trouble(tmp_path):
-    """Bytes above 127: in the name of the software, which goes to the Hub with the next ranges too, and in a token."""
+    """Bytes above 127: in the User-Agent, which goes to the Hub with the next ranges too, and in a token."""
     with before(lambda method, target, headers: file(BODY), tmp_path) as (origin, node):
         at = f"{node.url}/{TINY.id}/resolve/main/config.json"
         assert ask(at, User_Agent="M\xfcller/1.0; hf_hub/2.4.0").body == BODY
@@ -114,7 +114,7 @@ def test_an_error_names_a_time_in_plain_digits_or_none():
 
 
 async def test_a_page_that_stands_in_for_the_hub_is_not_taken_for_a_file(tmp_path):
-    """As of a captive portal, or while the Hub is being mended: 200 for whatever is asked, even about a commit."""
+    """As from a captive portal, or during maintenance of the Hub: 200 for every request, even about a commit."""
     page = said(200, b"<h1>We will be back</h1>", ETag='"65e5f3a1-1d"', Content_Type="text/html")
     for answers in (
         [page],
@@ -131,11 +131,11 @@ async def test_a_page_that_stands_in_for_the_hub_is_not_taken_for_a_file(tmp_pat
 
 
 async def test_a_mirrors_etags_are_told_and_not_kept(tmp_path):
-    """What is no digest can be proven by no byte: it is asked for each time, and so may be put right."""
+    """An ETag that is not a digest proves no bytes: such a file is asked for each time, so it can be corrected."""
     tags = ['"65e5f3a1-1d"', '"65e5f3a1-1e"', f'"{git_sha1(BODY)}"']
     with Stranger(lambda method, target, headers: file(BODY, ETag=tags.pop(0))) as origin:
         async with parts(origin.url, tmp_path) as node:
-            # As it was kept by former versions, too.
+            # Also when former versions cached it.
             node.catalog.set_file(str(TINY), COMMIT, "config.json", File(FileMetadata("old", 7), 1e12))
             for etag in ("65e5f3a1-1d", "65e5f3a1-1e", git_sha1(BODY)):
                 found = await node.file("config.json", revision=COMMIT)
@@ -145,7 +145,7 @@ async def test_a_mirrors_etags_are_told_and_not_kept(tmp_path):
 
 @pytest.mark.parametrize("status", [401, 403, 404, 407])
 async def test_what_a_filter_refuses_is_not_the_hubs_word(tmp_path, status):
-    """It is told, as the Hub would not be; but it closes nothing, and who may have an older answer gets that."""
+    """The refusal is passed on only to clients that may not have an older answer, and it closes nothing."""
     weather = {"blocked": False}
 
     def script(method, target, headers):

@@ -1,4 +1,4 @@
-"""A Hub over TLS: whose certificate nobody vouches for is not listened to, whatever is asked of it."""
+"""A Hub over TLS: if its certificate is not trusted, no answer of it is used, for any kind of request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SMALL = b'{"hidden_size": 4}'
 
 @contextmanager
 def hub_and_node(folder: Path, hub: Authority, cdn: Authority) -> Iterator[tuple[HubProcess, NodeProcess]]:
-    """With certificates of these authorities, and a node that believes the one of `folder / "ours"` alone."""
+    """A Hub with certificates of these authorities, and a node that trusts only the one of `folder / "ours"`."""
     tls, cdn_tls = hub.sign("hub", address="127.0.0.1"), cdn.sign("cdn", address="127.0.0.1")
     environment = {"SSL_CERT_FILE": str(folder / "ours" / "mesh-ca.pem")}
     with (
@@ -31,7 +31,7 @@ def hub_and_node(folder: Path, hub: Authority, cdn: Authority) -> Iterator[tuple
 
 
 def questions(node: NodeProcess) -> list[Answer]:
-    """Each way to the Hub: metadata, a listing, a small file, and what only passes through."""
+    """Use each way to the Hub: metadata, a listing, a small file, and a request that only passes through."""
     return [
         ask(f"{node.url}/{REPO}/resolve/main/model.bin", "HEAD"),
         ask(f"{node.url}/api/models/{REPO}"),

@@ -1,4 +1,4 @@
-"""Who may read what: openness proven by what nobody in particular was given, grants that end."""
+"""Who may read what: openness proven by anonymous answers, and grants that end."""
 
 import msgspec
 import pytest
@@ -45,7 +45,7 @@ def test_what_was_closed_is_tried_again_after_a_while():
 
 
 def test_what_was_hidden_and_is_told_again_is_not_hidden_any_more():
-    """Or what was told meanwhile would outlive the next refusal, which only an anonymous request can meet."""
+    """Otherwise answers given meanwhile would outlive the next refusal, which only an anonymous request can meet."""
     hidden = Publicness(hidden_at=1000)
     shown = hidden.told(1010, is_open=False)
     assert hidden.is_hidden(1010)
@@ -88,7 +88,7 @@ def test_a_grant_is_for_one_token_and_one_repository_and_ends():
 def test_a_yes_from_before_a_refusal_lets_nobody_in():
     grants = Grants(300)
     grants.revoke("hf_a", "models/x/y", said_at=50.0)
-    grants.revoke("hf_a", "models/x/y", said_at=40.0)  # came later and was asked before
+    grants.revoke("hf_a", "models/x/y", said_at=40.0)  # arrived later, but was asked earlier
     for said_at, is_allowed in ((45.0, False), (50.0, False), (51.0, True)):
         grants.allow("hf_a", "models/x/y", 0, said_at)
         assert grants.is_allowed("hf_a", "models/x/y", 1) is is_allowed, said_at

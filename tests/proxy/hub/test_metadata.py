@@ -1,4 +1,4 @@
-"""What HEAD answers say about files, and when signed addresses end."""
+"""What HEAD answers say about files, and when signed URLs expire."""
 
 import hashlib
 
@@ -48,7 +48,7 @@ def test_a_tree_tells_of_files():
         {"path": None},
         {"lfs": {"oid": SHA1, "size": 12}},
         {"lfs": "x"},
-        {"xetHash": "ef" * 32},  # in a storage that is no LFS: what its ETag would be is not known
+        {"xetHash": "ef" * 32},  # stored outside LFS: its ETag is not known
     ):
         assert metadata.listed({**small, **strange}) is None, strange
 
@@ -111,7 +111,7 @@ def test_the_software_that_asks_is_known_by_its_name(agent, version, waits):
 
 
 def test_a_client_is_no_more_than_a_header_field_can_carry():
-    """Bytes above 127 come as what they are in UTF-8, or as lone surrogates: neither can be sent on by everybody."""
+    """Bytes above 127 arrive decoded as UTF-8 or as lone surrogates: not every HTTP library can send these on."""
     client = Client.of(
         {"User-Agent": "M\udcfcller/1; \u7814\t; hf_hub/2.4.0" + "x" * 9999, "Authorization": "Bearer hf_x"}
     )

@@ -1,4 +1,4 @@
-"""Addresses and the way to Xet, taken out of what clients see."""
+"""URLs at the Hub and pointers to Xet, removed from what clients see."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which request target names what, on the raw path."""
+"""What each request target names, on the raw path."""
 
 from string import ascii_letters, digits
 
@@ -57,7 +57,7 @@ def test_questions(target, kind, repo, revision, prefix):
     route = parse(target)
     assert isinstance(route, ApiRoute)
     assert (route.kind, route.repo, route.revision, route.prefix) == (kind, repo, revision, prefix)
-    assert prefix + route.target == target  # what is sent on is what came, still encoded
+    assert prefix + route.target == target  # what is sent on is what arrived, still encoded
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_all_else_is_sent_on_as_it_is(target, sent_on, repo):
 
 @pytest.mark.parametrize("path", ["..", "a/../b", "%2e%2e/b", "..%2Fb", ".", "a/%00b", "a%0Ab", "", "a/"])
 def test_what_climbs_out_of_a_repository_is_no_file_of_it(path):
-    """It would be kept under a repository that it does not belong to."""
+    """It would be cached under a repository that it does not belong to."""
     assert isinstance(parse(f"/acme/tiny/resolve/main/{path}"), OtherRoute)
     assert isinstance(parse(f"/api/resolve-cache/models/acme/tiny/{SHA}/{path}"), OtherRoute)
     assert isinstance(parse(f"/../tiny/resolve/main/{path or 'x'}"), OtherRoute)

@@ -1,4 +1,4 @@
-"""Xorbs that nobody stored, and passes that nobody else can write."""
+"""Xorbs that are made up on the fly, and passes that cannot be forged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def stored(number: int, start: int, stop: int) -> bytes:
 
 
 def unpack(xorb: bytes) -> list[bytes]:
-    """As the format is documented: the chunks of a stored range."""
+    """Return the chunks of a stored range, as the format is documented."""
     chunks = []
     while xorb:
         version, packed, scheme, length = (
