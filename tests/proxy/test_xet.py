@@ -271,7 +271,7 @@ def test_nobody_completes_a_file_of_which_a_byte_was_wrong(filled: HubProcess, n
     assert ask(url, Range=wanted).status == 403
     assert reconstruction(said, xet_hash).status == 401
     until = time.monotonic() + 10
-    while reconstruction(said := token_of(node, "main"), xet_hash).status != 200:  # a grant has whole seconds
+    while reconstruction(said := token_of(node, "main"), xet_hash).status != 200:  # `since` has whole seconds
         assert time.monotonic() < until
     assert read(said, xet_hash, len(MODEL)) == MODEL
 
