@@ -61,7 +61,7 @@ def plot(tables: list[Table], path: Path) -> bool:
         axes.barh(names, medians, color=colors, xerr=list(zip(*spread, strict=True)), ecolor="#424242", capsize=2)
         axes.invert_yaxis()
         axes.set_title(table.title, fontsize=9)
-        axes.set_xlabel(f"{table.unit} ({'less' if table.unit == 'seconds' else 'more'} is better)", fontsize=8)
+        axes.set_xlabel(f"{table.unit} ({'lower' if table.unit == 'seconds' else 'higher'} is better)", fontsize=8)
         axes.tick_params(labelsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
@@ -73,7 +73,7 @@ def main() -> int:
     parser.add_argument("--jobs", default=",".join(JOBS), help=f"some of {','.join(JOBS)}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=parse_size, default="1GiB", help="of the large file")
-    parser.add_argument("--scratch", help="where the data goes; needs about ten times the size")
+    parser.add_argument("--scratch", help="folder for the data; needs about ten times the size")
     options = parser.parse_args()
     if unknown := set(options.jobs.split(",")) - set(JOBS):
         parser.error(f"no such job: {', '.join(sorted(unknown))}")

@@ -65,14 +65,14 @@ class Demo:
 
     def one_node(self, hub: HubProcess) -> None:
         say(f"\nOne node, three clients one after the other; {len(self.truth)} files, {format_size(self.size)}.\n")
-        head("client, with nothing in its own cache")
+        head("client, with an empty cache of its own")
         with NodeProcess(self.folder / "node", hub.url) as node:
             self.run("hf download, nothing cached anywhere", [(_HF, node)], [node], hub, most=self.size)
             self.run("hf download, as another user", [(_HF, node)], [node], hub, most=0)
             self.run("snapshot_download, as a third", [(_SNAPSHOT, node)], [node], hub, most=0)
 
     def many_nodes(self, hub: HubProcess) -> None:
-        say(f"\n{NODES} nodes with nothing in them find each other; a client at each asks in the same second.\n")
+        say(f"\n{NODES} empty nodes find each other; a client at each of them starts in the same second.\n")
         head("clients")
         with ExitStack() as stack:
             first = stack.enter_context(NodeProcess(self.folder / "node-0", hub.url))
@@ -108,7 +108,7 @@ class Demo:
         wrong = sum(self.truth != sums(snapshot) for snapshot in snapshots)
         verdict = "WRONG" if wrong else "right"
         if origin > most:
-            verdict += f", but {format_size(origin - most)} too many from the Hub"
+            verdict += f", but the Hub sent {format_size(origin - most)} too much"
         self.is_good &= verdict == "right"
         cached = format_size(max(0, given - origin))
         say(f"  {name:<40} {seconds:6.1f} s {format_size(origin):>10} {cached:>10}   {verdict}")
@@ -125,16 +125,16 @@ def main() -> int:
         with HubProcess(Path(folder) / "hub") as hub:
             hub.folder.commit(REPO, {str(path.relative_to(model)): path for path in files(model)})
             hub.turn(bandwidth=BANDWIDTH)
-            say(f"A stand-in for the Hub has {REPO}; its line carries {format_size(BANDWIDTH)}/s.")
+            say(f"A stand-in for the Hub serves {REPO} over a line of {format_size(BANDWIDTH)}/s.")
             demo.one_node(hub)
             demo.many_nodes(hub)
     if not demo.is_good:
-        say("\nSomething above is not as it should be.")
+        say("\nAt least one result above is wrong.")
         return 1
     say(
-        "\nAll of it right. Now for real: start a node,\n\n"
+        "\nAll results are right. To try it for real, start a node:\n\n"
         f"    {Path(sys.executable).parent}/hubmesh serve\n\n"
-        "and in another shell\n\n"
+        "and in another shell:\n\n"
         "    export HF_ENDPOINT=http://localhost:8090\n"
         f"    hf download {REPO}"
     )

@@ -302,10 +302,9 @@ def report(result: Result) -> str:
         f"origin bytes ÷ one copy:   {result.copies:.3f}",
         f"origin requests:           {result.origin_requests}",
         f"last node: {result.last:.2f} s, median {result.median:.2f} s"
-        + (f" (of the {whole} of {result.clients} that got the file)" if result.wrong else _ratios(result)),
-        f"longest wait of a client for a byte: {max(waits):.1f} s, median of all {statistics.median(waits):.1f} s",
-        f"told to come again (429): {len(told)} clients"
-        + (f", which waited for that {max(told):.1f} s at most" if told else ""),
+        + (f" ({whole} of {result.clients} clients got the file)" if result.wrong else _ratios(result)),
+        f"longest wait for a byte: {max(waits):.1f} s; median of all clients: {statistics.median(waits):.1f} s",
+        f"clients told to retry (429): {len(told)}" + (f", which slept {max(told):.1f} s at most" if told else ""),
         f"CPU: {statistics.mean(result.node_cpu):.2f} s a node, {sum(result.node_cpu):.1f} s in all; "
         f"clients {result.client_cpu:.1f} s, stand-in Hub {result.hub_cpu:.1f} s",
         f"share of uploads per node: smallest {shares[0]:.1%}, median {statistics.median(shares):.1%}, "
@@ -345,8 +344,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=0)
     parser.add_argument("--keyed", action="store_true")
     for name in ("origin", "up", "down"):
-        parser.add_argument(f"--{name}", type=parse_rate, help="limit of the link, in namespaces (as root)")
-    parser.add_argument("--kill", choices=("first", "last"), help="kill -9 this node on the way")
+        parser.add_argument(f"--{name}", type=parse_rate, help="limit of the link; uses network namespaces, as root")
+    parser.add_argument("--kill", choices=("first", "last"), help="kill -9 this node during the download")
     parser.add_argument("--kill-after", type=float, default=1.0, help="seconds")
     parser.add_argument("--scratch", help="where the nodes keep their data")
     parser.add_argument("--log-level", default="warning")

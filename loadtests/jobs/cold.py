@@ -46,7 +46,7 @@ def _limited(bench: Bench) -> Table:
     late = table.median("hubmesh", lambda s: s.first_byte) - table.median("curl straight", lambda s: s.first_byte)
     table.bars = [
         Bar("time ÷ curl straight", table.ratio("hubmesh"), 1.05, at_most=True),
-        Bar("first byte later by ms", late * 1000, 20.0, at_most=True),
+        Bar("first byte later, ms", late * 1000, 20.0, at_most=True),
     ]
     return table
 

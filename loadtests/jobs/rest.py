@@ -44,10 +44,10 @@ def _memory(bench: Bench) -> Table:
         samples["10 GB served, anonymous MB"] = [Sample(memory(node.pid)["RssAnon"] / 1e6)]
         urls = [f"{node.url}/{_MANY}/resolve/main/{name}" for name in files]
         run(Load(urls, connections=16, requests=len(urls)))
-        samples["and 10,000 blobs held, anonymous MB"] = [Sample(memory(node.pid)["RssAnon"] / 1e6)]
+        samples["10 GB served and 10,000 blobs held, anonymous MB"] = [Sample(memory(node.pid)["RssAnon"] / 1e6)]
         node.stop()
         # With mDNS a node waits for others before it is ready. Nobody answers here, so that time is not work.
-        for name, flags in (("without mDNS", ()), ("with it, and nobody there", default)):
+        for name, flags in (("without mDNS", ()), ("with mDNS and no other node", default)):
             with NodeProcess(node.data_dir, bench.hub.url, "--log-level", "warning", *flags) as again:
                 ready = [Sample(_restart(again)) for _ in range(bench.rounds)]
                 samples[f"start to ready with 10,000 blobs, {name}, s"] = ready
@@ -84,7 +84,7 @@ def _stalls(bench: Bench) -> Table:
         run(Load([bench.url(node.url)], connections=16, seconds=5.0, range_size=64 << 10, size=bench.size))
         samples["warm, ranges of 64 KiB"] = _told(node, seen)
     table = Table(
-        "stalls", "The event loop: longest time late (value) and the loop's CPU in it (first byte ms)", "ms", samples
+        "stalls", "Event loop: longest delay (ms), and the loop's CPU time in it (column first byte ms)", "ms", samples
     )
     table.bars = [Bar(f"{name}: ms", max(s.value for s in kept), 20.0, at_most=True) for name, kept in samples.items()]
     return table

@@ -31,7 +31,7 @@ def tables(bench: Bench) -> Iterator[Table]:
             table = Table(name, f"{title}, {_CONNECTIONS} connections", "requests/s", interleave(bench.rounds, targets))
             if rival:
                 table.bars.append(Bar("hubmesh ÷ olah", table.ratio("hubmesh"), 5.0))
-            table.bars.append(Bar("p50 in ms", table.median("hubmesh", lambda s: s.p50) * 1000, 5.0, at_most=True))
+            table.bars.append(Bar("p50, ms", table.median("hubmesh", lambda s: s.p50) * 1000, 5.0, at_most=True))
             yield table
 
 
