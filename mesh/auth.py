@@ -29,6 +29,7 @@ from typing import Literal
 from aiohttp import web
 
 from mesh.errors import MeshError
+from mesh.protocol import mesh_name
 from mesh.tls import Tls
 
 log = logging.getLogger(__name__)
@@ -174,8 +175,8 @@ class Auth:
         self._has_key = key is not None
         # Whether membership is restricted, be it by a key or by certificates.
         self.is_keyed = self._has_key or tls is not None
-        # Tells meshes apart where they meet (mDNS, gossip) without revealing anything about the key.
-        self.mesh_id = ("" if key is None else _derive(key, b"name").hex()[:16]) + ("" if tls is None else "+tls")
+        key_name = "" if key is None else _derive(key, b"name").hex()[:16]
+        self.mesh_id = mesh_name(key_name, is_tls=tls is not None)
         self._request_key = b"" if key is None else _derive(key, b"request")
         self._answer_key = b"" if key is None else _derive(key, b"answer")
         self._clock = clock

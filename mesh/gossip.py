@@ -13,21 +13,17 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Annotated
-
-import msgspec
 
 from mesh.discovery.dns import resolve
 from mesh.errors import MeshError
 from mesh.hosts import as_written, is_fit
-from mesh.membership import LOOPBACK, MAX_CLAIMS, Address, Change, Claim, Member, Members, State, as_heard
+from mesh.membership import LOOPBACK, Address, Change, Claim, Member, Members, State, as_heard
+from mesh.protocol import Foreign, Message, decode, encode
 from mesh.rumours import Rumours
 from mesh.tasks import Tasks
-from mesh.wire import Decoder
 
 log = logging.getLogger(__name__)
 
-MAX_MESSAGE = 512 << 10  # bytes; a thousand members with the longest names need less
 # Seconds by which an incarnation may be ahead of this node's clock. Incarnations count from the epoch second in which
 # the node started, so an honest one is ahead by a clock error at most; a node whose clock shows 1970 must still believe
 # others. So wide a bound is harmless: it moves with the clock, and a claim at the bound can be refuted a second later.
@@ -56,19 +52,6 @@ _TOLD = 8  # peers told when this node leaves
 # POSTs a message to TARGET at an address, where the node with the given id is expected ("" if not known), and returns
 # the answer. Raises OSError or MeshError.
 Ask = Callable[[Address, bytes, str], Awaitable[bytes]]
-
-
-class _Message(msgspec.Struct, frozen=True, array_like=True):
-    """Both question and answer. `digest` stands for all claims that the sender knows; `claims` has all or none."""
-
-    mesh_id: Annotated[str, msgspec.Meta(max_length=64)]
-    sender: Claim
-    digest: Annotated[bytes, msgspec.Meta(max_length=32)]
-    claims: Annotated[tuple[Claim, ...], msgspec.Meta(max_length=MAX_CLAIMS)] = ()
-
-
-_decoder: Decoder[_Message] = Decoder(_Message)
-_encode = msgspec.msgpack.Encoder().encode
 
 
 class Gossip:
@@ -111,6 +94,7 @@ class Gossip:
         self._news_at = self._told_at = float("-inf")
         self._is_met = False
         self._is_doubled = False
+        self._has_met_foreign = False
 
     def start(self, *, settle: float = _SETTLE) -> None:
         """Start. `settle` is how many seconds `ready` waits for a first answer (0 if none can come)."""
@@ -315,7 +299,7 @@ class Gossip:
         is_refused = isinstance(error, ConnectionRefusedError)
         self._tell(self.members.failed(node_id, self._clock(), is_refused=is_refused))
 
-    def _take(self, message: _Message, teller: str, called: Address | None = None) -> None:
+    def _take(self, message: Message, teller: str, called: Address | None = None) -> None:
         before = self.members.me.incarnation
         # Most claims are known already, and checking them again would be most of the work.
         told = [claim for claim in (message.sender, *message.claims) if not self.members.knows(claim)]
@@ -365,16 +349,16 @@ class Gossip:
 
     def _message(self, *, with_claims: bool) -> bytes:
         claims = self.members.snapshot(self._clock()) if with_claims else ()
-        return _encode(_Message(self._mesh_id, self.members.me, self.members.digest(), claims))
+        return encode(Message(self._mesh_id, self.members.me, self.members.digest(), claims))
 
-    def _decode(self, data: bytes) -> _Message:
-        if len(data) > MAX_MESSAGE:
-            raise ValueError(f"a message of {len(data)} bytes")
-        message = _decoder.decode(data)  # msgspec.DecodeError is a ValueError
-        if message.mesh_id != self._mesh_id:
-            raise ValueError("a message of another mesh")
-        message.sender.check()
-        return message
+    def _decode(self, data: bytes) -> Message:
+        try:
+            return decode(data, self._mesh_id)
+        except Foreign as error:
+            if not self._has_met_foreign:
+                log.warning("ignoring nodes of another mesh: they have %s", error)
+            self._has_met_foreign = True
+            raise
 
 
 def _is_credible(claim: Claim, now: float) -> bool:

@@ -20,9 +20,10 @@ from mesh.content import Digest
 from mesh.directory import Directory
 from mesh.errors import Unavailable
 from mesh.exchange import MeshExchange
-from mesh.gossip import MAX_MESSAGE, TARGET, Gossip
+from mesh.gossip import TARGET, Gossip
 from mesh.links import Links
 from mesh.membership import Address, Change, Claim, Members, Role, State
+from mesh.protocol import MAX_MESSAGE
 from mesh.questions import Questions
 from mesh.server import read_message
 from mesh.store import Store

@@ -24,12 +24,12 @@ from mesh.content import Digest
 from mesh.dial import peer_socket
 from mesh.discovery.seeds import Seeds
 from mesh.door import Door
-from mesh.gossip import MAX_MESSAGE
 from mesh.house import House
 from mesh.limiter import Limiter
 from mesh.membership import Address
 from mesh.mesh import Mesh
 from mesh.outflow import Outflow
+from mesh.protocol import MAX_MESSAGE
 from mesh.server import MeshServer
 from mesh.store import Store
 from mesh.transfer import Connections

@@ -21,6 +21,7 @@ from mesh.errors import MeshError
 from mesh.gossip import Gossip
 from mesh.hosts import is_local
 from mesh.membership import Address, State
+from mesh.protocol import difference
 from mesh.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -156,12 +157,10 @@ class Mdns:
         service = AsyncServiceInfo(TYPE, name)
         if not await service.async_request(zeroconf, _RESOLVE_MS) or not service.port:
             return
-        if (service.properties.get(b"mesh") or b"") != self._mesh_id.encode():
+        theirs = (service.properties.get(b"mesh") or b"").decode(errors="replace")
+        if theirs != self._mesh_id:
             if not self._has_met_strangers:
-                log.info(
-                    "ignoring nodes of another mesh: they have another key or none (--mesh-key-file), or certificates "
-                    "where we have none (--mesh-tls-cert-file)"
-                )
+                log.info("ignoring nodes of another mesh: they have %s", difference(theirs, self._mesh_id))
             self._has_met_strangers = True
             return
         for host in _nearest(service.parsed_addresses(IPVersion.V4Only), _interfaces(self._address.host)):

@@ -17,8 +17,9 @@ from mesh.ask import ask
 from mesh.auth import SENDER, Auth, guard
 from mesh.discovery.mdns import Mdns
 from mesh.discovery.seeds import Seeds
-from mesh.gossip import MAX_MESSAGE, TARGET, Gossip
+from mesh.gossip import TARGET, Gossip
 from mesh.membership import Address, Claim, Members, State
+from mesh.protocol import MAX_MESSAGE
 from mesh.tasks import Tasks
 
 ROUND = 0.1  # seconds

@@ -9,9 +9,12 @@ import msgspec
 import pytest
 from aiohttp import web
 
+from mesh import auth, protocol
 from mesh.auth import NotAuthentic
-from mesh.gossip import MAX_AHEAD, MAX_MESSAGE, TARGET, Gossip
+from mesh.errors import MeshError
+from mesh.gossip import MAX_AHEAD, TARGET, Gossip
 from mesh.membership import MAX_CLAIMS, MAX_INCARNATION, Address, Claim, Members, State
+from mesh.protocol import MAX_MESSAGE
 from mesh.tasks import Tasks
 from tests.mesh.members import Node, until
 
@@ -192,6 +195,31 @@ async def test_two_meshes_do_not_mix_and_the_log_says_once_what_is_wrong(caplog)
         assert f"cannot talk to {b.address}: it has another mesh key (--mesh-key-file)" in warnings
         assert any(text.startswith(f"cannot talk to {a.address}: it has a mesh key, but") for text in warnings)
         assert any(text.startswith(f"cannot talk to {c.address}: it has no mesh key, but") for text in warnings)
+
+
+@pytest.mark.parametrize("key", [None, KEY], ids=["open", "keyed"])
+@pytest.mark.parametrize("version", [1, protocol.VERSION + 1])
+async def test_nodes_of_two_versions_of_the_protocol_do_not_mix_and_the_log_says_so_once(
+    key, version, caplog, monkeypatch
+):
+    async with mesh("a", key=key) as (a,):
+        if version == 1:  # as it was before meshes had versions
+            monkeypatch.setattr(auth, "mesh_name", lambda key_name, is_tls: key_name)
+        else:
+            monkeypatch.setattr(protocol, "VERSION", version)
+        async with mesh("b", key=key) as (b,):
+            monkeypatch.undo()
+            for _ in range(2):
+                with pytest.raises((MeshError, ValueError)):
+                    await b.gossip.join(a.address)
+                with pytest.raises((MeshError, ValueError)):
+                    await a.gossip.join(b.address)
+            assert a.known == b.known == set()
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    spoken = "an earlier version" if version == 1 else f"version {version}"
+    said = f"ignoring nodes of another mesh: they have {spoken} of the mesh protocol, where this node speaks version 2"
+    assert sum(said in text for text in warnings) == 1, warnings
+    assert len(warnings) == 2  # and one at the other node
 
 
 def claims(count):
