@@ -1,20 +1,20 @@
-"""What a tracker keeps of one blob's swarm, and what it decides: who fetches which piece from where. Pure.
+"""The tracker's state of one blob's swarm, and its decisions: which node fetches which piece from where. Pure.
 
-No I/O and no clock: `now` is seconds on any clock that does not go back. The same code leads real swarms and simulated
-ones. Sets of pieces and of nodes are integers, so a decision costs a few operations on whole sets.
+No I/O and no clock: `now` is seconds on any monotonic clock. The same code runs real swarms and simulated ones. Sets
+of pieces and sets of nodes are integers, so a decision costs a few operations on whole sets.
 
 The rules:
 
-1. A piece that nobody holds is fetched from the origin by one node at a time: its lease. Leases go to seeds while
-   there are seeds that can fetch, else round those who ask, and no more at once than keep the origin busy.
-2. A piece that somebody holds comes from whoever will be done first, an idle line before all others. A source has
-   only a few uploads at a time, and a node its share of them; who gets none waits, and soon there are more holders.
-3. First what a reader waits for, then leases, then what is rarest, copies under way included: of what some of those
-   hold whose lines are idle, if there are any. In a crowd on machines that are the limit, a piece that next to nobody
-   has goes before all, or readers would wait for it together, and what plenty hold they have however busy those are.
-4. Nothing lasts for ever: leases end when the origin's bytes stop coming, tasks and nodes when nothing is heard.
-5. Nobody is believed without bound: who accuses many others is not heard, and who is said to miss pieces announces
-   itself anew. A node for which no holder of a piece is of any use may lease it.
+1. A piece that no node holds is fetched from the origin by one node at a time, under a lease. Leases go to seeds while
+   any seed can fetch, otherwise round the nodes that report. Only as many are out at once as keep the origin busy.
+2. A piece that some node holds comes from the source that will finish first, idle sources before all others. A source
+   has few uploads at a time, and a node a share of them. A node that gets none waits: more holders follow soon.
+3. Pieces that readers wait for come first, then leases, then the rarest pieces, copies under way counted. Among these,
+   pieces held by idle sources come first. In a crowd limited by its machines, a piece with few copies precedes all
+   others, or readers would wait for it together; a piece with plenty of holders may come from any, however busy.
+4. Everything expires: leases when the origin's bytes stop, tasks and nodes when nothing is heard of them.
+5. No node is believed without limit: one that accuses many others is ignored, and one reported to lack pieces has to
+   announce itself again. A node that every holder of a piece keeps failing may lease that piece.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mesh.speeds import Speeds
 class Ledger:
     """The swarm of one blob of `size` bytes.
 
-    `is_alone`: there is no other node in the mesh, so nobody to share the first leases with.
+    `is_alone`: the mesh has no other node, so leases are not shared out.
     `expects_seed`: a seed is about to report, so leases wait for it.
     """
 
@@ -47,7 +47,7 @@ class Ledger:
         self._settling = policy.Settling()
         self._random = random.Random(seed)
 
-    # --- what can be asked
+    # --- queries
 
     def __contains__(self, node: str) -> bool:
         return node in self._books.nodes
@@ -57,22 +57,22 @@ class Ledger:
 
     @property
     def slots(self) -> int:
-        """Places for nodes: at least as many as there are, and as there were when the last of them came."""
+        """One more than the highest slot in use; each set of nodes has this many bits."""
         return self._books.slots
 
     @property
     def digests(self) -> dict[int, bytes]:
-        """BLAKE3 by piece, as told by who brought it from the origin, or held it already."""
+        """Piece → BLAKE3 digest, as reported by the node that fetched it from the origin or already held it."""
         return self._books.digests
 
     @property
     def held(self) -> int:
-        """Pieces that somebody holds whom others would be sent to."""
+        """The set of pieces held by at least one node that others may be sent to."""
         return self._books.holdings.held
 
     @property
     def leases(self) -> dict[int, str]:
-        """Which node is to fetch which piece from the origin."""
+        """Piece → node that is to fetch it from the origin."""
         return dict(self._books.leases)
 
     def have(self, node: str) -> PieceSet:
@@ -80,14 +80,14 @@ class Ledger:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether somebody still misses something."""
+        """Whether any node still misses a piece."""
         return bool(self._books.wanting)
 
     def waiting(self, gained: int) -> Iterator[str]:
-        """Nodes whose last plan was empty although they could take something on, if there may be something now.
+        """Yield the nodes with free slots whose last plan was empty, if there may be a piece for them now.
 
-        That is a piece in `gained`, or one that has become free since this was last asked. Begins with another node
-        each time; take as many as can be served.
+        Such a piece is in the set `gained`, or became available since the last full iteration. Starts at a random
+        node; the caller takes as many nodes as it can serve.
         """
         books = self._books
         pieces = books.freed = gained | books.freed
@@ -98,12 +98,12 @@ class Ledger:
                 yield books.name(slot)
         books.freed = 0
 
-    # --- what happens
+    # --- events
 
     def report(self, report: Report, now: float) -> Plan:
-        """Take a report in and decide what its sender does next.
+        """Apply a report and decide what its sender does next.
 
-        Raises ValueError when the report is out of bounds.
+        Raises ValueError when the report is out of bounds, or the swarm is full.
         """
         report.check(self.pieces.count)
         if report.node not in self and report.have is None:
@@ -119,7 +119,7 @@ class Ledger:
             self._gained(node, gain, now)
         node.wanted, node.urgent = bits_of(report.wanted), bits_of(report.urgent)
         node.can_fetch, node.seed = report.can_fetch, report.seed
-        # The node counts its free slots without the tasks that it was sent.
+        # A report's `slots` are free ones; the ledger counts those with tasks as well.
         node.slots = min(MAX_TASKS, report.slots + len(node.tasks))
         self._books.note(node)
         if node.seed:
@@ -127,7 +127,7 @@ class Ledger:
         return self.plan(report.node, now)
 
     def plan(self, name: str, now: float) -> Plan:
-        """Decide what a node does next, from what it last reported."""
+        """Decide what a node does next, based on its last report."""
         node = self._books.nodes.get(name)
         if node is None or node.announce_by is not None:
             return Plan(resync=True, retry_after=0.0)
@@ -144,21 +144,21 @@ class Ledger:
         return Plan(tuple(tasks), retry_after=1.0 if must_wait else policy.RETRY_SECONDS)
 
     def hold(self, name: str, now: float, *, is_news: bool = False) -> None:
-        """A node is known to hold all of it, and to be alive, without a report. `is_news`: it has just said so."""
+        """Record that a node is alive and holds the whole blob. `is_news`: it has just said so. Raises ValueError."""
         node = self._books.enter(name, now)
         node.heard_at = now
         if is_news:
             node.announced(now)
         elif node.have == self._books.all:
-            return  # as is said of each holder of each blob, again and again
+            return  # the tracker repeats this for each holder on every tick
         self._books.end_all(node)
         self._books.add(node, self._books.all)
         self._books.note(node)
 
     def expire(self, now: float) -> list[str]:
-        """Let go of nodes that fell silent, and of leases and tasks that ran out.
+        """Drop nodes that fell silent, and leases and tasks that ran out.
 
-        Returns those of whom several said that they miss pieces, and who did not announce themselves anew.
+        Returns the nodes that several others reported to lack pieces and that did not announce themselves again.
         """
         unproven: list[str] = []
         for name, node in list(self._books.nodes.items()):
@@ -172,16 +172,16 @@ class Ledger:
         return unproven
 
     def forget(self, name: str) -> None:
-        """A node is gone, with all that it held and was to do."""
+        """Remove a node with its holdings and tasks."""
         node = self._books.nodes.get(name)
         if node is not None:
             self._window.flowed(0.0, node.rate, node.heard_at)
             self._books.leave(name)
 
-    # --- inside: what a report says
+    # --- internals: applying a report
 
     def _announced(self, node: Node, report: Report, have: int, now: float) -> None:
-        """First contact, or everything anew."""
+        """Replace what is known of a node, on first contact or after a resync."""
         self._books.replace(node, have)
         if node.announce_by is not None:
             self._books.forgive(report.node)
@@ -198,7 +198,7 @@ class Ledger:
                 self._books.lease(report.node, node, piece, now)
 
     def _progressed(self, node: Node, fetched: int, now: float) -> None:
-        """Bytes came from the origin, or none. As long as they do leases live, if whole pieces come now and then."""
+        """Update the origin's rate; while its bytes come, extend leases, but not for long without a whole piece."""
         rate = max(0, fetched - node.fetched) / max(0.01, now - node.heard_at)
         self._window.flowed(rate, node.rate, now)
         node.rate = rate
@@ -235,7 +235,7 @@ class Ledger:
         if server is None or server is node:
             return
         if failure.reason == "missing" and not server.have >> failure.piece & 1:
-            return  # it has said so itself by now
+            return  # the source has since reported this itself
         failures = node.failures(failure.source, now, is_late=failure.reason in ("timeout", "busy"))
         seconds = min(policy.LONGEST_BACK_OFF, policy.BACK_OFF * 2.0 ** min(failures - 1, 10))
         if failure.reason == "corrupt":
@@ -250,12 +250,12 @@ class Ledger:
             self._speeds.timed_out(node, server, task, now - task.since)
         self._books.avoid(node, failure.source, now + seconds, failures)
 
-    # --- inside: deciding
+    # --- internals: deciding
 
     def _spread(self, node: Node, now: float) -> list[Task]:
-        """In a late crowd, one piece that next to nobody has, whatever is waited for, however busy its holder is.
+        """In a late crowd, assign one piece with few copies before all others, however busy its holders are.
 
-        Or all readers would come to it before it has spread, and wait for it together.
+        Otherwise all readers would reach it before it has spread, and wait for it together.
         """
         if not self._is_late_crowd:
             return []
@@ -291,9 +291,9 @@ class Ledger:
         return tasks
 
     def _share(self, node: Node) -> int:
-        """How many tasks this node can have, so that all who miss something have some, and are done together.
+        """Number of tasks this node may have, so that all nodes that miss pieces progress and finish together.
 
-        Who is behind has more.
+        A node that misses more than others gets more.
         """
         books = self._books
         wanting = max(1, books.wanting.bit_count())
@@ -304,20 +304,20 @@ class Ledger:
         return max(policy.few(self._speeds.is_late), round(policy.FAIR + share))
 
     def _takers(self, node: Node) -> Group:
-        """Those who can take an upload to this one."""
+        """The sources that can take on an upload to this node."""
         return self._books.spare if len(node.tasks) < policy.few(self._speeds.is_late) else self._books.open
 
     def _on_offer(self, node: Node, wanted: int) -> int:
-        """What can be had now."""
+        """The pieces in `wanted` that sources can supply now."""
         some = wanted & self._takers(node).pieces
         return some | wanted & node.urgent if self._is_late_crowd else some
 
     def _order(self, node: Node, pieces: int) -> Iterator[int]:
-        """What those hold who send nothing, or their lines stay idle; then the rest.
+        """Yield first the pieces held by idle sources, or their lines would stay idle, then the others.
 
-        Of either, rarest first, equally rare ones from another start each time, so that nodes take different ones. What
-        many hold cannot become rare: of that, a reader has what it comes to first. So it has everything when no other
-        node misses anything.
+        Within each group the rarest come first, equally rare ones from a random start, so that nodes take different
+        ones. Pieces with many copies cannot become rare: a node with a reader takes these in the reader's order. If no
+        other node misses anything, all pieces count as such.
         """
         if not pieces:
             return
@@ -333,7 +333,7 @@ class Ledger:
             yield from members(some & common)
 
     def _sources(self, slots: int) -> list[Node]:
-        """Some of these nodes, best first. The best of a few taken at random is nearly as good as the best of all."""
+        """Pick up to MAX_SOURCES nodes, best first. The best of a random few is nearly as good as the best of all."""
         found: list[Node] = []
         for some in (slots & self._books.idle.slots, slots & ~self._books.idle.slots):
             while some and len(found) < policy.TRIED:
@@ -355,7 +355,7 @@ class Ledger:
                 wanted |= other.wanted & ~other.have
                 urgent |= other.urgent & ~other.have
         elif self._books.fetching_seeds or self.expects_seed:
-            lacking &= self.held  # what the seeds will not fetch again
+            lacking &= self.held  # seeds fetch the others, but no held piece again
         free = min(free, self._allowance(node))
         tasks: list[Task] = []
         at_least = 1 if len(self._books.leases) < self._window.limit + policy.FEWEST_LEASES else 0
@@ -368,7 +368,7 @@ class Ledger:
         return tasks
 
     def _usable(self, node: Node, now: float) -> int:
-        """Pieces held by others, unless each of them has failed this node again and again."""
+        """Pieces held by a node that has not failed this one too often in a row."""
         hopeless, most = 0, policy.HOPELESS_OF_CROWD if len(self) > policy.CROWD else policy.HOPELESS
         for slot, failures in self._books.avoided(node, now):
             if failures >= most:
@@ -382,12 +382,12 @@ class Ledger:
         return usable
 
     def _allowance(self, node: Node) -> int:
-        """How many more leases a node can have now."""
+        """How many more leases a node may take now."""
         if self.is_alone:
             return MAX_TASKS
         limit = self._window.limit
         if self._speeds.is_slow(node):
-            limit //= 2  # others will ask, too, and have it sooner
+            limit //= 2  # other nodes will report, and fetch the piece sooner
         fetchers = (self._books.fetching_seeds or self._books.wanting).bit_count()
         if self._window.is_new and not node.seed:
             fetchers = max(fetchers, policy.FIRST_SHARE)
@@ -396,5 +396,5 @@ class Ledger:
 
     @property
     def _is_late_crowd(self) -> bool:
-        """Whether machines are the limit, and so many that most of them wait for others."""
+        """Whether machines rather than lines are the limit, and so many that most of them wait for others."""
         return self._speeds.is_late and len(self) > policy.CROWD

@@ -1,4 +1,4 @@
-"""Which blobs anybody could get from the Hub. On disk that is the mode of a file of ours: readable by all, or by us."""
+"""Which blobs are public: anybody may get them from the origin. A file's mode keeps this: readable by all, or by us."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PUBLIC_MODE, _PRIVATE_MODE = 0o444, 0o400
 
 
 class Marks:
-    """`file_of` says which file tells of a complete blob, None for what is not complete."""
+    """The set of public blobs. `file_of` returns the file that keeps a complete blob's mark, None for other blobs."""
 
     def __init__(self, file_of: Callable[[Digest], Path | None]) -> None:
         self._file_of = file_of
@@ -27,13 +27,13 @@ class Marks:
         return _PUBLIC_MODE if digest in self._public else _PRIVATE_MODE
 
     def set(self, digest: Digest, *, is_public: bool) -> None:
-        """Remember it, at once and for the next start."""
+        """Mark a blob as public or not, in memory and on disk."""
         if is_public != (digest in self._public):
             (self._public.add if is_public else self._public.discard)(digest)
             self.write(digest)
 
     def write(self, digest: Digest) -> None:
-        """Have the file say what is remembered."""
+        """Write the mark to the blob's file. An error is logged."""
         file = self._file_of(digest)
         try:
             if file is not None:
@@ -42,11 +42,11 @@ class Marks:
             log.warning("cannot write down whether %s is public: %s", digest, error)
 
     def read(self, digest: Digest) -> None:
-        """Remember what the file says. Raises OSError."""
+        """Read the mark from the blob's file. Raises OSError."""
         file = self._file_of(digest)
         if file is not None and file.stat().st_mode & 0o004:
             self._public.add(digest)
 
     def forget(self, digest: Digest) -> None:
-        """The blob is gone."""
+        """Forget the mark of a blob that is gone."""
         self._public.discard(digest)

@@ -1,8 +1,8 @@
-"""What a node and the tracker of a blob say to each other, and the bounds of it. Pure.
+"""The messages between a node and the tracker of a blob, and their bounds. Pure.
 
-A node sends a `Report` and gets a `Plan`. Reports carry what changed; one with `have` carries everything and replaces
-what the tracker believed, so whoever missed an answer starts over with it. All numbers are pieces of the one blob the
-exchange is about; all times are durations in seconds, because the clocks of two nodes differ.
+A node sends a `Report` and gets a `Plan`. A report carries what has changed since the last one; a report with `have`
+carries the whole state and replaces what the tracker knew, so a node that missed an answer recovers with it. All piece
+numbers refer to the one blob of the exchange. All times are durations in seconds, because two nodes' clocks differ.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Literal
 
 from mesh.content import PieceSet
 
-# The source of a piece that came from the Hub. No node may have this name.
+# Source of a piece that came from the origin. No node may have this id.
 ORIGIN = "origin"
-# The source of a piece that a node held before it came into the swarm.
+# Source of a piece that a node held before it joined the swarm.
 HELD = ""
 
 MAX_NAME = 128  # characters of a node id
@@ -22,10 +22,10 @@ MAX_RUNS = 64
 MAX_URGENT = 64  # pieces
 MAX_GAINED = 512
 MAX_FAILED = 256
-MAX_TASKS = 64  # live tasks of one node, hence of a plan
+MAX_TASKS = 64  # live tasks of one node, and so of a plan
 MAX_SOURCES = 3
 MAX_DIGEST = 32  # bytes
-MAX_SECONDS = 300.0  # of a task, or until the next report
+MAX_SECONDS = 300.0  # for a task, or until the next report
 
 Reason = Literal["timeout", "busy", "refused", "corrupt", "missing"]
 Runs = tuple[tuple[int, int], ...]
@@ -33,7 +33,7 @@ Runs = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """A piece the node now holds, checked against its digest if that was known."""
+    """A piece that the node now holds, checked against its digest if the digest was known."""
 
     piece: int
     source: str  # a node id, ORIGIN or HELD
@@ -42,10 +42,10 @@ class Gain:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A task that did not bring its piece; one for each source tried.
+    """A task that failed; one `Failure` for each source tried.
 
-    `timeout` no bytes, or too slowly; `busy` it said so; `refused` the source would not (unreachable, an error of the
-    origin); `missing` the source does not hold it; `corrupt` wrong bytes.
+    Reasons: `timeout` no bytes, or too slow; `busy` the source said that it is busy; `refused` the source is
+    unreachable or returned an error; `missing` the source does not hold the piece; `corrupt` wrong bytes.
     """
 
     piece: int
@@ -55,35 +55,35 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Node to tracker: what changed here since the last report, and what can be taken on now."""
+    """Node to tracker: what has changed at the node since the last report, and what it can take on now."""
 
-    # Who reports: the tracker checks it against who signed the request before the ledger sees it.
+    # Id of the reporting node. The tracker checks it against the signer of the request before the ledger sees it.
     node: str
-    # PieceSet.to_bytes() of all pieces held: on first contact, or when a plan asked to resync. Replaces everything
-    # the tracker knew of the node, `active` included. None otherwise.
+    # PieceSet.to_bytes() of all pieces held, on first contact or when a plan asked for a resync. Replaces everything
+    # that the tracker knew of the node, `active` included. None otherwise.
     have: bytes | None = None
-    # With `have`: the (piece, source) pairs under way, so that a new tracker does not hand them out again.
+    # With `have`: the (piece, source) pairs under way, so that a new tracker does not assign them again.
     active: tuple[tuple[int, str], ...] = ()
-    # With `have`: another tracker led this swarm until now, so others will announce themselves in a moment, too.
+    # With `have`: another tracker led this swarm until now, so other nodes are about to announce themselves too.
     moved: bool = False
-    # Newly held. With `have` also pieces held before (source HELD), to name their digests.
+    # Newly held pieces. With `have` also pieces held before (source HELD), to report their digests.
     gained: tuple[Gain, ...] = ()
     failed: tuple[Failure, ...] = ()
-    # Pieces (start, stop) that readers here wait for now: their heads, not their whole range.
+    # Runs (start, stop) of pieces that this node's readers wait for now: their next pieces, not their whole ranges.
     urgent: Runs = ()
-    # Pieces (start, stop) of interest, in order. Empty for a node that only serves.
+    # Runs (start, stop) of pieces of interest, in order. Empty for a node that only serves.
     wanted: Runs = ()
     # How many more tasks the node would take, beyond those it runs.
     slots: int = 0
-    # It may be sent to the origin for this blob now.
+    # The node may be sent to the origin for this blob now.
     can_fetch: bool = False
-    # It fetches for others what it did not ask for. Set by the tracker from its membership, not by the sender.
+    # The node also fetches pieces that only others want. Set by the tracker from its membership, not by the sender.
     seed: bool = False
-    # Bytes that came from the origin so far: as long as this grows, leases are alive, however slow the line.
+    # Bytes received from the origin so far. While this grows, leases stay alive, however slow the line.
     fetched: int = 0
 
     def check(self, count: int) -> None:
-        """Raise ValueError if anything is out of bounds for a blob of `count` pieces. Linear in the message's size."""
+        """Raise ValueError if anything is out of bounds for a blob of `count` pieces. Linear in the report's size."""
         if not 0 < len(self.node) <= MAX_NAME or self.node == ORIGIN:
             raise ValueError("not a node id")
         if self.have is not None and len(self.have) != -(-count // 8):
@@ -121,14 +121,14 @@ class Report:
 class Task:
     """One piece to fetch now.
 
-    `sources`, best first, are nodes that hold it, or ORIGIN alone: then this is a lease. The node starts with the first
-    and may turn to the next without asking. A task for a piece already held or under way is ignored.
+    `sources` are nodes that hold the piece, best first, or ORIGIN alone: then the task is a lease. The node starts with
+    the first source and may turn to the next without asking. A task for a piece already held or under way is ignored.
     """
 
     piece: int
     sources: tuple[str, ...]
     digest: bytes  # of the piece; empty if not known
-    # How long this stands. A lease lasts on while bytes come from the origin.
+    # How long the task stands. A lease is extended while bytes come from the origin.
     seconds: float
 
     @property
@@ -138,21 +138,21 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Tracker to node: what to do next. Empty (false) when there is nothing to do for the moment."""
+    """Tracker to node: what to do next. False when there is nothing to do for the moment."""
 
     tasks: tuple[Task, ...] = ()
-    # Send everything: the tracker does not know this node (any more).
+    # Send a report with `have`: the tracker does not know this node, or not any more.
     resync: bool = False
-    # Report again after this many seconds at the latest: silence for much longer counts as death.
+    # Report again after this many seconds at the latest: a node that stays silent much longer is dropped.
     retry_after: float = 5.0
-    # Let as many seconds pass between two reports: the tracker has much to do.
+    # Leave this many seconds between two reports: the tracker is busy.
     pause: float = 0.0
 
     def __bool__(self) -> bool:
         return bool(self.tasks or self.resync)
 
     def check(self, count: int) -> None:
-        """Raise ValueError if no sane tracker would say this of a blob of `count` pieces."""
+        """Raise ValueError if anything is out of bounds for a blob of `count` pieces."""
         if len(self.tasks) > MAX_TASKS:
             raise ValueError(f"{len(self.tasks)} tasks")
         if len({task.piece for task in self.tasks}) < len(self.tasks):
@@ -171,7 +171,7 @@ class Plan:
 
 
 def runs_of(pieces: PieceSet) -> Runs:
-    """The set as (start, stop) runs in order, the first MAX_RUNS of them."""
+    """Convert a set to (start, stop) runs in order; only the first MAX_RUNS of them."""
     runs: list[tuple[int, int]] = []
     bits, offset = pieces.bits, 0
     while bits and len(runs) < MAX_RUNS:
@@ -185,7 +185,7 @@ def runs_of(pieces: PieceSet) -> Runs:
 
 
 def bits_of(runs: Runs) -> int:
-    """The set that (start, stop) runs stand for, as an integer."""
+    """Convert (start, stop) runs to a set, as an integer."""
     bits = 0
     for start, stop in runs:
         bits |= (1 << stop) - (1 << start)

@@ -1,6 +1,6 @@
-"""Who is responsible for a key: rendezvous hashing (Thaler and Ravishankar, 1998). Pure.
+"""Which node is responsible for a key: rendezvous hashing (Thaler and Ravishankar, 1998). Pure.
 
-Every node computes the same order from the same list of nodes, and when one node goes, only its keys move.
+Every node computes the same order from the same list of nodes. When a node leaves, only its keys move.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from hashlib import blake2b
 
 
 def ranked(key: str, nodes: Iterable[str]) -> list[str]:
-    """The nodes in the order in which they are responsible for `key`."""
+    """Sort the nodes by their responsibility for `key`, the responsible one first."""
     return sorted(nodes, key=lambda node: (_weight(key, node), node), reverse=True)
 
 
