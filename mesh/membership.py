@@ -1,9 +1,9 @@
-"""Who is in the mesh: alive, suspect, gone. Pure: no clock and no I/O.
+"""The members of the mesh and their states: alive, suspect, gone, left. Pure: no clock and no I/O.
 
-The states are those of SWIM (Das, Gupta, Motivala 2002): a node that does not answer is first suspected, and gone
-when nothing refuted that in time. Only a node itself raises its incarnation, which it does to refute what others say
-of it. Claims about a node are totally ordered, the greatest is kept, and so all nodes come to agree whatever way and
-however often the claims travel.
+The states are those of SWIM (Das, Gupta, Motivala 2002): a node that does not answer is suspected first, and gone if
+it does not refute that in time. Only the node itself raises its incarnation, to refute claims of others about it.
+Claims about one node are totally ordered and the greatest is kept, so all nodes come to agree, in whatever order and
+however often claims arrive.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from mesh.hosts import is_local
 from mesh.messages import ORIGIN
 
 MAX_CLAIMS = 1000  # in one message
-MAX_MEMBERS = 2000  # that we keep, the gone included
+MAX_MEMBERS = 2000  # kept by one node, gone ones included
 MAX_INCARNATION = 1 << 53
 MAX_HOST = 253  # characters
-MAX_VERSION = 32
-# How long we remember those who are gone: to try them again (a partition may last), and so that old gossip does not
-# bring back a node that left. Others are told of them for a shorter time, or they would keep each other's memory fresh.
+MAX_VERSION = 32  # characters
+# For how long nodes that are gone are remembered: to try them again (a partition may last), and so that old gossip does
+# not bring back a node that left. Others are told of them for less time, or nodes would refresh each other's memory.
 KEPT_SECONDS = 3600.0
 TOLD_SECONDS = 600.0
 NODE_ID = re.compile(r"[0-9A-Za-z_-]{1,128}")
 LOOPBACK = "127.0.0.1"
-_MAX_CALM = 60.0
+_MAX_CALM = 60.0  # longest time in seconds between two suspicions of the same node that start here
 
 Role = Literal["peer", "seed"]
 
 
 class Address(NamedTuple):
-    """Where a node's mesh port is: an IP address or a DNS name, and a port."""
+    """Address of a node's mesh port: an IP address or a DNS name, and a port."""
 
     host: str
     port: int
@@ -48,7 +48,7 @@ class Address(NamedTuple):
 
 
 class State(IntEnum):
-    """In the order of precedence among claims of one incarnation."""
+    """State of a node; the greatest takes precedence among claims of one incarnation."""
 
     ALIVE = 0
     SUSPECT = 1
@@ -57,9 +57,9 @@ class State(IntEnum):
 
 
 class Claim(msgspec.Struct, frozen=True, array_like=True, order=True):
-    """What one node says about another, or about itself. Of two about the same node the greater holds.
+    """What a node says about another, or about itself. Of two claims about the same node the greater one holds.
 
-    An empty `host` is the host of whoever makes the claim.
+    An empty `host` stands for the host that the claim comes from.
     """
 
     node_id: str
@@ -71,7 +71,7 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, order=True):
     version: str
 
     def check(self) -> None:
-        """Raise ValueError if it could not have been said by a sane node."""
+        """Raise ValueError if a field is out of bounds."""
         if not NODE_ID.fullmatch(self.node_id) or self.node_id == ORIGIN:
             raise ValueError("not a node id")
         if not 0 <= self.incarnation < MAX_INCARNATION:
@@ -85,9 +85,9 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, order=True):
 
 
 def as_heard(claim: Claim, teller: str) -> Claim | None:
-    """A claim as it reads here, when the host `teller` made it; None when it means nothing here.
+    """Resolve a claim that came from the host `teller`; None when its address means nothing on this host.
 
-    A loopback address means the teller's own host, and is of use only if that is ours as well.
+    A loopback address refers to the teller's own host, and is of use only if that is this host.
     """
     is_near = is_local(teller)
     if claim.host:
@@ -100,7 +100,7 @@ def as_heard(claim: Claim, teller: str) -> Claim | None:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Another node, as it is to be spoken to now."""
+    """Another node, and how to reach it now."""
 
     node_id: str
     address: Address
@@ -108,24 +108,23 @@ class Member:
     version: str
     incarnation: int
     state: State
-    # It answers at an address that was named explicitly here: what it says about metadata is believed. Never
-    # learned from others.
+    # It answers at an address that this node's operator named, so its metadata is believed. Never learned from others.
     named_seed: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became of a member: `was` is None for one not known before."""
+    """A member's new state. `was` is None if the member was not known before."""
 
     member: Member
     was: State | None
-    counted: int = 0  # incarnations from the one known before
+    counted: int = 0  # by how much the incarnation has grown
 
     @property
     def restarted(self) -> bool:
-        """Its process is another one, which counts from the second it began in; who refutes something goes one up.
+        """Whether the node runs in a new process: incarnations start at the time in seconds, a refutation adds one.
 
-        Not seen of one that ran for a second: it cannot have been told much.
+        A restart after only a second goes unnoticed; the process before it cannot have been told much.
         """
         return self.counted > 1
 
@@ -141,18 +140,18 @@ class Change:
 @dataclass(slots=True)
 class _Record:
     claim: Claim
-    since: float  # when it came to the state it is in, or its suspicion was put off
-    grace: float  # seconds that it has to refute
-    named: Address | None = None  # the explicitly named address at which this node answers
-    reached: Address | None = None  # an address that works, whatever others say
-    accused: int = 0  # times in a row that we suspected it and it refuted
-    calm_until: float = 0.0  # no new suspicion from us before
-    heard_at: float = float("-inf")  # when it last spoke to us, of whatever
-    member: Member | None = None  # what all this amounts to, until it changes
+    since: float  # when the current state began, or the suspicion was postponed
+    grace: float  # seconds to refute a suspicion
+    named: Address | None = None  # the explicitly named address at which the node answers
+    reached: Address | None = None  # an address at which the node answered, whatever others claim
+    accused: int = 0  # suspicions in a row that started here and were refuted
+    calm_until: float = 0.0  # no new suspicion starts here before this time
+    heard_at: float = float("-inf")  # when the node last sent this one any message
+    member: Member | None = None  # cached until one of the fields changes
 
 
 class Members:
-    """All nodes that this one knows of. Times are seconds of any one clock that does not run backwards.
+    """All nodes that this one knows of. Times are seconds on one monotonic clock.
 
     `suspect_for` is how long a suspected node has to refute before it counts as gone.
     """
@@ -162,20 +161,20 @@ class Members:
         self._me = me
         self._suspect_for = suspect_for
         self._rng = rng or random.Random()
-        # Our own entry may have learned from others which host we are; what we say ourselves is `me`.
+        # Like `_me`, but with the host that others see, once they have reported it.
         self._own = me
         self._records: dict[str, _Record] = {}
         self._alive: tuple[Member, ...] | None = None
-        self._marks = 0  # of all claims but our own: what `digest` needs, without looking at each of them again
-        self._restless: set[str] = set()  # those who are not just alive: the passing of time changes them
+        self._marks = 0  # XOR of the marks of all claims but our own, for `digest`
+        self._restless: set[str] = set()  # nodes that are not ALIVE: their state changes with time
 
     @property
     def me(self) -> Claim:
-        """What this node says of itself."""
+        """What this node claims about itself."""
         return self._me
 
     def alive(self) -> tuple[Member, ...]:
-        """The other nodes that are not gone, by id. Suspects are among them: most of them are just busy."""
+        """The other nodes that are not gone, sorted by id. Includes suspects, most of which are only busy."""
         if self._alive is None:
             self._alive = tuple(
                 self._member(record)
@@ -185,7 +184,7 @@ class Members:
         return self._alive
 
     def gone(self) -> tuple[Member, ...]:
-        """Those that may come back: a partition may end, a machine may be switched on again."""
+        """Nodes that may come back: a partition may end, or a machine be switched on again."""
         restless = (self._records[node_id] for node_id in self._restless)
         return tuple(self._member(record) for record in restless if record.claim.state == State.GONE)
 
@@ -194,12 +193,12 @@ class Members:
         return None if record is None else self._member(record)
 
     def claim(self, node_id: str) -> Claim | None:
-        """What is believed of another node."""
+        """The claim that is believed about another node."""
         record = self._records.get(node_id)
         return None if record is None else record.claim
 
     def snapshot(self, now: float) -> tuple[Claim, ...]:
-        """What to tell others: all of it if that fits into a message, else a random part."""
+        """The claims to send to others: all of them if they fit into a message, else a random sample."""
         told = (
             record.claim
             for record in self._records.values()
@@ -209,22 +208,22 @@ class Members:
         return tuple(claims if len(claims) <= MAX_CLAIMS else self._rng.sample(claims, MAX_CLAIMS))
 
     def digest(self) -> bytes:
-        """Eight bytes that are equal for two nodes exactly if they believe the same of all who are not gone."""
+        """Eight bytes that are equal on two nodes if and only if they believe the same of all nodes not gone."""
         return (self._marks ^ _mark(self._own)).to_bytes(8, "big")
 
     def merge(self, claims: Iterable[Claim], now: float) -> list[Change]:
-        """Take in checked claims, from anybody, in any order, any number of times."""
+        """Merge checked claims, from any node, in any order, any number of times. Returns what has changed."""
         return [change for claim in claims if (change := self._take(self._as_hearsay(claim, now), now)) is not None]
 
     def knows(self, claim: Claim) -> bool:
-        """Whether exactly this is known already."""
+        """Whether exactly this claim is known already."""
         record = self._records.get(claim.node_id)
         return record is not None and record.claim == claim
 
     def heard(self, node_id: str, now: float, address: Address | None = None) -> None:
-        """A node spoke to us; `address` is where, if it was in answer to our call.
+        """Note that a node sent this one a message. `address` is where it answered, if the message was an answer.
 
-        That it is not suspect (any more) it says itself, in the next exchange; until then it is given time.
+        A suspect node stays suspect until it refutes that itself in the next exchange, but has the full time for it.
         """
         if (record := self._records.get(node_id)) is None:
             return
@@ -238,17 +237,17 @@ class Members:
                 self._touch(record)
 
     def seen_at(self, node_id: str) -> float | None:
-        """When a node last spoke to us; if it never did, when what we know of it was told. None for an unknown one."""
+        """When a node last sent a message; if it never did, when its state was learned. None for an unknown node."""
         record = self._records.get(node_id)
         return None if record is None else record.heard_at if record.heard_at > float("-inf") else record.since
 
     def was_heard(self, node_id: str, since: float) -> bool:
-        """Whether a node has spoken to us since then."""
+        """Whether a node has sent this one a message after `since`."""
         record = self._records.get(node_id)
         return record is not None and record.heard_at > since
 
     def failed(self, node_id: str, now: float, *, is_refused: bool = False) -> list[Change]:
-        """A call to a node failed; `is_refused` if its machine said that nobody listens there."""
+        """Suspect a node after a failed call to it. `is_refused`: its machine refused the connection."""
         record = self._records.get(node_id)
         if record is None or record.claim.state != State.ALIVE:
             return []
@@ -256,10 +255,10 @@ class Members:
             tried, record.reached = record.reached, None
             self._touch(record)
             if tried != self._member(record).address:
-                return []  # perhaps it can be reached where others say it is
+                return []  # it may be reachable at the address that others know
         if now < record.calm_until:
             return []
-        # If we alone cannot reach it, it refutes each time, and everybody hears of that: so ask less and less often.
+        # If only this node cannot reach it, it refutes each suspicion and all nodes hear of that: suspect it ever less.
         record.calm_until = now + min(_MAX_CALM, self._suspect_for * 2**record.accused)
         record.accused = min(record.accused + 1, 10)
         changes = self.merge([msgspec.structs.replace(record.claim, state=State.SUSPECT)], now)
@@ -267,9 +266,9 @@ class Members:
         return changes
 
     def tick(self, now: float, patience: float = 1.0) -> list[Change]:
-        """Let time pass: suspicions that nobody refuted hold, those long gone are forgotten.
+        """Declare suspects gone that did not refute in time, and forget nodes that have been gone for long.
 
-        `patience` stretches the time to refute, for when it is this node that is slow.
+        `patience` multiplies the time to refute, for when this node itself is slow.
         """
         changes = []
         for node_id in list(self._restless):
@@ -283,12 +282,12 @@ class Members:
         return changes
 
     def leave(self) -> Claim:
-        """From now on this node says of itself that it left."""
+        """Return this node's claim that it has left, the only one about itself from now on."""
         self._own = self._me = msgspec.structs.replace(self._me, state=State.LEFT)
         return self._me
 
     def name_seed(self, node_id: str, address: Address) -> list[Change]:
-        """A node answered at an address that was named here as a seed's. Nobody else is at that address."""
+        """Note that a node, and no other one, answers at an address that the operator named as a seed's."""
         changes = []
         for other, record in self._records.items():
             named = address if other == node_id else None if record.named == address else record.named
@@ -299,7 +298,7 @@ class Members:
         return changes
 
     def unname_seed(self, address: Address) -> list[Change]:
-        """An address does not stand for a seed any more (its DNS name changed)."""
+        """Note that an address is not a seed's any more (its DNS name changed)."""
         return self.name_seed("", address)
 
     def _touch(self, record: _Record) -> None:
@@ -320,9 +319,9 @@ class Members:
         return record.member
 
     def _as_hearsay(self, claim: Claim, now: float) -> Claim:
-        """Who has just spoken to us is at most suspect, as whoever gave it up may have been behind a broken line.
+        """Weaken a claim that a node is gone to a suspicion if the node has just sent this one a message.
 
-        It hears of that and can refute it; if it does not, it is gone a little later.
+        The claimant may have been behind a broken line. The suspect can refute it; otherwise it is gone a little later.
         """
         record = self._records.get(claim.node_id)
         if claim.state != State.GONE or record is None or record.claim.state > State.SUSPECT:
@@ -346,7 +345,7 @@ class Members:
             if was != claim.state:
                 record.since, record.grace = now, self._suspect_for
             if counted := claim.incarnation - record.claim.incarnation:
-                record.reached = None  # it may have moved
+                record.reached = None  # the node may have moved
             self._marks ^= _mark(record.claim) ^ _mark(claim)
             record.claim = claim
         else:
@@ -359,11 +358,11 @@ class Members:
         return Change(self._member(record), was, counted)
 
     def _take_own(self, claim: Claim) -> None:
-        """Somebody speaks of us. We know better, and say it louder if need be."""
+        """Handle a claim about this node, and refute it with a higher incarnation if it is wrong."""
         if self._me.state == State.LEFT or claim <= self._own:
             return
         if not self._me.host and claim == msgspec.structs.replace(self._me, host=claim.host):
-            self._own = claim  # they see which host we are
+            self._own = claim  # others see this node's host
         elif claim.incarnation + 1 < MAX_INCARNATION:
             self._me = msgspec.structs.replace(self._me, incarnation=claim.incarnation + 1)
             self._own = msgspec.structs.replace(self._own, incarnation=claim.incarnation + 1)
@@ -378,13 +377,13 @@ class Members:
         return True
 
     def _drop(self, node_id: str) -> None:
-        """Forget a node that is gone, which has no mark."""
+        """Forget a node that is gone. Such a node has no mark."""
         del self._records[node_id]
         self._restless.discard(node_id)
 
 
 def _mark(claim: Claim) -> int:
-    """64 bits that stand for a claim; nothing for one about a node that is gone."""
+    """Hash a claim to 64 bits; 0 for a claim that a node is gone or has left."""
     if claim.state > State.SUSPECT:
         return 0
     return int.from_bytes(hashlib.blake2b(msgspec.msgpack.encode(claim), digest_size=8).digest(), "big")

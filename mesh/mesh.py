@@ -1,4 +1,4 @@
-"""A node's part in the mesh, put together: who is there, who leads which swarm, who holds what."""
+"""A node's part in the mesh, put together: membership, trackers, and which node holds which blob."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ log = logging.getLogger(__name__)
 
 _HOLDINGS = "/mesh/holdings"
 _BATCH = 500  # digests in one announcement
-_REFRESH_SECONDS = 60.0
+_REFRESH_SECONDS = 60.0  # until all blobs are announced again, give or take a fifth
 
 
 class Announcement(msgspec.Struct, frozen=True):
-    """What a node holds completely, of the blobs that the receiver leads."""
+    """The complete blobs of a node, among those whose tracker is the receiver."""
 
     node: str
     digests: tuple[str, ...]
@@ -52,7 +52,7 @@ _decoder: Decoder[Announcement] = Decoder(Announcement)
 class Mesh:
     """The conversation with other nodes. Belongs to the event loop's thread.
 
-    `may_share` says which blobs others may know of; what may not be shared is dealt with as if there were nobody else.
+    `may_share` says which blobs other nodes may know of. All other blobs are handled as if there were no other nodes.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Mesh:
         self.exchange.on_news = self._told_anew
 
     def start(self, *, settle: float) -> None:
-        """Begin to speak to others. `settle` is how many seconds a first answer is waited for."""
+        """Start talking to other nodes. `settle` is how many seconds to wait for a first answer."""
         self.gossip.start(settle=settle)
         self._tasks.start(self._tick(), name="tracker")
         self._tasks.start(self._announce(), name="announce")
@@ -110,7 +110,7 @@ class Mesh:
         return neighbour is not None and neighbour.is_seed
 
     def middleware(self) -> Middleware:
-        """Lets in who holds the key, where there is one."""
+        """Middleware that admits only nodes that hold the key, if the mesh has one."""
         return cast("Middleware", guard(self.auth))
 
     def add_routes(self, app: web.Application) -> None:
@@ -118,7 +118,7 @@ class Mesh:
         app.router.add_post(_HOLDINGS, self._take_holdings)
         self.questions.add_routes(app)
 
-    # --- inside
+    # --- internals
 
     async def _ask_gossip(self, address: Address, body: bytes, node: str) -> bytes:
         return await self.links.ask_address(address, TARGET, body, node, MAX_MESSAGE)
@@ -153,7 +153,7 @@ class Mesh:
                 self.links.parted(change.member.node_id)
                 self.directory.forget(change.member.node_id)
                 self.tracker.forget(change.member.node_id)
-            if change.parted or change.restarted:  # if it leads again, it knows nothing of what it was told
+            if change.parted or change.restarted:  # a tracker that comes back has lost what it was told
                 node = change.member.node_id
                 self._announced = {digest: told for digest, told in self._announced.items() if told != node}
             if change.parted or change.joined or change.restarted:
@@ -165,12 +165,12 @@ class Mesh:
             await self.exchange.tick()
 
     def _told_anew(self, digest: Digest) -> None:
-        """A blob is here, perhaps for a second time: whom it was announced to may have dropped us since."""
+        """Announce a blob, perhaps again: its tracker may have dropped this node as a holder since."""
         self._announced.pop(digest, None)
         self._must_announce.set()
 
     async def _announce(self) -> None:
-        """Tell the leader of each blob here that we hold it: when that is new, when the leader is, and now and then."""
+        """Announce each blob here to its tracker: when the blob or the tracker is new, and every minute or so."""
         loop, refresh_at = asyncio.get_running_loop(), 0.0
         while True:
             with contextlib.suppress(TimeoutError):
@@ -181,13 +181,13 @@ class Mesh:
                 refresh_at = loop.time() + _REFRESH_SECONDS * random.uniform(0.8, 1.2)
             self._must_announce.clear()
             await self._announce_changes()
-            await asyncio.sleep(0.05)  # what completes together is told together
+            await asyncio.sleep(0.05)  # blobs that complete together are announced together
 
     async def _announce_changes(self) -> None:
         if not any(self.links.alive()):
-            return  # who comes later is told when it does
+            return  # a node that joins later is told then
         by_tracker: dict[str, list[Digest]] = {}
-        turns = Turns()  # ten thousand blobs take a while
+        turns = Turns()  # there may be ten thousand blobs
         for digest, _, _ in list(self._store.blobs()):
             await turns.give()
             if not self._may_share(digest):
@@ -197,7 +197,7 @@ class Mesh:
                 self._announced[digest] = tracker
                 by_tracker.setdefault(tracker, []).append(digest)
         for tracker, digests in by_tracker.items():
-            if tracker == self.node_id:  # which looks for itself
+            if tracker == self.node_id:  # it looks into the store itself
                 continue
             for start in range(0, len(digests), _BATCH):
                 batch = digests[start : start + _BATCH]

@@ -1,10 +1,10 @@
-"""Bytes of a blob on their way out, to a client or to a peer, without the event loop touching them.
+"""Sending the bytes of a blob to a client or a peer, without the event loop touching them.
 
-The loop sends the header; a pool thread then sends the file straight to the socket. A thread leaves a socket that would
-block after a short while, and the loop waits for it instead: slow readers cost no thread.
+The loop sends the header; a pool thread then sends the file straight to the socket. If the socket stays full for a
+short while, the thread leaves it and the loop waits for it instead, so slow readers occupy no thread.
 
-The file's pages go out as they are, by sendfile(2): against sending from a mapping that costs a fifth to a third less
-CPU time (docs/benchmarks.md).
+The thread uses sendfile(2), which costs a fifth to a third less CPU time than sending from a mapping
+(docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -29,36 +29,36 @@ from mesh.whole import WholeResponse
 
 _T = TypeVar("_T")
 
-# In a request: when the head of its answer went out, by time.perf_counter(). For who measures how long that took.
+# Key of a request for the time.perf_counter() at which the head of its answer went out, to measure time to first byte.
 FIRST_BYTE_AT = web.RequestKey("first_byte_at", float)
-SMALL = 256 << 10  # sent by the loop itself: a thread would cost more than it saves
-_WINDOW = 4 << 20  # bytes for one send
-_TLS_WINDOW = 256 << 10  # bytes encrypted at once: a millisecond in which the loop does nothing else
-_QUANTUM = 32 << 20  # bytes until a thread lets others have a turn; under a limit it is one portion of that
-_LINGER_MS = 20  # a reader about as fast as we are is waited for in the thread
+SMALL = 256 << 10  # bytes of a body up to which the loop sends it itself: a thread would cost more than it saves
+_WINDOW = 4 << 20  # bytes per send
+_TLS_WINDOW = 256 << 10  # bytes encrypted at once: this blocks the loop for about a millisecond
+_QUANTUM = 32 << 20  # bytes after which a thread turns to another body; under a rate limit, one portion of the limit
+_LINGER_MS = 20  # for which a thread waits on a full socket: a reader about as fast as the sender frees it in this time
 _BULK = 2  # TC_PRIO_BULK of linux/pkt_sched.h: see tc-prio(8)
-_STALL_SECONDS = 300.0  # clients may pause a download; a dead one is dropped after this long
+_STALL_SECONDS = 300.0  # clients may pause a download; a dead client is dropped after this long
 
 
 class Source(Protocol):
-    """A file whose bytes become ready from somewhere on."""
+    """A file whose bytes may become ready only while it is being sent."""
 
     @property
     def fd(self) -> int: ...
 
     @property
     def stamp(self) -> Stamp | None:
-        """Set when the file has an owner who may write to it."""
+        """Set when another program may write to the file."""
 
     def ready(self, position: int) -> int:
-        """One past the last byte that may be sent to somebody who has all before `position`."""
+        """One past the last byte that may be sent to a reader that has all bytes before `position`."""
 
     async def wait(self, position: int) -> None:
-        """Until `ready(position) > position`. Raises when that will never be."""
+        """Wait until `ready(position) > position`. Raises MeshError if that can never be."""
 
 
 class Held:
-    """The simplest source: a range of a file that is there."""
+    """The simplest source: a file whose bytes up to `stop` are all there."""
 
     def __init__(self, fd: int, stop: int, stamp: Stamp | None = None) -> None:
         self.fd = fd
@@ -73,9 +73,9 @@ class Held:
 
 
 class Outflow:
-    """Sends bodies. `sent` is told of every few MiB as they go, from any thread.
+    """Sends bodies. `sent` is called with the number of bytes after every few MiB, from any thread.
 
-    `threads` bounds how many bodies move at the same instant, not how many are being sent. `gives_way`: whatever else
+    `threads` bounds how many bodies move at the same instant, not how many are being sent. `gives_way`: all else that
     this machine sends goes first.
     """
 
@@ -104,15 +104,15 @@ class Outflow:
         start: int,
         stop: int,
     ) -> web.StreamResponse:
-        """Answer with the bytes from `start` up to `stop`; `headers` are complete but for Content-Length.
+        """Answer with the bytes from `start` up to `stop`. `headers` lack only Content-Length.
 
-        When the source fails on the way, the connection is closed: the client sees a body cut short.
-        Raises what the source raises.
+        If the source fails midway, the connection is closed, so that the client sees a truncated body. Raises what the
+        source raises, and OSError when the file cannot be read.
         """
         if stop - start <= SMALL and source.ready(start) >= stop:
             body = _read_cached(source.fd, start, stop)
             if body is None:
-                # Not in the loop's own threads: they may all wait for a disk that makes large files durable.
+                # Not in the loop's default executor: its threads may all be flushing large files to disk.
                 body = await asyncio.get_running_loop().run_in_executor(self._pool, _read, source.fd, start, stop)
             if source.stamp is not None:
                 source.stamp.check(source.fd)
@@ -130,10 +130,10 @@ class Outflow:
                 _give_way(transport)
             if transport.get_extra_info("sslcontext") is None:
                 await self._send(transport, source, start, stop)
-            else:  # past the transport the bytes would go out in the clear, in the midst of those that do not
+            else:  # only the transport encrypts
                 await self._write(response, source, start, stop)
         except ConnectionError:
-            transport.close()  # the client has gone: nobody to tell
+            transport.close()  # the client has gone: there is nobody to report it to
         except BaseException:
             transport.close()
             raise
@@ -143,7 +143,7 @@ class Outflow:
         await _flushed(transport)
         transport_socket = transport.get_extra_info("socket")
         loop = asyncio.get_running_loop()
-        # A descriptor of our own: the transport may close its one while a thread still uses it.
+        # A duplicate: the transport may close its own descriptor while a thread still uses this one.
         with socket.socket(fileno=os.dup(transport_socket.fileno())) as sock:
             position = start
             while position < stop:
@@ -159,7 +159,7 @@ class Outflow:
                     await _writable(sock)
 
     async def _write(self, response: web.StreamResponse, source: Source, start: int, stop: int) -> None:
-        """The same by way of the transport: it encrypts, in the loop's thread, and says when it has had enough."""
+        """Send through the transport, which encrypts in the loop's thread and says when its buffer is full."""
         loop = asyncio.get_running_loop()
         position = start
         while position < stop:
@@ -184,7 +184,10 @@ class Outflow:
         return data
 
     def _push(self, sock: socket.socket, source: Source, position: int, stop: int) -> tuple[int, bool]:
-        """Send until `stop`, the end of our turn, or a socket that stays full: where we got to, and if it is full."""
+        """Send until `stop`, the end of this turn, or a socket that stays full.
+
+        Returns the position reached, and whether the socket is full.
+        """
         end = min(stop, position + (self._limiter.portion(_WINDOW) or _QUANTUM))
         began = position
         poll = select.poll()
@@ -207,8 +210,11 @@ class Outflow:
 
 
 def send_some(sock: socket.socket, source: Source, position: int, end: int) -> int:
-    """Send some of the bytes from `position` up to `end`; how many. Raises BlockingIOError for a full socket."""
-    if source.stamp is not None:  # its owner may write to it while pages of it are on their way: those would be wrong
+    """Send some of the bytes from `position` up to `end` and return how many.
+
+    Raises BlockingIOError for a full socket, OSError or StoreUnusable when the file has changed.
+    """
+    if source.stamp is not None:  # another program may write to the file while its pages are in flight: send a copy
         copied = _read(source.fd, position, min(end, position + SMALL))
         source.stamp.check(source.fd)
         return sock.send(copied)
@@ -219,25 +225,25 @@ def send_some(sock: socket.socket, source: Source, position: int, end: int) -> i
 
 
 def _give_way(transport: asyncio.Transport) -> None:
-    """Have the machine's own queue send all else before what this connection sends.
+    """Have the kernel's queue send all other traffic before this connection's.
 
-    On a slow line that is full, requests, reports and what acknowledges others' bytes would wait behind bodies, and the
-    lines of those who wait for them would stand idle. Queues without priorities, as fq_codel, let small flows through.
+    On a slow line that is full, requests, reports and acknowledgements would wait behind bodies, and the lines of the
+    nodes that wait for them would stand idle. Queues without priorities, such as fq_codel, let small flows through.
     """
     if sys.platform == "linux" and not transport.is_closing():
-        with contextlib.suppress(OSError):  # refused in a sandbox: it goes as all else does
+        with contextlib.suppress(OSError):  # refused in a sandbox: the connection keeps its normal priority
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, _BULK)
 
 
 def _cork(sock: socket.socket, is_corked: bool) -> None:
-    """Have the kernel send full segments only, or the last (TCP_CORK in tcp(7)): windows would end in short ones."""
+    """Turn TCP_CORK (tcp(7)) on or off. While it is on, the kernel sends full segments only, also at a window's end."""
     if sys.platform == "linux":
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, is_corked)
 
 
 def _read_cached(fd: int, start: int, stop: int) -> bytearray | bytes | None:
-    """The bytes when they are in the page cache, so that the loop never waits for a disk."""
-    if sys.platform != "linux":  # then a thread reads it
+    """Read the bytes if they are in the page cache, else return None: the loop must never wait for a disk."""
+    if sys.platform != "linux":  # a thread reads them
         return None
     buffer = bytearray(stop - start)
     try:
@@ -259,32 +265,32 @@ def _read(fd: int, start: int, stop: int) -> bytes:
 
 
 async def _flushed(transport: asyncio.Transport) -> None:
-    """Until the transport has handed all of its own bytes to the socket."""
+    """Wait until the transport has handed its buffer to the socket. Raises ConnectionResetError or TimeoutError."""
     async with asyncio.timeout(_STALL_SECONDS):
         pause = 0.0
         while transport.get_write_buffer_size():
             if transport.is_closing():
                 raise ConnectionResetError("the client has gone")
-            await asyncio.sleep(pause)  # most often one turn of the loop; longer after pipelined answers
+            await asyncio.sleep(pause)  # usually one turn of the loop; longer after pipelined answers
             pause = min(0.05, pause + 0.001)
 
 
 async def _to_its_end(turn: asyncio.Future[_T], sock: socket.socket | None = None) -> _T:
-    """What a thread's turn gives. Who is cancelled waits all the same: the thread must not find its files closed."""
+    """Return the result of a thread's turn. Waits for it even when cancelled: the thread's files must stay open."""
     try:
         return await asyncio.shield(turn)
     except asyncio.CancelledError:
         if sock is not None:
             with contextlib.suppress(OSError):  # not connected any more
-                sock.shutdown(socket.SHUT_RDWR)  # there is nothing more to send, and no need to wait for its end
+                sock.shutdown(socket.SHUT_RDWR)  # nothing more is to be sent: end the thread's turn at once
         while not turn.done():
-            with contextlib.suppress(asyncio.CancelledError):  # again, as at the end of `asyncio.run`
+            with contextlib.suppress(asyncio.CancelledError):  # cancelled again, as at the end of `asyncio.run`
                 await asyncio.wait([turn])
         raise
 
 
 async def _writable(sock: socket.socket) -> None:
-    """Until the socket takes bytes again, or its other end went away."""
+    """Wait until the socket takes bytes again or its other end has gone. Raises ConnectionResetError after a stall."""
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
 

@@ -1,8 +1,8 @@
-"""A blob that is still arriving: a sparse file, and a journal that says which pieces of it are safely there.
+"""A blob that is still arriving: a sparse file, and a journal of the pieces that are safely in it.
 
-The journal is appended to after a piece's bytes were written, so a `kill -9` loses at most the pieces under
-way. A power cut may lose bytes that the journal speaks of; therefore each entry carries the piece's BLAKE3
-digest, and after a restart a piece counts only when its bytes were read back and match.
+A journal entry is appended after its piece's bytes were written, so a `kill -9` loses at most the pieces under way. A
+power cut may lose bytes that the journal lists. So each entry carries the piece's BLAKE3 digest, and after a restart a
+piece counts only once its bytes have been read back and match.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ log = logging.getLogger(__name__)
 
 _MAGIC = b"hubmesh1"
 _HEADER = struct.Struct("<8sQQ")  # magic, size of the blob, size of a piece
-_ENTRY = struct.Struct("<I?32s")  # piece, whether it came from a source that we trust by itself, BLAKE3
-_READ = 1 << 20
+_ENTRY = struct.Struct("<I?32s")  # piece, whether its bytes are trusted without further proof, BLAKE3 digest
+_READ = 1 << 20  # bytes per read
 
 
 class Partial:
-    """One partial blob, open for writing at any place from any thread.
+    """One partial blob, which any thread may write to at any offset.
 
-    `have` holds the pieces that are on disk and checked. `unchecked` holds those a journal of an earlier
-    process speaks of: call `recheck` before counting on them. `trusted` is the part of `have` that came
-    straight from the origin, or was checked against a digest that we believe.
+    `have` holds the pieces that are on disk and checked. `unchecked` holds the pieces listed in the journal of an
+    earlier process: call `recheck` before relying on them. `trusted` is the part of `have` that came straight from the
+    origin, or was checked against a digest that is believed.
 
     `have`, `unchecked`, `trusted` and `piece_digests` belong to the event loop's thread; `write`, `record`
     and `recheck` may run in any thread.
@@ -53,21 +53,21 @@ class Partial:
         self.piece_digests: dict[int, bytes] = {}
         self._was_trusted = PieceSet(self.pieces.count)
         self._journal_lock = Lock()
-        # The kernel lets one thread at a time write to a file, and those that wait for a short while do so spinning.
+        # The kernel lets one thread at a time write to a file, and the threads that wait for that spin for a while.
         self._write_lock = Lock()
         self._journal_size = 0
         self._is_abandoned = False
         self.fd = _open(path)
         try:
             os.ftruncate(self.fd, size)
-            self._journal = self._open_journal()  # the last that can fail, or it would stay open
+            self._journal = self._open_journal()  # the last step that can fail: nothing would close the journal
         except BaseException:
             os.close(self.fd)
             raise
 
     @property
     def journaled_bytes(self) -> int:
-        """Bytes of the pieces on disk, checked or not."""
+        """Bytes of all pieces on disk, checked or not; 0 once the blob is abandoned."""
         bits = self.have.bits | self.unchecked.bits
         if not bits or self._is_abandoned:
             return 0
@@ -76,7 +76,7 @@ class Partial:
         return whole - (self.pieces.piece_size * (last + 1) - self.size if bits >> last & 1 else 0)
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Write all of `data`. Raises StoreFull when the disk is, StoreUnusable for any other refusal."""
+        """Write all of `data` at `offset`. Raises StoreFull when the disk is full, StoreUnusable for other errors."""
         try:
             while data:
                 with self._write_lock:
@@ -87,12 +87,15 @@ class Partial:
             raise self._refused(error) from error
 
     def record(self, piece: int, digest: bytes, trusted: bool) -> None:
-        """Note in the journal that all bytes of a piece were written; `digest` is their BLAKE3."""
+        """Append a piece whose bytes were all written to the journal. `digest` is their BLAKE3 digest.
+
+        Raises StoreFull or StoreUnusable.
+        """
         entry = _ENTRY.pack(piece, trusted, digest)
         with self._journal_lock:
             try:
                 if os.write(self._journal, entry) != len(entry):
-                    # A full disk can cut an entry short; left there, it would shift all that follow.
+                    # A full disk can cut an entry short. Left there, it would shift all later entries.
                     os.ftruncate(self._journal, self._journal_size)
                     raise StoreFull(f"the disk is full while writing the journal of {self.digest}")
             except OSError as error:
@@ -100,7 +103,7 @@ class Partial:
             self._journal_size += len(entry)
 
     def add(self, piece: int, digest: bytes, trusted: bool) -> None:
-        """Count a recorded piece as ours."""
+        """Count a recorded piece as present."""
         self.have.add(piece)
         self.unchecked.discard(piece)
         self.piece_digests[piece] = digest
@@ -108,14 +111,14 @@ class Partial:
             self.trusted.add(piece)
 
     def recheck(self, piece: int) -> bool:
-        """Read a piece back from disk: are its bytes those that the journal speaks of? No if it cannot read them."""
+        """Read a piece back and return whether it matches its digest in the journal. False if it cannot be read."""
         try:
             return self.digest_of(piece) == self.piece_digests.get(piece)
-        except StoreUnusable:  # a bad sector: what is written there anew, the disk puts elsewhere
+        except StoreUnusable:  # a bad sector: the disk remaps it when the piece is written again
             return False
 
     def digest_of(self, piece: int) -> bytes:
-        """Read a piece back from disk: its BLAKE3. Raises StoreUnusable."""
+        """Read a piece back from disk and return its BLAKE3 digest. Raises StoreUnusable."""
         start, stop = self.pieces.span(piece)
         hasher = blake3()
         buffer = memoryview(bytearray(min(_READ, stop - start)))
@@ -131,11 +134,14 @@ class Partial:
         return hasher.digest()
 
     def accept(self, piece: int) -> None:
-        """Count a rechecked piece as ours."""
+        """Count a rechecked piece as present."""
         self.add(piece, self.piece_digests[piece], piece in self._was_trusted)
 
     def drop(self, pieces: PieceSet) -> None:
-        """Forget pieces whose bytes are wrong. The journal is written anew, without them."""
+        """Forget pieces whose bytes are wrong, and rewrite the journal without them.
+
+        Raises StoreFull or StoreUnusable when the journal cannot be written.
+        """
         for piece in pieces:
             self.have.discard(piece)
             self.trusted.discard(piece)
@@ -156,7 +162,7 @@ class Partial:
                 except OSError:
                     os.close(journal)
                     raise
-                # Not before: without one of its own, the next entry would go to whoever has been given its number.
+                # Only now: had `replace` failed with this closed, entries would go to whatever file gets its number.
                 os.close(self._journal)
                 self._journal = journal
                 self._journal_size = _HEADER.size + len(entries) * _ENTRY.size
@@ -164,16 +170,16 @@ class Partial:
             raise self._refused(error) from error
 
     def drop_surely(self, pieces: PieceSet) -> None:
-        """The same; all of it when the disk refuses to write the journal, as taking names away needs no room."""
+        """Like `drop`, but abandon the whole blob if the journal cannot be written: that needs no room on disk."""
         try:
             self.drop(pieces)
         except MeshError as error:
             log.warning("%s: %s; what had arrived of it is dropped", self.digest, error)
-            with contextlib.suppress(OSError):  # at the next start it is proven again, and found wrong again
+            with contextlib.suppress(OSError):  # the next start checks the blob again, and finds it wrong again
                 self.abandon()
 
     def abandon(self) -> None:
-        """Take its names away, for good. Who has it open may go on reading. Raises OSError."""
+        """Unlink the files, for good. Readers that have the blob open may go on reading. Raises OSError."""
         self._is_abandoned = True
         self.remove(self.path)
 
@@ -189,13 +195,13 @@ class Partial:
 
     @staticmethod
     def remove(path: Path) -> None:
-        """Delete a partial blob that is not open; journal first, as bytes without one count for nothing."""
+        """Delete a partial blob's files, journal first: bytes without a journal do not count. Raises OSError."""
         Partial.journal_of(path).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
 
     @staticmethod
     def journaled(path: Path) -> int:
-        """About how many bytes the journal beside `path` speaks of, without opening the blob."""
+        """Estimate how many bytes the journal beside `path` lists, without opening the blob. 0 without a journal."""
         try:
             with Partial.journal_of(path).open("rb") as journal:
                 size = os.fstat(journal.fileno()).st_size
@@ -211,7 +217,7 @@ class Partial:
             return 0
         return min(blob_size, (size - _HEADER.size) // _ENTRY.size * piece_size)
 
-    # --- inside
+    # --- internals
 
     @property
     def _journal_path(self) -> Path:
@@ -225,7 +231,7 @@ class Partial:
         with contextlib.suppress(FileNotFoundError):
             data = self._journal_path.read_bytes()
             if data[: _HEADER.size] == header:
-                # A torn last entry (we died while writing it) is cut off, or it would shift those after it.
+                # Cut off an entry that a process died in the middle of writing: it would shift all later entries.
                 whole = (len(data) - _HEADER.size) // _ENTRY.size * _ENTRY.size
                 for piece, trusted, digest in _ENTRY.iter_unpack(data[_HEADER.size : _HEADER.size + whole]):
                     if piece < self.pieces.count:
@@ -256,13 +262,13 @@ def _open(path: Path) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     try:
         return os.open(path, flags, 0o600)
-    except PermissionError:  # made read-only by a process that died before it gave it its final name
+    except PermissionError:  # made read-only by a process that died before it renamed the file
         path.chmod(0o600)
         return os.open(path, flags, 0o600)
 
 
 def write_manifest(path: Path, size: int, digests: Sequence[bytes]) -> None:
-    """Keep the BLAKE3 digests of all pieces of a proven blob, for `read_manifest`. Raises OSError."""
+    """Write the BLAKE3 digests of all pieces of a proven blob, for `read_manifest`. Raises OSError."""
     fresh = path.with_suffix(".pieces.new")
     entries = (_ENTRY.pack(piece, True, digest) for piece, digest in enumerate(digests))
     fresh.write_bytes(_HEADER.pack(_MAGIC, size, Pieces.of(size).piece_size) + b"".join(entries))
@@ -270,9 +276,9 @@ def write_manifest(path: Path, size: int, digests: Sequence[bytes]) -> None:
 
 
 def read_manifest(path: Path, size: int) -> dict[int, bytes]:
-    """The BLAKE3 digests of a complete blob's pieces, from the journal kept beside it; {} when there is none.
+    """Piece → BLAKE3 digest of a complete blob, from the manifest kept beside it; {} when there is none.
 
-    Each was checked when its piece arrived, and the whole blob was proven since.
+    Each digest was checked when its piece arrived, and the whole blob has been proven since. Raises OSError.
     """
     pieces = Pieces.of(size)
     try:
@@ -283,5 +289,5 @@ def read_manifest(path: Path, size: int) -> dict[int, bytes]:
         return {}
     whole = (len(data) - _HEADER.size) // _ENTRY.size * _ENTRY.size
     entries = _ENTRY.iter_unpack(data[_HEADER.size : _HEADER.size + whole])
-    # Unless what was never flushed reads as zeros.
+    # A digest of zeros is a part of the manifest that was never flushed to disk.
     return {piece: digest for piece, _, digest in entries if piece < pieces.count and any(digest)}

@@ -1,4 +1,4 @@
-"""The proof of a whole blob: its digest, computed over the prefix as it becomes complete."""
+"""The proof of a whole blob: its digest, computed over the prefix as the prefix grows."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ _space = threading.local()
 
 
 class Proof:
-    """Hashes a file from its first byte on, in steps. One thread at a time may call `extend`."""
+    """Hashes a file in order, in steps. Only one thread at a time may call `extend`."""
 
     def __init__(self, digest: Digest, size: int, fd: int) -> None:
         self._digest = digest
         self._hasher = digest.hasher(size)
         self._fd = fd
         self.size = size
-        self.hashed = 0  # bytes of the prefix that are in the hash
+        self.hashed = 0  # bytes of the prefix hashed so far
 
     def extend(self, stop: int) -> None:
-        """Hash on until `stop`; all bytes before it must be on disk. Blocks: call it in a worker thread.
+        """Hash up to `stop`; all bytes before it must be on disk. Blocks: call it in a worker thread.
 
-        Raises OSError when the disk cannot be read.
+        Raises OSError when the file cannot be read or is too short.
         """
         buffer = _buffer()
         while self.hashed < stop:
@@ -39,12 +39,12 @@ class Proof:
         return self.hashed == self.size
 
     def holds(self) -> bool:
-        """Is the complete content what its digest names?"""
+        """Whether the blob is complete and matches its digest."""
         return self.is_complete and self._hasher.hexdigest() == self._digest.hex
 
 
 def _buffer() -> memoryview:
-    """One for each thread, not for each blob: there are few of those, whatever is arriving."""
+    """The calling thread's buffer: one per thread, not per blob, as threads are few however many blobs arrive."""
     try:
         buffer: memoryview = _space.buffer
     except AttributeError:

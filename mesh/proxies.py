@@ -1,4 +1,4 @@
-"""Which HTTP proxy the environment names on the way to a host, and with what one signs in there."""
+"""The HTTP proxy that the environment names for a host, and the credentials for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """One that is spoken to in plain HTTP. `user` and `password` are empty where it asks for none."""
+    """A proxy that speaks plain HTTP. `user` and `password` are empty if it needs none."""
 
     host: str
     port: int
@@ -19,26 +19,26 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """Everything in one, as aiohttp wants it: the password, too."""
+        """The proxy's URL for aiohttp, with user and password."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         if not self.user:
             return f"http://{host}:{self.port}"
-        # It sends each character as one byte (ISO 8859-1); a password is UTF-8 wherever else it is used.
+        # aiohttp sends each character as one byte (ISO 8859-1), but passwords are UTF-8 everywhere else.
         user, password = (quote(text.encode().decode("latin-1"), safe="") for text in (self.user, self.password))
         return f"http://{user}:{password}@{host}:{self.port}"
 
     @property
     def headers(self) -> dict[str, str]:
-        """What it wants to be told with each request that it can read (RFC 7617)."""
+        """Headers for every request that the proxy can read (RFC 7617)."""
         if not self.user:
             return {}
         return {"Proxy-Authorization": "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()}
 
 
 def proxy_of(scheme: str, host: str) -> Proxy | None:
-    """The proxy for URLs of that scheme and host; None when they are reached directly.
+    """The proxy for URLs of this scheme and host; None when they are reached directly.
 
-    Raises ValueError for one that cannot be used.
+    Raises ValueError for a proxy that cannot be used.
     """
     if urllib.request.proxy_bypass(host):
         return None
@@ -50,6 +50,6 @@ def proxy_of(scheme: str, host: str) -> Proxy | None:
         host, port = parts.hostname or "", parts.port or 80
     except ValueError:
         host = ""
-    if not host or parts.scheme != "http":  # TLS to the proxy would be around the one to the Hub
+    if not host or parts.scheme != "http":  # an https proxy would put TLS to the origin inside TLS to the proxy
         raise ValueError(f"{scheme.upper()}_PROXY has to be http://HOST:PORT or http://USER:PASSWORD@HOST:PORT")
     return Proxy(host, port, unquote(parts.username or ""), unquote(parts.password or ""))

@@ -1,7 +1,7 @@
-"""One node asks for all: a question has an owner among the nodes, and the owner's answer serves everybody.
+"""Questions that one node asks the origin for all: each has an owner, whose answer serves every node.
 
-As groupcache does it: look for the owner, ask it, fall back to asking oneself. What a question means is up to whoever
-uses this; here it is bytes with a key.
+Like groupcache, a node finds the owner, asks it, and falls back to finding the answer itself. The caller defines what
+a question means; here it is bytes with a key.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ log = logging.getLogger(__name__)
 
 _TARGET = "/mesh/questions"
 _MAX_ANSWER = 4 << 20  # bytes
-_DOWN_SECONDS = 5.0
-_PASSED_OVER_SECONDS = 30.0
-_DOUBT_SECONDS = 2.0  # without an answer, until it is asked whether it is there: clients wait for 10 s in all
-_HERE_SECONDS = 1.0  # to say so
+_DOWN_SECONDS = 5.0  # for which an owner that did not answer is not asked
+_PASSED_OVER_SECONDS = 30.0  # for which an owner that could not find an answer is not asked
+_DOUBT_SECONDS = 2.0  # without an answer before the owner is asked whether it is alive: clients wait 10 s in all
+_HERE_SECONDS = 1.0  # for the owner to say that it is alive
 
-# Answers a question on behalf of others; None when it will not.
+# Answers a question for other nodes; returns None when it will not.
 Answerer = Callable[[bytes], Awaitable[bytes | None]]
 
 
 class Questions:
-    """Asks owners, and answers as one.
+    """Asks the owners of questions, and answers as an owner.
 
-    In a keyed mesh all nodes share the questions (the seeds, if there are any); in an open one a node believes nobody
-    but the seeds that it was told of by name.
+    In a keyed mesh all nodes are owners, or only the seeds if there are any. In an open mesh a node believes only the
+    seeds that its operator named.
     """
 
     def __init__(self, node_id: str, neighbours: Neighbours, *, is_seed: bool) -> None:
@@ -50,11 +50,11 @@ class Questions:
 
     @property
     def is_alone(self) -> bool:
-        """Whether nobody else would ask for us, or be asked by us."""
+        """Whether no other node owns any questions of this one."""
         return not any(owner != self._node_id for owner in self._owners())
 
     async def ask(self, key: str, question: bytes) -> tuple[str, bytes] | None:
-        """The owner's id and its answer; None when this node is the owner, or has to do without one."""
+        """Ask the owner of `key`; returns its id and its answer. None when this node has to find the answer itself."""
         now = time.monotonic()
         if len(question) > MAX_MESSAGE:
             return None
@@ -73,7 +73,7 @@ class Questions:
         return None
 
     async def _ask(self, owner: str, question: bytes) -> bytes:
-        """Its answer. Raises Unavailable, also when it hangs: one that waits for the Hub says that it is there."""
+        """Ask one owner. Raises Unavailable, also when it hangs: an owner waiting for the origin says it is alive."""
         asking = asyncio.get_running_loop().create_task(self._neighbours.ask(owner, _TARGET, question, _MAX_ANSWER))
         try:
             await asyncio.wait({asking}, timeout=_DOUBT_SECONDS)
@@ -86,7 +86,7 @@ class Questions:
             asking.cancel()
 
     def pass_over(self, owner: str) -> None:
-        """An owner answers, but cannot find out what others can: for a while whoever comes next is asked instead."""
+        """Skip an owner that answers but cannot find out what others can: the next one is asked for a while."""
         log.info("%s does not find out what it is asked; it is passed over for %.0f s", owner, _PASSED_OVER_SECONDS)
         self._leave_out(owner, _PASSED_OVER_SECONDS)
 
