@@ -60,7 +60,7 @@ class Partial:
         self.fd = _open(path)
         try:
             os.ftruncate(self.fd, size)
-            self._journal = self._open_journal()  # the last step that can fail: nothing would close the journal
+            self._journal = self._open_journal()  # the last step that can fail, or the journal would stay open
         except BaseException:
             os.close(self.fd)
             raise
@@ -87,7 +87,7 @@ class Partial:
             raise self._refused(error) from error
 
     def record(self, piece: int, digest: bytes, trusted: bool) -> None:
-        """Append a piece whose bytes were all written to the journal. `digest` is their BLAKE3 digest.
+        """Append an entry to the journal for a piece whose bytes are all written; `digest` is their BLAKE3 digest.
 
         Raises StoreFull or StoreUnusable.
         """

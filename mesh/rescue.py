@@ -1,7 +1,7 @@
-"""Readers that get nothing: what they wait for comes from the origin, whatever the tracker and the peers have in mind.
+"""Readers that get no bytes: their next piece is fetched from the origin, whatever the tracker has assigned.
 
-A tracker may hang, or lie; a peer may drip a byte a second. Each has its own limits elsewhere, and all of them together
-can take longer than clients wait. This is the last resort, and costs the origin a piece a node at worst.
+A tracker may hang or lie; a peer may send one byte a second. Other modules bound each of these delays, but their sum
+can exceed the time that clients wait. This is the last resort, and at worst costs the origin one piece per node.
 """
 
 from __future__ import annotations
@@ -21,38 +21,41 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Without a byte, for a reader that would take one. Clients give up after 10: the origin needs some of them to answer.
+# Times are in seconds.
+# A reader waits this long without a byte before the origin is asked, if the node gets nothing else either. Clients give
+# up after 10 s; the origin needs part of that to answer.
 _STARVED = 5.5
-_NOTHING = 3.0  # and without a piece of any kind, or bytes of one: then nobody does anything for this node
-_NOTHING_OF_CROWD = 8.0  # hundreds on a machine with few cores get one every three seconds when all is well
-# The more nodes wait for one tracker the likelier it is just busy, and the more the origin would send if all of them
-# turned to it at once. Before its first byte a client can be told to come again.
+_NOTHING = 3.0  # without a piece, or bytes enough for one soon: then no source serves this node
+_NOTHING_OF_CROWD = 8.0  # the same in a crowd: hundreds of healthy nodes on few cores get a piece every three seconds
+# The more nodes wait for one tracker, the likelier it is only busy, and the more the origin would send if all of them
+# turned to the origin at once. A client without its first byte can be told to retry.
 _FIRST_OF_CROWD = 15.0
 _STARVED_OF_CROWD = 12.0
-# While other pieces come it is the swarm that is slow, and all of its nodes would ask. Clients stay, as they get sips
-# of the reserve; but not before their first byte.
+# While other pieces arrive, the whole swarm is slow, and all of its nodes would ask the origin. Clients that have their
+# first byte stay that long, as they get small parts of the reserve (mesh/fill.py).
 _LONGEST = 15.0
 _LONGEST_OF_CROWD = 25.0
-_LONGEST_WITHOUT_RESERVE = 7.0
-_MANY = 2  # pieces rescued: then it is not chance, and not a piece that the origin is just sending to somebody else
-_UNSERVED = 8.0  # without being sent for anything: then it is the tracker that does nothing for us
-# Whoever leaves a tracker that is just busy leaves all others, too, and fetches a copy for itself. Its reader goes on.
+_LONGEST_WITHOUT_RESERVE = 7.0  # the same for a client without its first byte
+_MANY = 2  # rescued pieces before the tracker is doubted: one may be chance, or on its way from the origin to a peer
+_UNSERVED = 8.0  # without an assignment: then the tracker does nothing for this node
+# In a crowd a node that leaves a busy tracker also leaves all other nodes, and fetches its own copy. Its readers are
+# served without that.
 _UNSERVED_OF_CROWD = 30.0
 _LEASE_SECONDS = 60.0
-_PACE_SECONDS = 2.0  # over which a transfer's pace is taken at the least: under a limit bytes come in bursts
-_NEAR = 4.0  # a piece that will be here in so long comes soonest from where it is coming from
+_PACE_SECONDS = 2.0  # shortest time over which a transfer's pace is measured: under a rate limit bytes come in bursts
+_NEAR = 4.0  # a piece that a peer will have sent within this time comes soonest from that peer
 
 
 class Rescue:
-    """Belongs to the event loop's thread. `look` is to be called every second or two."""
+    """Rescues the readers of one fill. Belongs to the event loop's thread; call `look` every second or two."""
 
     def __init__(self, house: House, fill: Fill, fetcher: Fetcher) -> None:
         self._house = house
         self._fill = fill
         self._fetcher = fetcher
-        self._waits: dict[Reader, tuple[int, float]] = {}  # where it waits, and since when
-        self._count = 0
-        # How far transfers had come, and when; of late, and some time before that.
+        self._waits: dict[Reader, tuple[int, float]] = {}  # reader → position at which it waits, and since when
+        self._count = 0  # pieces rescued
+        # Run → its position, and when that was taken: the last time, and the time before.
         self._places: dict[Run, tuple[int, float]] = {}
         self._former: dict[Run, tuple[int, float]] = {}
         self._placed_at = self._served_at = -math.inf
@@ -60,10 +63,10 @@ class Rescue:
 
     def look(self) -> None:
         now = time.monotonic()
-        idle = now - max(self._fetcher.last_landed, self._served_at)  # or since the fill began
+        idle = now - max(self._fetcher.last_landed, self._served_at)  # at first, since the fill began
         is_crowd = self._house.exchange.is_crowd
         if is_crowd:
-            # A node that is late itself does not know whether others do nothing for it, or whether it has not looked.
+            # A node that is late for its own timers cannot tell whether nothing came or it has not looked.
             is_left_alone = idle >= _NOTHING_OF_CROWD and not self._house.exchange.is_strained
             longest = _STARVED_OF_CROWD if is_left_alone else _LONGEST_OF_CROWD
         else:
@@ -90,20 +93,20 @@ class Rescue:
             self._placed_at = now
 
     def _measure(self, now: float) -> None:
-        """Whether bytes come so fast that a piece is soon complete, though none may be now: several share a line."""
+        """Note whether bytes come fast enough for a piece to be complete soon, even if none is: pieces share a line."""
         before, self._received = self._received, self._fetcher.received.total()
         rate = (self._received - before) / (now - self._placed_at)
         if rate * _LONGEST >= self._fill.partial.pieces.piece_size:
             self._served_at = now
 
     def _is_near(self, piece: int, now: float, *, is_late: bool) -> bool:
-        """Whether a peer sends a piece so fast that it is soon here; one that has just begun may, until it is late."""
+        """Whether a peer will soon have sent a piece. A transfer that has just begun counts, unless `is_late`."""
         stop = self._fill.partial.pieces.span(piece)[1]
         for run in self._fetcher.runs:
             if run.piece == piece and not run.is_origin:
                 if not is_late and now - run.landed_at < _PACE_SECONDS:
                     return True
-                # One that has not been looked at yet has its pace since it began with this piece.
+                # The pace of a run that is not recorded yet is measured from the beginning of this piece.
                 began = (self._fill.partial.pieces.span(piece)[0], run.landed_at)
                 before, since = self._former.get(run) or self._places.get(run) or began
                 rate = (run.position - before) / max(_PACE_SECONDS, now - since)
@@ -113,12 +116,12 @@ class Rescue:
     def _fetch(self, piece: int, seconds: float) -> None:
         partial = self._fill.partial
         if piece in partial.have or piece in partial.unchecked:
-            return  # it waits for a proof
+            return  # the reader waits for a proof
         under_way = [run for run in self._fetcher.runs if piece in run.pieces]
         for run in under_way:
             if not run.is_origin:
                 log.info("%s: %s has not brought piece %d in %.0f s", partial.digest, run.source, piece, seconds)
-                run.cancel()  # we come again when it has left the file
+                run.cancel()  # the origin is asked by a later `look`, once the run has left the file
         if not under_way and (piece, ORIGIN) not in self._fetcher.active():
             log.info("%s: a reader has waited %.0f s: asking the origin for piece %d", partial.digest, seconds, piece)
             self._count += 1

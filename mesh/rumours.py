@@ -1,7 +1,8 @@
-"""What others say of nodes that have not answered us. In a mesh without a key anybody may say that there is one at any
-host and port: so it is no peer, and nobody is told of it, until it has said so itself. Pure.
+"""Rumours: claims about nodes that have not answered this node themselves. Pure.
 
-What a named seed says is believed: it passes on nothing but what it has found out. So most nodes are never tried.
+In a mesh without a key anybody may claim that a node is at any host and port. So a node that is only heard of is no
+peer, and is not passed on, until it has answered. A named seed is believed, because it passes on only what it has
+found out itself; so most nodes never have to be tried.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from mesh.hosts import is_fit, is_local
 from mesh.membership import Claim, Members, State
 from mesh.quota import Quota
 
-_MAX = 1000
-_PATIENCE = 3.0  # seconds in which a named seed is asked before we find out ourselves
-_AGAIN = (5.0, 15.0, 60.0, 300.0)  # seconds until an address that does not answer is tried again
-_AT_ONCE = 4
-_WAITS = 20  # about a host of which very much is said, until one may be given up for others
-_TRIES_OF_HOST, _SECONDS_OF_HOST = 16, 4.0  # at once, and then for each further one
+_MAX = 1000  # rumours kept
+_PATIENCE = 3.0  # seconds in which a named seed may confirm a rumour before the address is tried
+_AGAIN = (5.0, 15.0, 60.0, 300.0)  # seconds until an address that did not answer is tried again
+_AT_ONCE = 4  # addresses tried at once
+_WAITS = 20  # postponements, when there are many rumours about one host, after which a rumour may give way to others
+_TRIES_OF_HOST, _SECONDS_OF_HOST = 16, 4.0  # tries of one host at once, and seconds for each further one
 
 
 @dataclass(slots=True)
@@ -29,11 +30,11 @@ class _Rumour:
     teller: str
     due_at: float
     tries: int = 0
-    waits: int = 0  # for others about the same host
+    waits: int = 0  # postponements in favour of other rumours about the same host
 
 
 class Rumours:
-    """Those heard so far, and when to look into them. Times are seconds of a clock that does not run backwards."""
+    """The rumours heard so far, and when to check them. Times are seconds on a monotonic clock."""
 
     def __init__(self, members: Members) -> None:
         self._members = members
@@ -45,7 +46,7 @@ class Rumours:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether some were not looked into yet."""
+        """Whether any rumour has not been checked yet."""
         return any(not rumour.tries for rumour in self._of.values())
 
     def sift(
@@ -59,10 +60,10 @@ class Rumours:
         is_believed: bool = False,
         may_wait: bool = False,
     ) -> list[Claim]:
-        """Those claims of a message that hold; what others mean is kept to be looked into.
+        """Return the claims of a message that hold, and keep the others, if plausible, to be checked.
 
-        `has_answered`: the message is an answer to our call. `is_believed`: of a named seed, which `may_wait` says
-        there is one to ask.
+        `sender` is the node that sent the message and `teller` its host. `has_answered`: the message answers a call of
+        this node. `is_believed`: it is from a named seed. `may_wait`: there is a named seed to ask.
         """
         held = []
         for claim in claims:
@@ -76,14 +77,14 @@ class Rumours:
                 held.append(claim)
             elif known is not None and _place(claim) == _place(known):
                 held.append(claim)
-            elif known is not None and claim.state != State.ALIVE:  # it may be so, but not where it never was
+            elif known is not None and claim.state != State.ALIVE:  # the state may be true, the new address is not
                 held.append(msgspec.structs.replace(claim, **_place(known)))
             elif claim.state <= State.SUSPECT and (known is None or claim > known) and is_fit(claim.host, teller):
                 self._keep(claim, teller, now + _PATIENCE if may_wait else now)
         return held
 
     def due(self, now: float) -> list[tuple[Claim, str]]:
-        """Some to be looked into now, each with the host that told it; then not again for a while."""
+        """Return a few rumours to check now, each with the host that told it. They are then not due for a while."""
         due: list[tuple[Claim, str]] = []
         for rumour in sorted(self._of.values(), key=lambda rumour: rumour.due_at):
             if rumour.due_at > now or len(due) == _AT_ONCE:
@@ -98,13 +99,13 @@ class Rumours:
         return due
 
     def _keep(self, claim: Claim, teller: str, due_at: float) -> None:
-        if (rumour := self._of.get(claim.node_id)) is not None:  # who moves it about does not have it tried more often
+        if (rumour := self._of.get(claim.node_id)) is not None:  # a new address does not make it due sooner
             rumour.claim, rumour.teller = max((rumour.claim, rumour.teller), (claim, teller))
         elif len(self._of) < _MAX or self._make_room():
             self._of[claim.node_id] = _Rumour(claim, teller, due_at)
 
     def _make_room(self) -> bool:
-        """Whether one could be given up that was tried in vain, or is one of very many about the same host."""
+        """Drop a rumour that was tried in vain, or is one of very many about its host. False if there is none."""
         for node_id, rumour in self._of.items():
             if rumour.tries >= len(_AGAIN) or rumour.waits >= _WAITS:
                 del self._of[node_id]

@@ -1,4 +1,4 @@
-"""The mesh port: what this node answers to other nodes. Every message is bounded before it is read."""
+"""The mesh port: what this node answers to other nodes. The size of a message is bounded before it is read."""
 
 from __future__ import annotations
 
@@ -28,28 +28,29 @@ from mesh.wire import Decoder
 log = logging.getLogger(__name__)
 
 _RANGE = re.compile(r"bytes=(\d{1,19})-(\d{1,19})\Z", re.ASCII)
-# Of a blob that somebody says there is: a ledger has something for each piece. 1 TiB is twice the Hub's largest file.
+# Pieces of the largest blob that peers may report on, as a ledger has an entry for each piece. As 16 MiB pieces this is
+# 1 TiB, twice the origin's largest file.
 _MAX_PIECES = 1 << 16
-_HINT_SECONDS = 3.0  # to find out what file a hint leads to
-_MAX_FINDING = 64  # hints that are looked into at once
-_MAX_UPLOADS = 40  # at the same time; beyond that a peer asks somebody else
-_MAX_OF_HOST = 32  # of them: who takes all that it is sent as slowly as it can leaves some to the others
+_HINT_SECONDS = 3.0  # for the origin to say which file a hint leads to
+_MAX_FINDING = 64  # hints looked up at once
+_MAX_UPLOADS = 40  # at once; beyond that a peer gets 503 and asks another node
+_MAX_OF_HOST = 32  # of these to one host, so that a host which receives very slowly leaves some to others
 
 _ENVELOPE: Decoder[Envelope] = Decoder(Envelope)
 _ENCODER = msgspec.msgpack.Encoder()
 
 
 async def nowhere(_hint: bytes, _digest: Digest, _size: int) -> None:
-    """For who never goes to the origin for others."""
+    """The `access` of a node that never goes to the origin for others."""
     return None
 
 
 class MeshServer:
-    """Reports to the tracker and pieces of blobs, for nodes that were let in.
+    """Answers reports to the tracker and serves pieces of blobs, to nodes that were let in.
 
-    `may_share` says which blobs may leave to other nodes; `is_seed(node)` whether a node is one. `access(hint,
-    digest, size)` is how a seed goes to the origin for others: None unless the hint leads to that blob, and anybody may
-    have it. Anybody may send a hint: it must not open what is closed, nor pass one file off as another.
+    `may_share` says which blobs may be sent to other nodes; `is_seed(node)` whether a node is a seed. `access(hint,
+    digest, size)` is a seed's way to the origin for others: None unless the hint leads to that blob and the blob is
+    public. Any node may send a hint, so a hint must neither open gated content nor pass one file off as another.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class MeshServer:
         self._may_share = may_share
         self._is_seed = is_seed
         self._access = access
-        self._uploads: Counter[str] = Counter()  # under way, by host
+        self._uploads: Counter[str] = Counter()  # host → uploads under way
         self._finding: dict[tuple[Digest, bytes], tuple[asyncio.Task[OriginAccess | None], float]] = {}
 
     def add_routes(self, app: web.Application) -> None:
@@ -89,7 +90,7 @@ class MeshServer:
             if request.get(SENDER, report.node) != report.node:
                 raise ValueError("speak for yourself")
             self._house.peers.heard(report.node)
-            # Only where it will report to: another tracker's ledger would wait for it in vain.
+            # Only if this node will report to its own tracker: any other ledger would wait for the seed in vain.
             if await self._help(digest, envelope) and self._house.exchange.is_local(digest):
                 self._tracker.expect_seed(digest, envelope.size)
             plan = await self._tracker.answer(digest, envelope.size, report)
@@ -98,7 +99,7 @@ class MeshServer:
         return web.Response(body=_ENCODER.encode(plan))
 
     async def _help(self, digest: Digest, envelope: Envelope) -> bool:
-        """A seed fetches what others ask for, though nobody here did; whether that begins now."""
+        """If this node is a seed, fetch a blob that only other nodes want. Returns whether that begins now."""
         if not self._is_seed(self._house.node_id) or not envelope.hint or not envelope.report.wanted:
             return False
         swarm = self._blobs.swarms.get(digest)
@@ -115,7 +116,7 @@ class MeshServer:
         return True
 
     async def _find_out(self, digest: Digest, envelope: Envelope) -> OriginAccess | None:
-        """What a hint leads to; None if to nothing, or not soon: whoever reports waits for an answer."""
+        """Look up what a hint leads to. None if to nothing, or not soon: the reporting node waits for its answer."""
         asked, now = (digest, envelope.hint), time.monotonic()
         finding, until = self._finding.get(asked, (None, now + _HINT_SECONDS))
         if finding is None:
@@ -128,7 +129,7 @@ class MeshServer:
             finding = self._house.tasks.start(find(), name=f"hint {digest}")
             self._finding[asked] = finding, until
             finding.add_done_callback(lambda _: self._finding.pop(asked))
-        await asyncio.wait([finding], timeout=max(0.0, until - now))  # all that come in that time; later ones do not
+        await asyncio.wait([finding], timeout=max(0.0, until - now))  # reports that come after that do not wait
         return finding.result() if finding.done() and not finding.cancelled() else None
 
     async def _piece(self, request: web.Request) -> web.StreamResponse:
@@ -152,7 +153,7 @@ class MeshServer:
             if blob is not None and start < stop <= blob.size:
                 return await self._send(request, Held(blob.fd, stop, blob.stamp), start, stop, blob.size)
             if swarm is not None and swarm.holds(start, stop):
-                fd = os.dup(swarm.fill.partial.fd)  # the fill may end while we send
+                fd = os.dup(swarm.fill.partial.fd)  # the fill may close its own while this one is being sent
                 try:
                     return await self._send(request, Held(fd, stop), start, stop, swarm.size)
                 finally:
@@ -176,7 +177,7 @@ class MeshServer:
 
 
 async def read_message(request: web.Request, limit: int = MAX_MESSAGE) -> bytes:
-    """A request's body, of at most `limit` bytes; 413 to a longer one."""
+    """Read a request's body of at most `limit` bytes. Raises HTTPRequestEntityTooLarge (413) for a longer one."""
     if (request.content_length or 0) > limit:
         raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=request.content_length or 0)
     body = await request.read()  # bounded by the application's client_max_size as well

@@ -1,7 +1,7 @@
-"""How many connections to the origin there are at once, so that it is not overrun, and nobody is left without.
+"""A limit on connections to the origin that leaves no blob without one.
 
-A few large files have all of them for minutes on a slow line. Whoever asks for another file would wait as long, and
-clients give up after ten seconds.
+On a slow line a few large files occupy all connections for minutes. A client that asks for another file would have to
+wait as long, but gives up after ten seconds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 
 
 class Slots:
-    """`count` at once, first come, first served; and one for each who has none, up to `limit` in all.
+    """Grants `count` slots, first come, first served, and beyond that one to each owner without any, up to `limit`.
 
     Belongs to the event loop's thread.
     """
@@ -26,14 +26,14 @@ class Slots:
 
     @asynccontextmanager
     async def one(self, whose: Hashable) -> AsyncIterator[None]:
-        """Wait for a slot, and have it."""
+        """Wait for a slot for the owner `whose`, and hold it."""
         if not self._take(whose):
             turn = asyncio.get_running_loop().create_future()
             self._waiting[turn] = whose
             try:
                 await turn
             except asyncio.CancelledError:
-                if self._waiting.pop(turn, None) is None:  # it came at the same time
+                if self._waiting.pop(turn, None) is None:  # the slot was granted at the same time
                     self._give_back(whose)
                 raise
         try:

@@ -1,4 +1,4 @@
-"""What the data plane counts. Whoever publishes figures reads them from here."""
+"""The counters of the data plane, from which all published figures are read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from threading import Lock
 
-_MAX_SOURCES = 1000
+_MAX_SOURCES = 1000  # counted by name; all further ones are counted as OTHERS
 OTHERS = "others"
 
 
@@ -22,7 +22,7 @@ class Stats:
     lock: Lock = field(default_factory=Lock, repr=False)
 
     def reject(self, source: str, count: int = 1) -> None:
-        """Count pieces whose bytes were wrong. Where anybody can call itself anything, only so many get a name."""
+        """Count pieces whose bytes were wrong. The number of names is bounded: in an open mesh a node may use any."""
         if source not in self.pieces_rejected and len(self.pieces_rejected) >= _MAX_SOURCES:
             source = OTHERS
         self.pieces_rejected[source] += count

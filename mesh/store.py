@@ -1,8 +1,8 @@
-"""Blobs on disk: what is complete and proven, what is still partial, and what has to make room.
+"""Blobs on disk: complete and proven ones, partial ones, and the eviction that makes room for them.
 
-A complete blob is one read-only file named by its digest; it gets that name only after its bytes were
-proven and flushed, by one rename. A partial blob is a sparse file with a journal beside it (`mesh.partial`).
-Nothing else is kept: the directory is the index, and a blob's time of access is when it was last used.
+A complete blob is one read-only file named by its digest. It gets that name by a single rename, only after its bytes
+were proven and flushed. A partial blob is a sparse file with a journal beside it (`mesh.partial`). There is no other
+index than the directory, and a file's access time is when the blob was last used.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from mesh.shared import Stamp
 
 log = logging.getLogger(__name__)
 
-# Writing the time of use to disk more often than this would cost more than the order is worth.
+# Seconds between two writes of a blob's time of use to disk: more would cost more than the eviction order is worth.
 _TOUCH_SECONDS = 60.0
 
 
 class Store:
-    """All blobs of one data directory. Belongs to the event loop's thread; only `Partial` writes elsewhere.
+    """All blobs of one data directory. Belongs to the event loop's thread; only `Partial` is written by other threads.
 
-    `max_size` is the budget in bytes for complete and partial blobs together. `is_pinned` is asked before a
-    blob is evicted.
+    `max_size` is the budget in bytes for complete and partial blobs together. A blob for which `is_pinned` returns
+    true is never evicted.
 
     Raises StoreInUse when another process holds the directory, StoreUnusable when it cannot be used.
     """
 
     def __init__(self, root: Path, max_size: int, *, is_pinned: Callable[[Digest], bool] = lambda _: False) -> None:
         self._blobs = root / "blobs"
-        self._folder = str(self._blobs)  # opening a blob is on every answer's way, and Path is slow
+        self._folder = str(self._blobs)  # a blob is opened for every answer, and Path is slow
         self._partials = root / "partial"
         self.max_size = max_size
         self.evicted_bytes = 0
@@ -54,13 +54,13 @@ class Store:
             path=self._path,
             mark=self._marks.write,
             drop=self._drop_file,
-            is_over=lambda: self._lock_fd < 0,  # closed: nobody waits for a large file then
+            is_over=lambda: self._lock_fd < 0,  # a closed store does not wait until a large file has been read
         )
         self._partial_entries: dict[Digest, PartialEntry] = {}
         self._making_room = asyncio.Lock()
-        self._flushes: set[asyncio.Future[None]] = set()  # of proven blobs: what is on its way to the disk cannot go
+        self._flushes: set[asyncio.Future[None]] = set()  # of proven blobs, which cannot be evicted meanwhile
         self._taking_over: set[Digest] = set()
-        self._stuck: set[Digest] = set()  # what could not be evicted: said once of each, tried each time
+        self._stuck: set[Digest] = set()  # blobs that could not be evicted: logged once, tried each time
         self._lock_fd = -1
         try:
             self._blobs.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ class Store:
             yield digest, entry.held
 
     def open(self, digest: Digest, size: int | None = None) -> Blob | None:
-        """A complete blob for reading, or None when we do not have it (or not with this size).
+        """Open a complete blob for reading. None if it is not here, is in doubt, or has another size.
 
         Raises StoreUnusable when it cannot be opened just now.
         """
@@ -113,9 +113,9 @@ class Store:
             log.warning("blob %s is gone from disk", digest)
             is_public = self.is_public(digest)
             self._forget(digest)
-            self.mark_public(digest, is_public=is_public)  # for who fetches it again
+            self.mark_public(digest, is_public=is_public)  # for when it is fetched again
             return None
-        except OSError as error:  # too many open files, a bad disk: no reason to have it again from elsewhere
+        except OSError as error:  # too many open files, or a bad disk: no reason to fetch the blob again
             raise StoreUnusable(f"cannot open {digest}: {error}") from error
         about = os.fstat(fd)
         actual = about.st_size
@@ -124,7 +124,7 @@ class Store:
             if not now.looks_like(entry.stamp):
                 log.warning("blob %s was changed by the program that shares its file; dropped", digest)
                 self._drop_file(digest)
-            return None  # otherwise it is in doubt
+            return None  # dropped, or in doubt
         if actual != entry.size:
             os.close(fd)
             log.error("blob %s has %d bytes on disk instead of %d; dropped", digest, actual, entry.size)
@@ -144,24 +144,24 @@ class Store:
         return Blob(digest, actual, fd, entry.stamp, release)
 
     def manifest(self, digest: Digest, size: int) -> dict[int, bytes]:
-        """BLAKE3 digest of every piece of a complete blob of this size; {} without one. Reads a small file."""
+        """Piece → BLAKE3 digest of a complete blob of this size; {} without one. Reads a small file."""
         try:
             return read_manifest(layout.manifest_of(self._path(digest)), size) if digest in self._entries else {}
         except OSError:
             return {}
 
     def is_public(self, digest: Digest) -> bool:
-        """Whether anybody could get this blob from the Hub: then it may be shared with anybody."""
+        """Whether anybody could get this blob from the origin, so that it may be shared with any node."""
         return digest in self._marks
 
     def mark_public(self, digest: Digest, *, is_public: bool = True) -> None:
-        """Remember, over restarts too, that anybody could get this blob, or that not everybody can any more."""
+        """Remember, across restarts, whether anybody could get this blob from the origin."""
         self._marks.set(digest, is_public=is_public)
 
     async def remove(self, digest: Digest) -> int:
-        """Drop a blob, complete or partial, that nobody is using; returns the bytes it freed.
+        """Delete a blob, complete or partial, unless it is in use; returns the bytes freed.
 
-        Raises StoreUnusable when its file cannot be removed: its bytes still count then.
+        Raises StoreUnusable when its file cannot be removed; its bytes then still count.
         """
         freed = 0
         entry = self._entries.get(digest)
@@ -170,7 +170,7 @@ class Store:
         return freed + await self.remove_partial(digest)
 
     async def remove_partial(self, digest: Digest) -> int:
-        """Drop what has arrived of a blob, unless it is in use; returns the bytes it freed. Raises StoreUnusable."""
+        """Delete a partial blob, unless it is in use; returns the bytes freed. Raises StoreUnusable."""
         partial = self._partial_entries.get(digest)
         if partial is None or partial.partial is not None:
             return 0
@@ -184,7 +184,7 @@ class Store:
     # --- partial blobs
 
     def open_partial(self, digest: Digest, size: int) -> Partial:
-        """The partial blob to write into, as it was left or new. Closed by `close_partial` or `commit`."""
+        """Open a partial blob, as it was left or new; `close_partial` closes it. Raises StoreFull or StoreUnusable."""
         entry = self._partial_entries.get(digest)
         if entry is not None and entry.partial is not None:
             raise RuntimeError(f"{digest} is being filled already")
@@ -201,7 +201,7 @@ class Store:
         return partial
 
     def close_partial(self, partial: Partial) -> None:
-        """Put a partial blob aside; what it holds is kept for the next time."""
+        """Close a partial blob. What it holds is kept for the next time."""
         entry = self._partial_entries.get(partial.digest)
         partial.close()
         if entry is not None and entry.partial is partial:
@@ -215,7 +215,7 @@ class Store:
     async def commit(self, partial: Partial) -> None:
         """Give a proven blob its final name. After this it survives a power cut.
 
-        Raises StoreFull or StoreUnusable when the disk refuses; the partial blob is then still there.
+        Raises StoreFull or StoreUnusable when the disk refuses; the blob is then still a partial one.
         """
         final = self._path(partial.digest)
         flush = asyncio.get_running_loop().create_future()
@@ -231,29 +231,29 @@ class Store:
         if entry is not None:
             self.size -= entry.held
         self._add(partial.digest, partial.size)
-        self._marks.write(partial.digest)  # it may have changed meanwhile
+        self._marks.write(partial.digest)  # the mark may have changed meanwhile
 
     async def adopt(
         self, digest: Digest, size: int, staged: Path, pieces: Sequence[bytes], stamp: Stamp | None = None
     ) -> None:
         """Make a proven file from elsewhere on this file system a blob, in place of what is here of it.
 
-        `pieces`: the BLAKE3 digest of each. `stamp`: the file keeps its name elsewhere. Raises OSError.
+        `pieces` are the BLAKE3 digests of its pieces; `stamp` is given if the file keeps another name. Raises OSError.
         """
         final = self._path(digest)
         mode = self._marks.mode(digest)
-        self._taking_over.add(digest)  # neither read nor removed until we know whose file it is
+        self._taking_over.add(digest)  # neither read nor removed while either file may have the name
         try:
             stamp = await asyncio.to_thread(layout.take_over, staged, final, size, pieces, mode, stamp)
             self._add(digest, size, stamp)
         finally:
             self._taking_over.discard(digest)
         self._marks.write(digest)
-        with contextlib.suppress(StoreUnusable):  # it counts, and may go some other time
+        with contextlib.suppress(StoreUnusable):  # its bytes still count, and it can be removed later
             await self.remove_partial(digest)
 
     def is_of(self, digest: Digest, file: os.stat_result) -> bool:
-        """Whether this very file, or a copy made of it when it was as it is now, is our blob."""
+        """Whether the blob's file is this very file, or a copy made of it in its present state."""
         try:
             ours = self._path(digest).stat()
         except OSError:
@@ -261,16 +261,16 @@ class Store:
         return (ours.st_mtime_ns, ours.st_size) == (file.st_mtime_ns, file.st_size)
 
     def check_fits(self, digest: Digest, size: int) -> None:
-        """Raise StoreFull for what cannot be kept whole, whatever is evicted: then nothing should be."""
-        if digest not in self._entries:  # in doubt, or being taken over
+        """Raise StoreFull if a blob cannot fit whatever is evicted, so that nothing is evicted in vain."""
+        if digest not in self._entries:  # otherwise it is here, though in doubt or being taken over
             free, known = layout.free_bytes(self._folder), (self._entries, self._partial_entries)
             kept = (self._is_pinned, self._is_elsewhere)
             check_fits(digest, size, *known, *kept, max_size=self.max_size, used=self.size, free=free)
 
     async def reserve(self, partial: Partial, count: int) -> None:
-        """Make sure that `count` more bytes fit before they are written, evicting what was used longest ago.
+        """Make sure that `count` more bytes fit before they are written, evicting the blobs used longest ago.
 
-        Raises StoreFull when there is nothing left to evict: StoreBusy when there will be again.
+        Raises StoreFull when nothing is left to evict, StoreBusy when something will be once it is no longer in use.
         """
         async with self._making_room:
             if not await self._make_room(count, keep=partial.digest):
@@ -280,22 +280,22 @@ class Store:
             self._account(entry, entry.held + count)
 
     def release(self, partial: Partial, count: int) -> None:
-        """Give back a reservation that was not written."""
+        """Give back a reservation of `count` bytes that were not written."""
         entry = self._partial_entries.get(partial.digest)
         if entry is not None:
             self._account(entry, max(0, entry.held - count))
 
     async def fit(self) -> bool:
-        """Make room until the budget is kept: it may be smaller than at the last start."""
+        """Evict until the budget is kept: it may be smaller than at the last start. False if that fails."""
         async with self._making_room:
             return await self._make_room(0, keep=None)
 
     async def evict(self, count: int) -> bool:
-        """Free at least `count` bytes whatever the budget says: the disk itself is full."""
+        """Free at least `count` bytes whatever the budget: the disk itself is full. False if that fails."""
         async with self._making_room:
             return await self._make_room(self.max_size - self.size + count, keep=None, is_for_disk=True)
 
-    # --- inside
+    # --- internals
 
     async def _make_room(self, count: int, keep: Digest | None, *, is_for_disk: bool = False) -> bool:
         while self.size + count > self.max_size:
@@ -320,7 +320,7 @@ class Store:
         return True
 
     def _is_elsewhere(self, digest: Digest) -> bool:
-        """Whether another program has the very file: the disk gets nothing back when we let go of it."""
+        """Whether the file has another name elsewhere, so that deleting it here frees nothing on disk."""
         entry = self._entries.get(digest)
         return entry is not None and entry.stamp is not None and layout.has_another_name(self._path(digest))
 
@@ -335,7 +335,7 @@ class Store:
         return Path(self._name(digest))
 
     def _marked(self, digest: Digest) -> Path | None:
-        """The file whose mode says whether a blob is public: never one of somebody else's."""
+        """The file whose mode says whether a blob is public; never a file that another program shares."""
         entry, path = self._entries.get(digest), self._path(digest)
         if entry is None:
             return None
@@ -345,12 +345,12 @@ class Store:
         now, entry.used_at = time.time(), self._uses.now()
         if abs(now - entry.touched_at) > _TOUCH_SECONDS:
             entry.touched_at = now
-            with contextlib.suppress(OSError):  # only the order of eviction after a restart depends on it
-                if (file := self._marked(digest)) is not None:  # to touch a shared one would be a change
+            with contextlib.suppress(OSError):  # only the eviction order after a restart depends on it
+                if (file := self._marked(digest)) is not None:  # not a shared file: that would move its ctime
                     os.utime(file, ns=(int(entry.used_at * 1e9), file.stat().st_mtime_ns))
 
     def _add(self, digest: Digest, size: int, stamp: Stamp | None = None) -> None:
-        """Another file has this name now, whatever had it before."""
+        """Account for a file that has just got a blob's name, perhaps in place of another one."""
         before = self._entries.get(digest)
         self.size += size - (before.size if before is not None else 0)
         modified = layout.modified_as_proven(self._name(digest))
@@ -370,7 +370,7 @@ class Store:
             await asyncio.to_thread(gone.unlink, missing_ok=True)
         except OSError as error:
             if gone is not None:
-                self.size += size  # until the next start, which tries again
+                self.size += size  # counted until the next start, which tries to delete it again
             raise StoreUnusable(f"cannot remove {path}: {error}") from error
         return size
 
@@ -388,6 +388,6 @@ class Store:
         for digest, file in layout.find_partials(self._partials, {d: self._path(d) for d in self._entries}):
             path = Path(file.path)
             self._partial_entries[digest] = PartialEntry(path, Partial.journaled(path), file.stat().st_mtime)
-        for digest, entry in self._entries.items():  # now that all have what belongs to them
+        for digest, entry in self._entries.items():  # only now: `find_partials` may have restored manifests
             if entry.stamp is None:
                 entry.is_doubted = layout.modified_as_proven(self._name(digest)) != entry.modified
