@@ -221,7 +221,7 @@ class Members:
         return record is not None and record.claim == claim
 
     def heard(self, node_id: str, now: float, address: Address | None = None) -> None:
-        """Note that a node sent this one a message. `address` is where it answered, if the message was an answer.
+        """Record that a node sent this one a message. `address` is where it answered, if the message was an answer.
 
         A suspect node stays suspect until it refutes that itself in the next exchange, but has the full time for it.
         """
@@ -287,7 +287,7 @@ class Members:
         return self._me
 
     def name_seed(self, node_id: str, address: Address) -> list[Change]:
-        """Note that a node, and no other one, answers at an address that the operator named as a seed's."""
+        """Record that a node, and no other one, answers at an address that the operator named as a seed's."""
         changes = []
         for other, record in self._records.items():
             named = address if other == node_id else None if record.named == address else record.named
@@ -298,7 +298,7 @@ class Members:
         return changes
 
     def unname_seed(self, address: Address) -> list[Change]:
-        """Note that an address is not a seed's any more (its DNS name changed)."""
+        """Record that an address is not a seed's any more (its DNS name changed)."""
         return self.name_seed("", address)
 
     def _touch(self, record: _Record) -> None:

@@ -93,7 +93,7 @@ class Rescue:
             self._placed_at = now
 
     def _measure(self, now: float) -> None:
-        """Note whether bytes come fast enough for a piece to be complete soon, even if none is: pieces share a line."""
+        """Record whether bytes come fast enough for a piece to be complete soon: several may share a slow line."""
         before, self._received = self._received, self._fetcher.received.total()
         rate = (self._received - before) / (now - self._placed_at)
         if rate * _LONGEST >= self._fill.partial.pieces.piece_size:

@@ -1,7 +1,7 @@
-"""One blob on its way in: what is wanted of it, the conversation with its tracker, its proof, its end.
+"""One node's part in the swarm of one blob: which pieces it wants, its reports to the tracker, the proof of the blob.
 
-The tracker decides which piece comes from where (`mesh.ledger`), `Fetcher` carries that out, `Fill` shows readers what
-is there. A node without peers is its own tracker: the same conversation, with shorter lists.
+The tracker decides which piece comes from where (`mesh.ledger`), `Fetcher` carries that out, and `Fill` shows readers
+the bytes that are there. A node without peers is its own tracker: the same conversation, with shorter lists.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ log = logging.getLogger(__name__)
 
 _IN_FLIGHT = 64 << 20  # bytes assigned to this node at a time
 _MIN_TASKS = 8
-_UNHURRIED = 1.0  # seconds that small news wait for more
-_LATE_SECONDS = 1.0  # that a reader's next piece may be in the queue behind others
-_MANY = 8  # pieces that are worth a report
-_FEW = 2  # pieces that are told without a pause
-_PATIENCE = 5.0  # seconds without a piece until a fill with no origin gives up on its peers
-_LINGER = 5.0  # seconds that a fill which nobody reads any more stays open
-_PROOF_STEP = 64 << 20
+_UNHURRIED = 1.0  # seconds for which minor news may wait to be reported together with more
+_LATE_SECONDS = 1.0  # for which a reader's next piece may wait behind others in a run
+_MANY = 8  # new pieces that are worth a report
+_FEW = 2  # first pieces of the blob, which are reported without a pause
+_PATIENCE = 5.0  # seconds without a piece after which a fill without a way to the origin gives up on its peers
+_LINGER = 5.0  # seconds for which a fill without readers stays open
+_PROOF_STEP = 64 << 20  # bytes hashed at a time
 
 
 class Swarm:
     """This node's part in the swarm of one blob. Belongs to the event loop's thread.
 
-    `run` is its life. `read` may be called until `is_over`.
+    `run` lasts as long as the node takes part. `read` may be called until `is_over`.
     """
 
     def __init__(self, house: House, partial: Partial) -> None:
@@ -64,18 +64,18 @@ class Swarm:
         self.digest = partial.digest
         self.size = partial.size
         self.began_at = time.time()
-        self.is_helping = False  # a seed that fetches for others
+        self.is_helping = False  # this node is a seed and fetches for others
         self._house = house
         self._partial = partial
         self._voucher = Voucher(house, self.fill, self.fetcher, self._disprove)
         self._rescue = Rescue(house, self.fill, self.fetcher)
-        self._is_wanted = False  # all of it, whether or not somebody reads
+        self._is_wanted = False  # the whole blob is wanted, with or without readers
         self._news = asyncio.Event()
         self._talks: set[asyncio.Task[None]] = set()
         self._must_sync = True
         self._has_moved = False
         self._next_talk = self._last_talk = 0.0
-        self._pause = 0.0  # that the tracker asks for between two reports
+        self._pause = 0.0  # seconds that the tracker asks for between two reports
         self._told_gains = 0
         self._idle_since: float | None = None
         self._help_until = 0.0
@@ -89,21 +89,21 @@ class Swarm:
         return self.fill.is_over
 
     def want(self, access: OriginAccess | None) -> None:
-        """Bring in all of it."""
+        """Fetch the whole blob."""
         self._is_wanted = True
         if access is not None:
             self.fetcher.add_access(access)
         self._notice()
 
     def help(self, access: OriginAccess) -> None:
-        """Fetch from the origin what others want, for as long as they do."""
+        """Fetch from the origin what other nodes want, for as long as they want it."""
         self.is_helping = True
         self._help_until = time.monotonic() + _LINGER
         self.fetcher.add_access(access)
         self._notice()
 
     def read(self, start: int, stop: int, access: OriginAccess | None, *, is_whole: bool) -> Reader:
-        """Follow the bytes from `start` up to `stop`; a reader of the whole starts a fill that outlives it."""
+        """Return a reader of the bytes from `start` up to `stop`. If `is_whole`, the fill outlives the reader."""
         if is_whole:
             self._is_wanted = True
         if access is not None:
@@ -113,12 +113,12 @@ class Swarm:
         return reader
 
     def holds(self, start: int, stop: int) -> bool:
-        """Whether the bytes from `start` up to `stop` are here, checked as far as pieces can be."""
+        """Whether the bytes from `start` up to `stop` are here, checked as far as single pieces can be."""
         covered = self._partial.pieces.covering(start, stop)
         return 0 <= start < stop <= self.size and all(piece in self._partial.have for piece in covered)
 
     async def run(self) -> None:
-        """Until the blob is proven and stored, the fill has failed, or nobody wants it any more."""
+        """Run until the blob is proven and stored, the fill has failed, or the blob is not wanted any more."""
         unsubscribe = self._house.exchange.subscribe(self.digest, self.size, self._notice)
         helpers = [
             asyncio.get_running_loop().create_task(work(), name=f"{work.__name__} {self.digest}")
@@ -135,7 +135,7 @@ class Swarm:
                 await self._wait()
         finally:
             unsubscribe()
-            if self.fill.is_proven:  # its bytes are being flushed by a thread, under a descriptor that we will close
+            if self.fill.is_proven:  # a thread is flushing the blob, through a descriptor that is closed after this
                 await asyncio.wait(helpers[:1])
             for task in (*helpers, *self._talks):
                 task.cancel()
@@ -146,24 +146,24 @@ class Swarm:
             if not self.fill.is_over:
                 self.fill.finish(Unavailable(f"{self.digest} is not being fetched any more"))
 
-    # --- inside
+    # --- internals
 
     def _notice(self) -> None:
         self._news.set()
 
     async def _wait(self) -> None:
-        """Until there is news, or it is time to report anyway."""
+        """Wait for news, or for the time of the next report."""
         now = time.monotonic()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, min(self._next_talk, now + 1.0) - now)):
                 await self._news.wait()
-        if len(self._talks) > 1:  # there may be something to say, but it has to wait for an answer
+        if len(self._talks) > 1:  # whatever there is to report, one of two reports has to be answered first
             await asyncio.wait(self._talks, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
         interval = self._house.exchange.interval(self.digest)
-        if self._told_gains >= _FEW:  # the first pieces are what a new swarm grows from: no pause for them
+        if self._told_gains >= _FEW:  # a new swarm grows from the first pieces: no pause for them
             interval = max(interval, self._pause)
         pause = self._last_talk + interval - time.monotonic()
-        await asyncio.sleep(max(0.0, pause))  # at the least, let others have their turn
+        await asyncio.sleep(max(0.0, pause))  # at least, let other tasks run
 
     def _is_idle(self) -> bool:
         now = time.monotonic()
@@ -190,7 +190,7 @@ class Swarm:
     # --- what is wanted
 
     def _wanted(self) -> PieceSet:
-        """Pieces of interest that are neither here nor about to be read back from our own disk."""
+        """The pieces of interest that are neither here nor about to be read back from disk."""
         pieces, partial = self._partial.pieces, self._partial
         bits = 0
         if self._is_wanted:
@@ -202,7 +202,7 @@ class Swarm:
         return PieceSet(pieces.count, bits & ~partial.have.bits & ~partial.unchecked.bits)
 
     def _heads(self) -> list[int]:
-        """The first missing pieces of every reader."""
+        """The first two missing pieces of every reader."""
         pieces, have = self._partial.pieces, self._partial.have
         heads: dict[int, None] = {}
         for reader in self.fill.readers:
@@ -212,7 +212,7 @@ class Swarm:
         return [piece for piece in heads if piece not in self._partial.unchecked][:MAX_URGENT]
 
     def _hurry(self) -> None:
-        """Put first what readers wait for, and free what they have waited for too long from the ends of long runs.
+        """Put first the pieces that readers wait for, and take those that are late from the ends of long runs.
 
         Not at once: breaking a run off wastes what is in flight, and on a fast line the piece soon comes by itself.
         """
@@ -224,7 +224,7 @@ class Swarm:
             self.fetcher.hurry(urgent, late)
 
     def _fetch_doubted(self) -> None:
-        """Pieces that were part of a failed proof come from the origin, whatever peers offer."""
+        """Fetch pieces that were part of a failed proof from the origin, whatever peers offer."""
         doubted = self._house.doubted.get(self.digest)
         if doubted and self.fetcher.can_fetch:
             missing = [piece for piece in self._wanted() if piece in doubted]
@@ -234,12 +234,12 @@ class Swarm:
     # --- the conversation with the tracker
 
     def _talk(self) -> None:
-        """Report if there is something to say, or if it is time to be heard of."""
+        """Report if there is something to say, or if it is time for a report."""
         now = time.monotonic()
         has_news = self._news.is_set()
         self._news.clear()
         if len(self._talks) > 1 or (now < self._next_talk and not (has_news and self._is_worth_telling())):
-            if has_news:  # it can wait a little, for more to go with it
+            if has_news:  # it can wait a little, to be reported together with more
                 self._next_talk = min(self._next_talk, self._last_talk + _UNHURRIED)
             return
         self._last_talk = now
@@ -250,13 +250,13 @@ class Swarm:
         task.add_done_callback(self._talks.discard)
 
     def _is_worth_telling(self) -> bool:
-        """Whether the tracker should hear of the news now: a busy one leads hundreds of nodes."""
+        """Whether the news is worth a report now: the tracker may be busy with hundreds of nodes."""
         fetcher = self.fetcher
         if self._house.exchange.is_local(self.digest) or self._must_sync or fetcher.failed:
             return True
         if self._urgent != self._told_urgent:
             return True
-        # What came from the origin is what others wait for; and we want more before the last of it has come.
+        # Other nodes wait for pieces from the origin, and this node asks for tasks before it has done the last of them.
         gained = fetcher.gained
         return (
             len(gained) >= _MANY
@@ -281,7 +281,7 @@ class Swarm:
             self._notice()
             return
         self._next_talk = min(self._next_talk, time.monotonic() + plan.retry_after)
-        self._pause = min(plan.pause, LONGEST)  # in an open mesh anybody may lead
+        self._pause = min(plan.pause, LONGEST)  # in an open mesh the tracker may be hostile
         self._apply(plan)
 
     def _apply(self, plan: Plan) -> None:
@@ -295,7 +295,7 @@ class Swarm:
             self.fetcher.take([self._task(task) for task in plan.tasks if task.piece not in doubted])
 
     def _task(self, task: Task) -> Task:
-        """Bytes from peers without a key are of use to who wants the whole alone: ranges come from the origin."""
+        """In an open mesh, fetch from the origin if only ranges are read: just the whole blob proves peers' bytes."""
         if task.lease or self._is_wanted or self._house.peers.is_keyed or not self.fetcher.can_fetch:
             return task
         return Task(task.piece, (ORIGIN,), b"", task.seconds)
@@ -330,14 +330,14 @@ class Swarm:
         )
 
     def _held(self, piece: int) -> Gain:
-        """A piece from before, with its digest if its bytes are beyond doubt: others will believe it."""
+        """Describe a piece held before, with its digest only if the piece is trusted: other nodes will believe it."""
         is_trusted = piece in self._partial.trusted
         return Gain(piece, HELD, self._partial.piece_digests[piece] if is_trusted else b"")
 
     # --- the proof
 
     async def _recheck(self) -> None:
-        """Read back what an earlier process left, before anything of it counts: what readers wait for first."""
+        """Read back the pieces of an earlier process before they count, those that readers wait for first."""
         partial = self._partial
         while partial.unchecked and not self.fill.is_over:
             heads = [partial.pieces.covering(r.position, r.stop) for r in self.fill.readers]
@@ -350,13 +350,13 @@ class Swarm:
                 else:
                     log.warning("piece %d of %s cannot be read back as it was; it is fetched again", piece, self.digest)
                     partial.drop(PieceSet(partial.pieces.count, 1 << piece))
-                    self.fetcher.failed.append(Failure(piece, ORIGIN, "refused"))  # if it was leased to us meanwhile
-            except MeshError as error:  # without a word, readers would wait for what is left for ever
+                    self.fetcher.failed.append(Failure(piece, ORIGIN, "refused"))  # ends a lease given meanwhile
+            except MeshError as error:  # otherwise readers would wait forever for the remaining pieces
                 self.fill.finish(error)
             self._notice()
 
     async def _prove(self) -> None:
-        """Hash the prefix as it grows; at its end, publish the blob or break every reader's connection."""
+        """Hash the prefix as it grows; then publish the blob, or break every reader's connection."""
         proof, fill, loop = self.fill.proof, self.fill, asyncio.get_running_loop()
         try:
             while not proof.is_complete:
@@ -383,14 +383,14 @@ class Swarm:
             self._notice()
 
     def _disprove(self) -> None:
-        """The whole, or a piece that the origin was asked for again, is wrong: what nobody vouches for goes, or all."""
+        """Drop the untrusted pieces (or all, if all are trusted) once the whole or a vouched-for piece proves wrong."""
         partial, house = self._partial, self._house
         doubted = PieceSet(partial.pieces.count, partial.have.bits & ~partial.trusted.bits)
         sources = ", ".join(sorted(self.fetcher.received)) or "an earlier run"
         log.error("%s: the bytes from %s do not match the digest; dropped", self.digest, sources)
         if doubted:
             house.doubted[self.digest] = {p: (partial.piece_digests[p], self.fetcher.source_of(p)) for p in doubted}
-        if self.fill.was_read:  # and before readers are broken off: some will ask for the rest at once
+        if self.fill.was_read:  # before readers are disconnected: some will ask for the rest at once
             house.disproved(self.digest, not doubted)
         if not doubted:
             doubted = partial.have.copy()

@@ -1,4 +1,4 @@
-"""Background tasks that are owned, named and awaited, for work that outlives the request that began it."""
+"""Background tasks that are owned, named and awaited, for work that outlives the request that started it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ log = logging.getLogger(__name__)
 
 
 class Tasks:
-    """A set of running tasks: keeps them alive, logs what they raise, and ends them together.
+    """A set of running tasks. Keeps them alive, logs the exceptions they raise, and ends them together.
 
-    Unlike `asyncio.TaskGroup`, one task's failure does not end the others: a fill that breaks must not
-    take the next one with it.
+    Unlike in an `asyncio.TaskGroup`, the failure of one task does not end the others: a fill that breaks must not
+    break the next one.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
-"""Mutual TLS between nodes: whoever has a certificate of the mesh's own authority is let in, and nobody else.
+"""Mutual TLS between nodes: only nodes with a certificate of the mesh's own authority are let in.
 
-Both sides of every connection show one. What is checked is the authority and the dates, not the name: nodes are spoken
-to by addresses that change. So the authority has to be one for this mesh alone.
+Both sides of every connection present a certificate. The authority and the dates are checked, but not the name, because
+nodes are reached at addresses that change. So the authority must serve this mesh alone.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 
 # X509_V_FLAG_NO_CHECK_TIME, for which `ssl` has no name.
 _ANY_TIME = 0x200000
-_TURNS = 8  # of a handshake in memory; three are enough
+_TURNS = 8  # rounds of a handshake in memory; three are enough
 
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """Both ends of a connection between nodes, and our certificate's dates in seconds since the epoch."""
+    """The contexts for both ends of a connection, and this node's certificate's dates in seconds since the epoch."""
 
     server: ssl.SSLContext
     client: ssl.SSLContext
@@ -26,20 +26,20 @@ class Tls:
     ends_at: float
 
     def trouble(self, now: float) -> str:
-        """Why others will not accept our certificate at this time; empty when they will."""
+        """Why other nodes reject this node's certificate at the time `now`; empty when they accept it."""
         if now < self.begins_at:
             return "is not valid yet: is the clock right?"
         return "has expired" if now >= self.ends_at else ""
 
 
 def load_tls(cert_file: Path, private_key_file: Path, ca_file: Path) -> Tls:
-    """What the three PEM files say, tried once against itself.
+    """Load the three PEM files, and try them in a handshake of the node with itself.
 
-    Raises ValueError (or OSError) with what is wrong. An expired certificate is not: a node may be started before its
-    clock is right, and alone it serves its clients all the same.
+    Raises ValueError or OSError that says what is wrong. An expired certificate is no error: a node may be started
+    before its clock is right, and serves its clients even without other nodes.
     """
     for file in (cert_file, private_key_file, ca_file):
-        with file.open("rb") as readable:  # `ssl` would not say which one it cannot read
+        with file.open("rb") as readable:  # `ssl` would not say which file it cannot read
             readable.read(1)
     server, client = (
         _context(protocol, cert_file, private_key_file, ca_file)
@@ -57,8 +57,8 @@ def _context(protocol: ssl._SSLMethod, cert_file: Path, private_key_file: Path, 
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the authority may itself be one that another one signed
-    # Everybody shows a certificate each time: a resumed session would outlive the certificate that began it.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the authority may be an intermediate one
+    # Every connection presents certificates: a resumed session would outlive the certificate it began with.
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
     if protocol is ssl.PROTOCOL_TLS_SERVER:
         context.num_tickets = 0
@@ -76,7 +76,10 @@ def _context(protocol: ssl._SSLMethod, cert_file: Path, private_key_file: Path, 
 
 
 def _try(cert_file: Path, private_key_file: Path, ca_file: Path) -> tuple[float, float]:
-    """Speak to ourselves in memory: would a node with these files be let in by one with the same? Its dates."""
+    """Try a handshake in memory between two nodes with these files, whatever the date; returns the certificate's dates.
+
+    Raises ValueError when one would not let the other in.
+    """
     contexts = []
     for protocol in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT):
         context = _context(protocol, cert_file, private_key_file, ca_file)

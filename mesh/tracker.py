@@ -1,4 +1,4 @@
-"""The ledgers this node keeps for blobs that it tracks, and who is waiting for an answer from them."""
+"""The ledgers of the blobs that this node tracks, and the nodes that wait for an answer from them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mesh.messages import Plan, Report
 from mesh.pacing import PROBE, Pacing
 from mesh.turns import Turns
 
-_HOLD_SECONDS = 2.0  # how long an answer may wait until there is something to say
-_WOKEN = 4  # nodes told about new pieces at once: as many as their holder can serve
-_IDLE_SECONDS = 120.0
+_HOLD_SECONDS = 2.0  # longest time for which an answer waits until there is something to say
+_WOKEN = 4  # waiting nodes answered when pieces are gained: as many as their holder can serve
+_IDLE_SECONDS = 120.0  # without a report, after which a ledger is dropped
 _MAX_LEDGERS = 2000
-_MAX_PIECES = 1 << 20  # of all blobs together: some two hundred bytes each, as digests come
-_MAX_BITS = 1 << 29  # of all ledgers together, which have two for each node and piece
+_MAX_PIECES = 1 << 20  # of all blobs together; each costs about 200 bytes once its digest is known
+_MAX_BITS = 1 << 29  # (node, piece) pairs of all ledgers together, which keep two bits for each
 
 
 @dataclass(slots=True)
@@ -33,11 +33,11 @@ class _Tracked:
 
 
 class Tracker:
-    """Leads swarms. Belongs to the event loop's thread; `tick` is to be called every second or so.
+    """Leads swarms. Belongs to the event loop's thread; call `tick` every second or so.
 
-    `holders` names nodes that hold all of a blob, for when its swarm begins; `lost` is told when one turns out not to.
-    `digests` are those of a blob's pieces, when this node has it: of a holder whose disk or memory is bad each would
-    otherwise hear only when all was there, and begin anew.
+    `holders` returns the nodes known to hold all of a blob; `lost` is called for one that turns out not to. `digests`
+    returns the piece digests of a blob that this node has. Without them, nodes that are sent to a holder with a bad
+    disk or memory would find out only from the proof of the whole blob, and would have to start over.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Tracker:
         return tracked.ledger if tracked else None
 
     def subscribe(self, digest: Digest, size: int, news: Callable[[], None]) -> Callable[[], None]:
-        """Have `news` called when a report from this node could bring it something; returns how to end that."""
+        """Have `news` called whenever a report from this node may bring it tasks; returns a function that ends that."""
         tracked = self._open(digest, size, is_ours=True)
         tracked.subscribers.add(news)
         return lambda: tracked.subscribers.discard(news)
@@ -69,9 +69,9 @@ class Tracker:
     def report(
         self, digest: Digest, size: int, report: Report, *, is_alone: bool = False, is_ours: bool = False
     ) -> Plan:
-        """Take a report in and answer at once. Raises ValueError when the report is out of bounds.
+        """Apply a report and answer at once. Raises ValueError when the report or this tracker's load is out of bounds.
 
-        `is_ours`: it is this node's own, which knows the size from the Hub.
+        `is_ours`: the report is this node's own, and its size is known from the origin.
         """
         tracked = self._open(digest, size, is_ours=is_ours)
         ledger, now = tracked.ledger, time.monotonic()
@@ -83,7 +83,7 @@ class Tracker:
         self._probe()
         plan = self._paced(ledger.report(report, now))
         if report.have is not None and not ledger.have(report.node).complete:
-            self._lost(report.node, digest)  # it has let go of what it announced, and would count as a holder for ever
+            self._lost(report.node, digest)  # it dropped the blob it announced, and would count as a holder forever
         gained = (ledger.held & ~before) | sum(1 << gain.piece for gain in report.gained)
         if gained or report.have is not None:
             self._wake(tracked, gained or ledger.held, report.node)
@@ -93,9 +93,9 @@ class Tracker:
         return plan
 
     async def answer(self, digest: Digest, size: int, report: Report) -> Plan:
-        """Take a report in and answer when there is something to say, or after a little while.
+        """Apply a report and answer when there is something to say, or after a short wait. Raises as `report` does.
 
-        A node that reports again has its earlier report answered at once.
+        When a node reports again, its earlier report is answered at once.
         """
         plan = self.report(digest, size, report)
         tracked = self._tracked[digest]
@@ -111,27 +111,27 @@ class Tracker:
         finally:
             if tracked.waiting.get(report.node) is woken:
                 del tracked.waiting[report.node]
-        # A newer report that has taken its place answered this one empty: that one gets the tasks.
+        # If a newer report took its place, this one was answered with an empty plan: the newer one gets the tasks.
         return woken.result() if woken.done() else self._paced(tracked.ledger.plan(report.node, time.monotonic()))
 
     def expect_seed(self, digest: Digest, size: int) -> None:
-        """This node is a seed and about to take part."""
+        """Record that this node is a seed and about to join a swarm. Raises ValueError as `report` does."""
         self._open(digest, size).ledger.expects_seed = True
 
     def is_wanted(self, digest: Digest) -> bool:
-        """Whether some node still misses something of a blob."""
+        """Whether any node still misses a piece of a blob."""
         tracked = self._tracked.get(digest)
         return tracked is not None and tracked.ledger.is_wanted
 
     def add_holder(self, digest: Digest, node: str) -> None:
-        """A node has announced that it holds all of a blob."""
+        """Record that a node has announced that it holds all of a blob."""
         tracked = self._tracked.get(digest)
         if tracked is not None:
             self._hold(tracked, node, time.monotonic(), is_news=True)
             self._wake(tracked, tracked.ledger.held, node)
 
     def forget(self, node: str) -> None:
-        """A node has left the mesh."""
+        """Remove a node that has left the mesh from all swarms."""
         for tracked in self._tracked.values():
             if node in tracked.ledger:
                 tracked.ledger.forget(node)
@@ -140,7 +140,7 @@ class Tracker:
                     news()
 
     async def tick(self) -> None:
-        """Let what is silent expire, and ledgers that nobody has spoken of for long go."""
+        """Expire silent nodes and old tasks, and drop ledgers that have not been used for long."""
         now, turns = time.monotonic(), Turns()  # hundreds of files, each with hundreds of nodes
         for digest, tracked in list(self._tracked.items()):
             await turns.give()
@@ -156,12 +156,12 @@ class Tracker:
         tracked = self._tracked.get(digest)
         if tracked is not None and tracked.size == size:
             return tracked
-        # Ours takes the place of another: somebody said that who was wrong, or lied.
+        # This node knows the size from the origin: a peer that reported another size first was wrong, or lied.
         if tracked is not None and (tracked.subscribers or not is_ours):
             raise ValueError(f"{digest} has {tracked.size} bytes here, not {size}")
         count = Pieces.of(size).count
         while len(self._tracked) >= _MAX_LEDGERS or count + self._led() > _MAX_PIECES:
-            # Whoever asks others to wait for it may be a stranger; what clients of this node want goes before that.
+            # Waiting reports may come from strangers. What clients of this node want takes precedence over them.
             idle = [d for d, t in self._tracked.items() if not t.subscribers and (is_ours or not t.waiting)]
             if not idle:
                 raise ValueError("this tracker leads as many swarms as it can")
@@ -178,11 +178,11 @@ class Tracker:
         return tracked
 
     def _led(self) -> int:
-        """Pieces of all blobs whose swarms this node leads."""
+        """Number of pieces of all blobs whose swarms this node leads."""
         return sum(tracked.ledger.pieces.count for tracked in self._tracked.values())
 
     def _bits(self) -> int:
-        """Of all ledgers: one for each piece and each node, or for one that was there and left its place."""
+        """Number of (node, piece) pairs of all ledgers, slots of nodes that have left included."""
         return sum(tracked.ledger.pieces.count * tracked.ledger.slots for tracked in self._tracked.values())
 
     def _add_holders(self, digest: Digest, tracked: _Tracked, now: float) -> None:
@@ -197,7 +197,7 @@ class Tracker:
         return dataclasses.replace(plan, pause=self._pacing.pause) if self._pacing.pause else plan
 
     def _probe(self) -> None:
-        """See how late the event loop is, as long as there are reports."""
+        """Measure how late the event loop is, as long as reports come."""
         if not self._is_probing:
             self._is_probing = True
             loop = asyncio.get_running_loop()
@@ -208,7 +208,7 @@ class Tracker:
         self._pacing.observe(time.monotonic() - due)
 
     def _wake(self, tracked: _Tracked, gained: int, by: str) -> None:
-        """Answer a few of the nodes that wait, if there is something for them now; else they wait on."""
+        """Answer a few of the waiting nodes, if there is something for them now; the others keep waiting."""
         woken = 0
         for node in tracked.ledger.waiting(gained):
             waiting = tracked.waiting.get(node)

@@ -1,7 +1,7 @@
-"""Bringing a range of a blob in over HTTP, in a worker thread, with as few copies as can be.
+"""Fetching a range of a blob over HTTP, in a worker thread, with as few copies as possible.
 
-The event loop never sees these bytes: a thread receives into one buffer that it keeps, and hands each part of
-it to a callback that writes and hashes. Both the origin's storage and other nodes are read this way.
+The event loop never sees these bytes: a thread receives into one buffer, over and over, and hands each part to a
+callback that writes and hashes it. Both the origin's storage and other nodes are read this way.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from mesh.errors import LocationRefused, RangeIgnored, SourceBusy, SourceDishone
 from mesh.proxies import Proxy, proxy_of
 
 BUFFER_SIZE = 512 << 10
-_GATHERED = 256 << 10  # bytes that one receive should bring: what follows costs as much for a few as for many
-_GATHER_SECONDS = 0.005  # that it may take for them to come
-_CLOSED = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)  # by the other side
-_MAX_INTERIM = 8
+_GATHERED = 256 << 10  # bytes to gather for one call of the sink, which costs as much for a few as for many
+_GATHER_SECONDS = 0.005  # longest wait for them
+_CLOSED = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)  # the other side closed the connection
+_MAX_INTERIM = 8  # status lines read for one answer, interim ones (1xx) included
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_HOPS = 5
-_SHORT = 64 << 10  # bytes of a redirect's text that are read for the sake of its connection
+_SHORT = 64 << 10  # bytes of a redirect's body up to which it is read, so that the connection can be kept
 _KEPT_PER_HOST = 32
-_IDLE_SECONDS = 30.0  # shorter than the usual 60 s after which servers close idle connections
+_IDLE_SECONDS = 30.0  # shorter than the 60 s after which servers usually close idle connections
 _SWEEP_SECONDS = 5.0
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
 _SECONDS = re.compile(r"[0-9]{1,9}\Z")
@@ -38,9 +38,9 @@ _SECONDS = re.compile(r"[0-9]{1,9}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a blob's bytes can be had: an absolute URL and the headers to send with each request.
+    """Where a blob's bytes are: an absolute URL, and the headers to send with each request.
 
-    `expires_at` is seconds since the epoch (infinity when it never does).
+    `expires_at` is in seconds since the epoch; infinity if the location never expires.
     """
 
     url: str
@@ -49,7 +49,7 @@ class Location:
 
 
 class _Response(http.client.HTTPResponse):
-    """One that comes to the point: the standard library reads "100 Continue" as long as somebody sends it."""
+    """A response with bounded interim answers: the standard library reads any number of "100 Continue"."""
 
     _interim = 0
 
@@ -72,10 +72,10 @@ class _Connection:
 class Connections:
     """Kept-alive HTTP connections for worker threads, TLS verified, the environment's proxies honoured.
 
-    Times are in seconds: `connect` for the connection, `first_byte` until an answer begins (None: as long as `stall`),
-    `stall` without a byte after that. `redirects`: whether an answer may send us elsewhere, as is not for everybody to
-    say. `asked` is told of each request, in the thread that waited for it: the HTTP status (0: no answer came) and how
-    long it took to come; not of those that we broke off before there was one.
+    Times are in seconds: `connect` for opening a connection, `first_byte` until an answer begins (None: as `stall`),
+    `stall` without a byte after that. `redirects`: whether redirects are followed, which not every source is trusted
+    with. `asked` is called for each request, in the thread that waited for it, with the HTTP status (0: no answer) and
+    the time until the answer came; not for a request cancelled before that.
     """
 
     def __init__(
@@ -96,13 +96,13 @@ class Connections:
         self._connect = connect
         self._tls = tls
         self._proxies = proxies
-        self._idle: dict[tuple[str, str], list[_Connection]] = {}  # each list from the longest idle on
+        self._idle: dict[tuple[str, str], list[_Connection]] = {}  # in each list, the longest idle comes first
         self._sweep_at = 0.0
         self._lock = threading.Lock()
         self._is_closed = False
 
     def acquire(self, scheme: str, netloc: str) -> _Connection:
-        """An open connection. Raises OSError when there is none to be had."""
+        """Return an open connection, kept or new. Raises OSError when none can be opened."""
         now = time.monotonic()
         oldest = now - _IDLE_SECONDS
         with self._lock:
@@ -128,13 +128,13 @@ class Connections:
         connection.http.close()
 
     def drop(self, to: tuple[str, str]) -> None:
-        """Close what is idle to a host that hangs: it would be silent on each of these, too, one after the other."""
+        """Close the idle connections to a host that hangs: each of them would have to time out in turn."""
         with self._lock:
             for connection in self._idle.pop(to, []):
                 connection.http.close()
 
     def close(self) -> None:
-        """Close what is idle; what is in use is closed instead of being kept."""
+        """Close the idle connections; those in use are closed when they are released."""
         with self._lock:
             self._is_closed = True
             for kept in self._idle.values():
@@ -143,7 +143,7 @@ class Connections:
             self._idle.clear()
 
     def _sweep(self, now: float) -> None:
-        """Close what nobody came back for: a peer that left, or moved, is never asked for at that address again."""
+        """Close connections that have been idle for too long, such as those to peers that left or moved."""
         if now < self._sweep_at:
             return
         self._sweep_at = now + _SWEEP_SECONDS
@@ -178,7 +178,7 @@ class Connections:
         return proxy_of(scheme, host) if self._proxies else None
 
     def target(self, scheme: str, netloc: str, path: str) -> tuple[str, Mapping[str, str]]:
-        """The request target (RFC 9112, section 3.2), and what a proxy wants to be told: absolute towards that."""
+        """The request target (RFC 9112, section 3.2), in absolute form for a proxy, and the headers for that proxy."""
         proxy = self._proxy(scheme, _split(netloc, scheme)[0]) if scheme == "http" else None
         return (f"http://{netloc}{path}", proxy.headers) if proxy else (path, {})
 
@@ -196,24 +196,24 @@ class Transfer:
     location: Location
     start: int
     stop: int
-    size: int  # of the whole blob, which the source must agree with
+    size: int  # of the whole blob; the source must agree with it
     _socket: socket.socket | None = None  # of the connection in use
     _is_cancelled: bool = False
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # around both
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # guards both
 
     def cancel(self) -> None:
-        with self._lock:  # or the connection could go to somebody else just before it is shut down
+        with self._lock:  # or the connection could go to another transfer just before it is shut down
             self._is_cancelled = True
             if self._socket is not None:
                 with contextlib.suppress(OSError):  # closed already
-                    # Wakes the thread that is blocked in it. Not `SSLSocket.shutdown`, which takes the encryption away
-                    # first: what has arrived would then be read as it is on the wire, and taken for the blob's bytes.
+                    # Wakes the thread that is blocked in it. Not `SSLSocket.shutdown`, which removes the TLS layer
+                    # first: the thread would then read ciphertext, and take it for the blob's bytes.
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def run(self, connections: Connections, sink: Callable[[memoryview], None]) -> None:
-        """Receive the whole range in order, giving every part of it to `sink` as it comes.
+        """Receive the whole range in order, passing each part to `sink` as it arrives.
 
-        The view given to `sink` is valid during the call only; what `sink` raises is passed on.
+        The view is valid only during the call of `sink`. What `sink` raises propagates, except OSError and ValueError.
 
         Raises LocationRefused, RangeIgnored, SourceDishonest or SourceFailed; `sink` may have had a part by then.
         """
@@ -222,7 +222,7 @@ class Transfer:
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._failed(error) from error
         try:
-            with response:  # holds the socket, too, and by itself when the answer says that it is the connection's last
+            with response:  # it holds the socket too, and alone if the answer is the last one of the connection
                 self._check(response)
                 self._receive(response, sink)
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -234,7 +234,7 @@ class Transfer:
         self._let_go(connections, connection, is_read=not response.will_close)
 
     def _answer(self, connections: Connections) -> tuple[_Connection, http.client.HTTPResponse]:
-        """Of whoever has the bytes."""
+        """Send the request, following redirects if allowed, and return the final answer and its connection."""
         url, headers = self.location.url, self.location.headers
         for _ in range(_MAX_HOPS):
             parts = urlsplit(url)
@@ -247,12 +247,12 @@ class Transfer:
             there = urlsplit(url)
             if there.scheme != "https" and (there.scheme, parts.scheme) != ("http", "http"):
                 raise SourceFailed(self.source, f"sends us to {there.scheme}:, where nobody vouches for the bytes")
-            if (there.scheme, there.netloc) != (parts.scheme, parts.netloc):  # a token is for whom it was given to
+            if (there.scheme, there.netloc) != (parts.scheme, parts.netloc):  # a token goes to no other host
                 headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
         raise SourceFailed(self.source, "sends us in circles")
 
     def _pass_by(self, connections: Connections, connection: _Connection, response: http.client.HTTPResponse) -> None:
-        """Keep the connection of an answer that is a redirect, as the next range comes by here again."""
+        """Keep the connection of a redirect if its body is short: the next range starts there again."""
         with response:
             is_short = response.length is not None and response.length <= _SHORT and not response.will_close
             if is_short:
@@ -260,7 +260,7 @@ class Transfer:
         self._let_go(connections, connection, is_read=is_short)
 
     def _let_go(self, connections: Connections, connection: _Connection, *, is_read: bool) -> None:
-        """Keep a connection for others if its answer was read to the end, and have nothing more to do with it."""
+        """Release a connection whose answer was read to its end, or close it; this transfer no longer uses it."""
         with self._lock:
             self._socket = None
         if is_read and not self._is_cancelled:
@@ -290,7 +290,7 @@ class Transfer:
             sock = connection.http.sock
             with self._lock:
                 self._socket = sock
-            if self._is_cancelled:  # not before: what is cancelled from here on finds the socket
+            if self._is_cancelled:  # checked only now: from here on, `cancel` finds the socket
                 connection.http.close()
                 raise SourceLate(self.source, "cancelled")
             try:
@@ -303,7 +303,7 @@ class Transfer:
                 connection.http.close()
                 if isinstance(error, TimeoutError):
                     connections.drop(connection.to)
-                # A kept connection may have been closed by the other side just now: that is no failure.
+                # It is no failure if the other side has just closed a kept connection: try another one.
                 if not isinstance(error, _CLOSED) or connection.is_fresh or self._is_cancelled:
                     raise
 
@@ -337,13 +337,13 @@ class Transfer:
     def _receive(self, response: http.client.HTTPResponse, sink: Callable[[memoryview], None]) -> None:
         remaining = self.stop - self.start
         buffer = memoryview(bytearray(min(BUFFER_SIZE, remaining)))
-        # `readinto` waits until the buffer is full, `readinto1` for what one receive brings: on a slow line a
-        # reader is to see bytes as they come. It receives straight into our buffer, past the one of the file.
+        # `readinto` waits until the buffer is full, `readinto1` for one receive only: on a slow line readers should
+        # see bytes as they arrive. It receives straight into this buffer, bypassing that of the file object.
         receive = response.readinto if response.chunked else response.fp.readinto1
         has_more = _backlog(self._socket)
         asked_at = time.monotonic()
         while remaining:
-            if self._is_cancelled:  # what is left unread tells the other side at once that nobody will have the rest
+            if self._is_cancelled:  # closing with bytes unread tells the other side at once that the rest is not wanted
                 raise SourceLate(self.source, "cancelled")
             count = received = receive(buffer[:remaining])
             while received and count < min(_GATHERED, remaining) and has_more():
@@ -359,7 +359,7 @@ class Transfer:
             sink(buffer[:count])
             now = time.monotonic()
             if 0 < count < min(_GATHERED, remaining):
-                # At its pace of late, until there is enough: a sender with room in its window goes on meanwhile.
+                # Until enough has come at the recent pace: a sender with room in its window goes on meanwhile.
                 time.sleep(min(_GATHER_SECONDS, (now - asked_at) * (_GATHERED / count - 1)))
             asked_at = now
         if response.read(1):
@@ -369,16 +369,16 @@ class Transfer:
         if self._is_cancelled:
             return SourceLate(self.source, "cancelled")
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        # What is no HTTP at all; but a connection that ends may do so anywhere.
+        # The answer is not HTTP. An answer cut short is no proof of that: a connection may end anywhere.
         if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError | http.client.IncompleteRead):
             return SourceDishonest(self.source, f"answered nonsense: {reason}")
         return (SourceLate if isinstance(error, TimeoutError) else SourceFailed)(self.source, reason)
 
 
 def _backlog(sock: socket.socket | None) -> Callable[[], bool]:
-    """Whether there is more to receive right now, though one receive has not brought it.
+    """Return a function that tells whether there is more to receive right now than one receive has brought.
 
-    Of what is encrypted each brings one record, of 16 KiB at most (RFC 8446, section 5.1); of all else, what there is.
+    With TLS one receive brings one record, of 16 KiB at most (RFC 8446, section 5.1); without, all that is there.
     """
     if not isinstance(sock, ssl.SSLSocket):
         return lambda: False
@@ -388,12 +388,12 @@ def _backlog(sock: socket.socket | None) -> Callable[[], bool]:
 
 
 def _retry_after(response: http.client.HTTPResponse) -> float | None:
-    """Seconds that the source asks us to stay away: `Retry-After`, or the t of a `RateLimit` that is used up.
+    """Seconds before the source wants to be asked again: `Retry-After`, or the `t` of a `RateLimit` that is used up.
 
-    The Hub sends `RateLimit` with every answer: with others than 429 it says nothing of this one.
+    The origin sends `RateLimit` with every answer: unless the status is 429, it says nothing about this request.
     """
     text = response.getheader("Retry-After", "")
-    if _SECONDS.match(text):  # of anybody: not all that Unicode calls a digit is a number
+    if _SECONDS.match(text):  # untrusted: not all that Unicode calls a digit is a number
         return float(text)
     limit = response.getheader("RateLimit", "") if response.status == 429 else ""
     match = re.search(r"\bt=([0-9]{1,9})\b", limit)

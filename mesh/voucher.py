@@ -1,8 +1,8 @@
-"""The origin's word for pieces that peers without a key have brought, where a reader of a range waits for them.
+"""The origin's confirmation of pieces from peers without a key, when a reader of a range waits for them.
 
-Without the key of a mesh only the digest of the whole proves what peers send. Who reads the whole waits for that; who
-reads a range from a blob that is still arriving could wait for hours. So the piece is asked for once more, of the
-origin, and its BLAKE3 compared with that of the bytes here.
+Without the key of a mesh, only the digest of the whole blob proves what peers send. A reader of the whole blob waits
+for that; a reader of a range of a blob that is still arriving could wait for hours. So the piece is fetched again, from
+the origin, and its BLAKE3 digest compared with that of the bytes here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PAUSE = 1.0  # seconds after a failure
 
 
 class Voucher:
-    """Belongs to the event loop's thread. `disproved` is called when the origin contradicts what is here."""
+    """Checks pieces of one fill, and calls `disproved` if the origin contradicts one. For the event loop's thread."""
 
     def __init__(self, house: House, fill: Fill, fetcher: Fetcher, disproved: Callable[[], None]) -> None:
         self._house = house
@@ -40,7 +40,7 @@ class Voucher:
         self._asked: set[int] = set()
 
     def look(self) -> None:
-        """Begin to ask for what readers of ranges wait for."""
+        """Begin to check the pieces that readers of ranges wait for."""
         partial = self._partial
         for reader in self._fill.readers:
             if reader.is_whole or not self._fetcher.can_fetch:
@@ -80,7 +80,7 @@ class Voucher:
             self._asked.discard(piece)
 
     async def _hash(self, piece: int, location: Location) -> bytes:
-        """BLAKE3 of a piece as the origin has it."""
+        """BLAKE3 digest of a piece as the origin has it. Raises what `Transfer.run` raises."""
         start, stop = self._partial.pieces.span(piece)
         hasher = blake3()
 
@@ -94,6 +94,6 @@ class Voucher:
         try:
             await loop.run_in_executor(self._house.pool, transfer.run, self._house.origin_connections, sink)
         except asyncio.CancelledError:
-            transfer.cancel()  # or its thread would go on to the end of the piece, and a node that stops waits for it
+            transfer.cancel()  # or its thread would receive the whole piece, and a node that stops would wait for it
             raise
         return hasher.digest()

@@ -1,4 +1,4 @@
-"""How long a peer may take with what it was asked for: the time that the tracker gave, as long as bytes come."""
+"""The time limit of a transfer from a peer: the time that the tracker gave, extended as long as bytes come."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """Cancels a run when in `seconds` less comes than a piece, or than a part of it where `is_only_source`.
+    """Cancels a run if less than a piece arrives within `seconds`, or less than a fifth of one if `is_only_source`.
 
-    There what came so far would be for nothing, and the origin the only other way. The time that a run waits for a
-    thread of ours does not count: nobody has been asked yet.
+    The bytes of an only source would be wasted, and the origin the only other way. The time for which a run waits for a
+    thread does not count: the peer has not been asked yet.
     """
 
     def __init__(self, run: Run, seconds: float, piece_size: int, *, is_only_source: bool) -> None:

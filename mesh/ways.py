@@ -1,4 +1,4 @@
-"""The ways to the origin for one blob: each was opened by a client that may have it. And where its bytes are."""
+"""The ways to the origin for one blob, each opened by a client that may have the blob, and its location there."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mesh.transfer import Location
 
 log = logging.getLogger(__name__)
 
-_MOST = 8
-_SOONEST_EXPIRY = 20.0  # seconds: a signed URL closer to its end than this is renewed first
+_MOST = 8  # ways kept
+_SOONEST_EXPIRY = 20.0  # seconds: a signed URL that expires sooner than this is renewed before it is used
 
 
 class Ways:
-    """Belongs to the event loop's thread. False when there is none (left)."""
+    """The ways of one blob. Belongs to the event loop's thread. False when there is no way, or none is left."""
 
     def __init__(self) -> None:
         self._accesses: list[OriginAccess] = []
@@ -33,20 +33,20 @@ class Ways:
         return next((access.hint for access in self._accesses if access.hint), b"")
 
     def add(self, access: OriginAccess) -> None:
-        """Another way; the newest is tried first, as its client is waiting."""
+        """Add a way. The newest is tried first, as its client is waiting."""
         self._accesses = [access, *(a for a in self._accesses if a.key != access.key)][:_MOST]
 
     async def locate(self) -> Location:
-        """Where the origin has the blob. Raises SourceFailed; LocationRefused when the last way is closed."""
+        """Return where the origin has the blob. Raises SourceFailed; LocationRefused when the last way is closed."""
         async with self._locating:
             if self._location is None or self._location.expires_at - time.time() <= _SOONEST_EXPIRY:
                 self._location = await self._ask(None)
             return self._location
 
     async def renew(self, refused: Location) -> bool:
-        """An address was refused: it has expired, or its client may not go there (any more). Find another one.
+        """Replace a location that was refused: it has expired, or its client may not, or no longer, use it.
 
-        False when somebody else has dealt with it. Raises as `locate` does.
+        Returns False when it has been replaced already. Raises as `locate` does.
         """
         async with self._locating:
             if refused is not self._location:

@@ -1,7 +1,7 @@
-"""Responses that are there as a whole, in as few steps as a small one is worth.
+"""Responses whose body is complete from the start, sent in few steps.
 
-`web.Response` can do all that HTTP may ask of a body; finding out each time that nothing of it is needed is a good part
-of what a HEAD or a small range costs.
+`web.Response` handles all that HTTP allows for a body. Finding out each time that none of it is needed is a good part
+of the cost of a HEAD or a small range.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from aiohttp.http import SERVER_SOFTWARE, HttpVersion10, HttpVersion11
 
 
 class WholeResponse(web.StreamResponse):
-    """A status, header fields and a body, none of which changes any more.
+    """A response whose status, header fields and body do not change any more.
 
-    Without a body `headers` say the length that there would be, if any; with one it is its own. After a HEAD none is
-    sent.
+    Without a body, `headers` give the Content-Length that it would have, if any. With one, Content-Length is set to its
+    length. An answer to HEAD sends no body.
     """
 
     def __init__(self, status: int, headers: Fields[str, str], body: bytes | bytearray | None = None) -> None:
@@ -40,28 +40,28 @@ class WholeResponse(web.StreamResponse):
         return self._is_kept_alive
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Send all of it."""
+        """Send the whole response."""
         if self.prepared:
             return None
         self._is_kept_alive = request.keep_alive
         fields, version = self.headers, request.version
         fields["Date"] = _date(int(time.time()))
         fields["Server"] = SERVER_SOFTWARE
-        if version == HttpVersion10 and self._is_kept_alive:  # RFC 9112, section 9.3: each version has its own default
+        if version == HttpVersion10 and self._is_kept_alive:  # the default depends on the version (RFC 9112, 9.3)
             fields["Connection"] = "keep-alive"
         elif version == HttpVersion11 and not self._is_kept_alive:
             fields["Connection"] = "close"
         await request.writer.write_headers(f"HTTP/{version.major}.{version.minor} {self.status} {self.reason}", fields)
-        # In one piece with the header. It waits until the client has taken enough of what was sent before: who asks and
-        # asks, and reads nothing, would fill the memory.
+        # Sent together with the header. Waits until the client has read enough of the answers before: a client that
+        # keeps sending requests and reads nothing would fill the memory.
         await request.writer.write_eof(b"" if request.method == "HEAD" else cast("bytes", self._whole))
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """Nothing is left to be sent."""
+        """Do nothing: all has been sent."""
 
 
 @lru_cache(2)
 def _date(now: int) -> str:
-    """RFC 9110, section 5.6.7; `now` in seconds since the epoch."""
+    """Format a date as in RFC 9110, section 5.6.7; `now` is in seconds since the epoch."""
     return formatdate(now, usegmt=True)

@@ -1,4 +1,4 @@
-"""Reading what others send: a message of one type, or an error that callers expect."""
+"""Decoding of messages from other nodes: a message of one type, or an error that callers expect."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ _Message = TypeVar("_Message")
 
 
 class Decoder(Generic[_Message]):
-    """msgspec's, for bytes that anybody may have made."""
+    """A msgspec decoder for bytes from untrusted senders."""
 
     def __init__(self, type: Any) -> None:
         self._decode = msgspec.msgpack.Decoder(type).decode
 
     def decode(self, data: bytes) -> _Message:
-        """Raises msgspec.DecodeError, which is a ValueError."""
+        """Decode one message. Raises msgspec.DecodeError, which is a ValueError."""
         try:
             message: _Message = self._decode(data)
-        except RecursionError as error:  # msgspec has no name of its own for it
+        except RecursionError as error:  # msgspec has no error of its own for it
             raise msgspec.DecodeError("nested too deep") from error
         return message
