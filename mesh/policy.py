@@ -158,7 +158,7 @@ class Settling:
         self._began_at = self._until = float("-inf")
 
     def moved(self, now: float) -> None:
-        """Record that a node announced itself that another tracker has led until now."""
+        """Record that a node has announced itself after a change of tracker."""
         if now - self._began_at > SETTLED_SECONDS:
             self._began_at = now
         self._until = min(now + SETTLE_SECONDS, self._began_at + LONGEST_SETTLE)

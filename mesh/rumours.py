@@ -19,7 +19,7 @@ from mesh.quota import Quota
 _MAX = 1000  # rumours kept
 _PATIENCE = 3.0  # seconds in which a named seed may confirm a rumour before the address is tried
 _AGAIN = (5.0, 15.0, 60.0, 300.0)  # seconds until an address that did not answer is tried again
-_AT_ONCE = 4  # addresses tried at once
+_AT_ONCE = 4  # rumours returned by one call of `due`
 _WAITS = 20  # postponements, when there are many rumours about one host, after which a rumour may give way to others
 _TRIES_OF_HOST, _SECONDS_OF_HOST = 16, 4.0  # tries of one host at once, and seconds for each further one
 

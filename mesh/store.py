@@ -236,7 +236,7 @@ class Store:
     async def adopt(
         self, digest: Digest, size: int, staged: Path, pieces: Sequence[bytes], stamp: Stamp | None = None
     ) -> None:
-        """Make a proven file from elsewhere on this file system a blob, in place of what is here of it.
+        """Make a proven file from elsewhere on this file system a blob, in place of any complete or partial one.
 
         `pieces` are the BLAKE3 digests of its pieces; `stamp` is given if the file keeps another name. Raises OSError.
         """

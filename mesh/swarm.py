@@ -187,7 +187,7 @@ class Swarm:
             log.warning("%s cannot be brought in: %s", self.digest, reason)
             self.fill.finish(error)
 
-    # --- what is wanted
+    # --- wanted pieces
 
     def _wanted(self) -> PieceSet:
         """The pieces of interest that are neither here nor about to be read back from disk."""
@@ -383,7 +383,7 @@ class Swarm:
             self._notice()
 
     def _disprove(self) -> None:
-        """Drop the untrusted pieces (or all, if all are trusted) once the whole or a vouched-for piece proves wrong."""
+        """Drop the untrusted pieces, or all if all are trusted: the digest, or the origin for a piece, contradicts."""
         partial, house = self._partial, self._house
         doubted = PieceSet(partial.pieces.count, partial.have.bits & ~partial.trusted.bits)
         sources = ", ".join(sorted(self.fetcher.received)) or "an earlier run"

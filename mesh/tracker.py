@@ -161,7 +161,7 @@ class Tracker:
             raise ValueError(f"{digest} has {tracked.size} bytes here, not {size}")
         count = Pieces.of(size).count
         while len(self._tracked) >= _MAX_LEDGERS or count + self._led() > _MAX_PIECES:
-            # Waiting reports may come from strangers. What clients of this node want takes precedence over them.
+            # Waiting reports may come from strangers. Ledgers that this node's own clients need take precedence.
             idle = [d for d, t in self._tracked.items() if not t.subscribers and (is_ours or not t.waiting)]
             if not idle:
                 raise ValueError("this tracker leads as many swarms as it can")
