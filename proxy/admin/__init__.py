@@ -1,1 +1,1 @@
-"""The node's own pages under `/-/`: health, metrics, status, dashboard."""
+"""The node's own pages under `/-/`: health, metrics, status, dashboard, actions."""

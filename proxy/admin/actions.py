@@ -1,7 +1,7 @@
-"""What an operator may tell a running node to do: pin, unpin, remove, preheat.
+"""Actions of an operator on a running node: pin, unpin, remove, preheat.
 
-Each is a POST of a small JSON object. The node has no users and no passwords, so who may do this is decided by where a
-request comes from: this machine, and not from another site's page in a browser on it.
+Each is a POST of a small JSON object. The node has no users and no passwords, so permission depends on where a request
+comes from: only from this machine, and not from a page of another site in a browser on it.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from proxy.hub.urls import Repo
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
 _Globs = Annotated[tuple[Annotated[str, msgspec.Meta(max_length=1000)], ...], msgspec.Meta(max_length=100)]
 
-_MAX_BODY = 256 << 10  # bytes: a hundred globs of the greatest length fit
+_MAX_BODY = 256 << 10  # bytes; room for a hundred globs of the greatest length
 
 
 class Order(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of every action. Only `preheat` reads what follows `revision`."""
+    """The body of every action. The fields after `revision` are for `preheat` alone."""
 
     repo: _Name  # "owner/name" or "datasets/owner/name"
     revision: _Name | None = None
     include: _Globs = ()
     exclude: _Globs = ()
-    nodes: Annotated[int, msgspec.Meta(ge=1)] | None = 1  # null: all
+    nodes: Annotated[int, msgspec.Meta(ge=1)] | None = 1  # null: all nodes
 
 
 async def act(request: web.Request, node: NodeView, action: str) -> web.Response:
-    """Carry out one of `ACTIONS`; what came of it, or what went wrong, as JSON."""
+    """Carry out one of `ACTIONS`; the answer is its result, or what went wrong, as JSON."""
     if refusal := _refuse(request):
         return _answer(403, error=refusal)
     try:
@@ -87,7 +87,7 @@ async def _preheat(request: web.Request, node: NodeView, repo: str, order: Order
 
 
 def _explain(error: HubError, repo: str) -> str:
-    # Of what does not exist the Hub says "Invalid username or password.", also to those who gave neither.
+    # For a repository that does not exist the Hub says "Invalid username or password.", even to anonymous requests.
     if error.code == "RepoNotFound":
         return f"there is no {repo}, or it is private and the token may not read it"
     return error.message or f"the Hub says {error.status}"
@@ -102,7 +102,7 @@ ACTIONS: dict[str, Callable[[web.Request, NodeView, str, Order], Awaitable[dict[
 
 
 async def _read(request: web.Request) -> bytes:
-    """The body. Raises ValueError when it is too long: uploads go to the Hub, not here."""
+    """The body. Raises ValueError when it is longer than _MAX_BODY."""
     body = bytearray()
     async for data in request.content.iter_chunked(_MAX_BODY):
         body += data
@@ -112,12 +112,12 @@ async def _read(request: web.Request) -> bytes:
 
 
 def _refuse(request: web.Request) -> str | None:
-    """Why this request may not act, None if it may."""
+    """The reason why this request may not act; None if it may."""
     host = request.headers.get("Host", "")
     is_forwarded = "X-Forwarded-For" in request.headers or "Forwarded" in request.headers
     if is_forwarded or not is_loopback(request.remote or "") or not is_loopback(_without_port(host)):
         return "only this machine may do that: run it on the node's own host, against localhost"
-    # A browser says where the page that sent this came from; a form cannot send JSON without being asked first.
+    # Browsers say which site sent a request, and ask (CORS preflight) before they send JSON to another site.
     if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
         return "another site's page may not do that"
     if request.headers.get("Origin", f"http://{host}") != f"http://{host}":

@@ -1,4 +1,4 @@
-"""The page at `/-/`, and what keeps it up to date: server-sent events while somebody looks."""
+"""The dashboard at `/-/`, and the server-sent events that keep it up to date while it is open."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from proxy.admin.view import NodeView
 
 _STATIC = Path(__file__).with_name("static")
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-_SECONDS = 1.0  # between two looks at the node
-_RARELY = 3  # looks: how often to go through all blobs
+_SECONDS = 1.0  # seconds between two looks at the node
+_RARELY = 3  # looks; the blobs are gone through in one of so many, since that is slow
 _MAX_LISTENERS = 32
 _HEADERS = {
     "Cache-Control": "no-cache",
@@ -33,7 +33,7 @@ _HEADERS = {
 
 
 class Dashboard:
-    """Looks at the node once a second for all listeners together, and not at all when there are none."""
+    """Collects the sections once a second for all listeners together, and not at all when there are none."""
 
     def __init__(self, node: NodeView, metrics: Metrics, *, seconds: float = _SECONDS) -> None:
         self._node = node
@@ -41,7 +41,7 @@ class Dashboard:
         self._seconds = seconds
         self._failures = overview.Failures()
         self._sections: dict[str, bytes] = {}
-        self._looked = asyncio.Event()  # replaced by a new one with each look
+        self._looked = asyncio.Event()  # set, and replaced by a new one, after each look
         self._listeners = 0
         self._is_closing = False
         self._watching: asyncio.Task[object] | None = None
@@ -56,13 +56,13 @@ class Dashboard:
         app.on_shutdown.append(self.close)
 
     async def close(self, _: web.Application | None = None) -> None:
-        """End all streams: browsers come back to the next process by themselves."""
+        """End all streams. Browsers reconnect to the next process by themselves."""
         self._is_closing = True
         self._looked.set()
         await self._tasks.close()
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """One listener's stream: all sections once, then those that changed."""
+        """The event stream of one listener: first all sections, then those that have changed."""
         if self._listeners >= _MAX_LISTENERS or self._is_closing:
             raise web.HTTPServiceUnavailable(text="too many dashboards are open\n")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **_HEADERS})
@@ -93,7 +93,7 @@ class Dashboard:
             for name, section in sections.items()
             if sent.get(name) != section
         ]
-        # Something always goes out, so that a listener who left is noticed.
+        # Always write something, so that a listener that has left is noticed.
         await response.write(b"".join(news) or b":\n\n")
         return sections
 

@@ -1,4 +1,4 @@
-"""Is the process alive, and should clients be sent to it?"""
+"""Health checks: is the process alive, and should clients be sent to it?"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from proxy.admin.view import NodeView
 
 
 async def health(_: web.Request) -> web.Response:
-    """Alive: the event loop answers. Whatever else is wrong, a restart would not help."""
+    """Always 200: the event loop answers. Whatever else is wrong, a restart would not help."""
     return web.Response(text="alive\n")
 
 

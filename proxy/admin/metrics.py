@@ -1,4 +1,4 @@
-"""The node's figures in Prometheus' text format."""
+"""The node's metrics in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from mesh.stats import Stats
     from proxy.admin.view import NodeView
 
-# Clients give up after 10 s: the edges tell apart what is quick, what is slow and what is about to be lost.
+# Bucket edges in seconds. Clients give up after 10 s: the edges separate fast, slow and nearly lost requests.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 8.0, 10.0, 30.0)
 
-# A "_created" twin of every series doubles the page and answers no question we have.
+# The "_created" twin of every series doubles the size of the page and is of no use here.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:
-    """Every figure of one node since its start, in a registry of its own.
+    """The metrics of one node since its start, in a registry of its own.
 
     Kinds of origin requests: metadata, api, body (of a file, from the Hub or its CDN), other. Routes of clients:
     resolve, api, lfs, xet, other, admin. Outcomes: hit, miss, stale, pass, error, broken.
@@ -57,18 +57,18 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        # Looking a series up by its labels costs more than counting in it.
+        # Incrementing a counter is cheaper than looking its series up by labels.
         self._origin_series: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._client_series: dict[tuple[str, int, str], tuple[Counter, Histogram]] = {}
         self._totals = _Totals(stats)
         self.registry.register(self._totals)
 
     def watch(self, node: NodeView) -> None:
-        """Show how many peers and blobs this node has, too."""
+        """Add the metrics about the node's peers and blobs."""
         self._totals.node = node
 
     def origin_request(self, kind: str, status: int, seconds: float) -> None:
-        """Count one request to the origin; status 0 when none came back. From any thread."""
+        """Count one request to the origin; status 0 means no answer. Safe to call from any thread."""
         series = self._origin_series.get((kind, status))
         if series is None:
             series = self._origin_requests.labels(kind, str(status)), self._origin_seconds.labels(kind)
@@ -77,7 +77,7 @@ class Metrics:
         series[1].observe(seconds)
 
     def client_request(self, route: str, status: int, outcome: str, first_byte_seconds: float) -> None:
-        """Count one answered client."""
+        """Count one answered request of a client."""
         key = route, status, outcome
         series = self._client_series.get(key)
         if series is None:
@@ -100,12 +100,12 @@ class Metrics:
         return figures
 
     def render(self) -> bytes:
-        """All of it as Prometheus text."""
+        """All metrics as Prometheus text."""
         return generate_latest(self.registry)
 
 
 class _Totals(Collector):
-    """Reads what others count anyway at the moment somebody asks, so that the data plane knows no metrics."""
+    """Reads counts that others keep anyway, when it is asked, so that the data plane need not know the metrics."""
 
     def __init__(self, stats: Stats) -> None:
         self._stats = stats

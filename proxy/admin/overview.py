@@ -1,4 +1,4 @@
-"""What the dashboard shows of a node, as small JSON sections: only those that changed need to be sent again. Pure."""
+"""The dashboard's view of a node, in small JSON sections so that only those that changed are sent again. Pure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import msgspec
 from mesh.stats import Stats
 from proxy.admin.view import BlobView, DownloadView, NodeView, by_repository
 
-_MAX_DOWNLOADS = 24  # that are shown as piece maps; the rest is counted
+_MAX_DOWNLOADS = 24  # shown as piece maps; further ones are only counted
 _MAX_PEERS = 1000
 _MAX_REPOS = 1000
-_RECENT = 60.0  # seconds that a failure stays a finding
+_RECENT = 60.0  # seconds for which a failure stays a finding
 
-Figures = Mapping[str, float]  # as `Metrics.figures`
+Figures = Mapping[str, float]  # as returned by `Metrics.figures`
 
 
 class Repository(msgspec.Struct, frozen=True):
@@ -30,7 +30,7 @@ class Repository(msgspec.Struct, frozen=True):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """Something worth knowing about the node's health, and what to do about it."""
+    """An observation about the node's health, and what to do about it."""
 
     level: str  # "good", "note" or "bad"
     what: str
@@ -38,13 +38,13 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Failures:
-    """How often the origin failed lately, from counters that only grow."""
+    """Counts recent failures of the origin, from counters that only grow."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, float]] = deque()
 
     def recent(self, figures: Figures, now: float) -> int:
-        """Failed requests (no answer, or 5xx) of about the last minute; `now` in seconds."""
+        """Failed requests (no answer, or 5xx) in about the last minute; `now` is in seconds, from any clock."""
         name = "hubmesh_origin_requests_total{"
         total = sum(
             count
@@ -82,12 +82,12 @@ def node(view: NodeView) -> dict[str, object]:
 
 
 def peers(view: NodeView) -> list[tuple[str, str, str, bool]]:
-    """(node id, address, role, whether it is alive)"""
+    """(node id, address, role, whether it is alive) of each peer."""
     return [(peer.node_id, peer.address, peer.role, peer.is_alive) for peer in view.peers()[:_MAX_PEERS]]
 
 
 def downloads(running: Sequence[DownloadView]) -> dict[str, object]:
-    """Those that arrive now, the latest first."""
+    """The number of running downloads, and the latest of them."""
     shown = sorted(running, key=lambda download: -download.began_at)[:_MAX_DOWNLOADS]
     return {"count": len(running), "shown": [_download(download) for download in shown]}
 
@@ -105,12 +105,12 @@ def _download(download: DownloadView) -> dict[str, object]:
 
 
 def runs(letters: str) -> str:
-    """``ooo.pp`` as ``3o1.2p``: thousands of pieces are a few hundred runs."""
+    """Run-length encoding, ``ooo.pp`` as ``3o1.2p``: thousands of pieces make a few hundred runs."""
     return "".join(f"{len(list(same))}{letter}" for letter, same in itertools.groupby(letters))
 
 
 def repositories(blobs: Sequence[BlobView]) -> list[Repository]:
-    """By name. Not when each was last used: that would be news all the time."""
+    """Repositories by name. Without the time of last use, which would change the section all the time."""
     return [
         Repository(held.repo, held.size, held.have, held.files, held.is_pinned)
         for held in by_repository(blobs)[:_MAX_REPOS]
@@ -118,7 +118,7 @@ def repositories(blobs: Sequence[BlobView]) -> list[Repository]:
 
 
 def findings(view: NodeView, recent_failures: int) -> Iterator[Finding]:
-    """What is wrong with this node, as far as it can tell by itself; `hubmesh doctor` looks further."""
+    """Problems that the node can see by itself; `hubmesh doctor` looks further."""
     is_ready, reason = view.ready()
     if not is_ready:
         yield Finding("bad", f"not ready: {reason}", "wait a moment; see the log if it stays so")

@@ -1,4 +1,4 @@
-"""The paths under `/-/` of the client port. They are the node's own and never sent on to the Hub."""
+"""The paths under `/-/` of the client port. They are the node's own and are never sent on to the Hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NO_STORE = {"Cache-Control": "no-store"}
 
 
 def add_routes(app: web.Application, node: NodeView, metrics: Metrics) -> None:
-    """Answer health, ready, metrics, status, the dashboard and the actions; 404 for all else under `/-/`."""
+    """Route health, ready, metrics, status, the dashboard and the actions; 404 for all else under `/-/`."""
     metrics.watch(node)
 
     async def ready(request: web.Request) -> web.Response:
@@ -40,5 +40,5 @@ def add_routes(app: web.Application, node: NodeView, metrics: Metrics) -> None:
     Dashboard(node, metrics).add_routes(app)
     for action in actions.ACTIONS:
         app.router.add_post(f"/-/{action}", act)
-    # aiohttp tries longer fixed prefixes first, so this leaves whatever others add under /-/ alone.
+    # aiohttp tries longer fixed prefixes first, so this does not hide routes that others add under /-/.
     app.router.add_route("*", "/-/{rest:.*}", nothing)

@@ -1,4 +1,4 @@
-"""What a node holds and did, as JSON, for people's tools, the dashboard and `hubmesh status`."""
+"""The status document: what a node holds and has done, as JSON for scripts and `hubmesh status`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from proxy.admin.view import BlobView, DownloadView, NodeView, PeerView, UsageVi
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The document at `/-/status`. `metrics` has the figures of `/-/metrics` under the same names."""
+    """The document at `/-/status`. `metrics` has the values of `/-/metrics` under the same names."""
 
     node_id: str
     version: str
     role: str
     ready: bool
-    reason: str  # why not ready; empty when it is
+    reason: str  # why the node is not ready; empty when it is
     usage: UsageView
     metrics: Mapping[str, float]
     peers: Sequence[PeerView]
@@ -26,7 +26,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def status_of(node: NodeView, metrics: Metrics) -> Status:
-    """Everything about a node at this moment."""
+    """The status of a node at this moment."""
     is_ready, reason = node.ready()
     return Status(
         node_id=node.node_id,
@@ -43,10 +43,10 @@ async def status_of(node: NodeView, metrics: Metrics) -> Status:
 
 
 def encode(status: Status) -> bytes:
-    """JSON."""
+    """The status as JSON."""
     return msgspec.json.encode(status)
 
 
 def decode(document: bytes) -> Status:
-    """The other way round. Raises ValueError for anything that is not a status."""
+    """The status in a JSON document. Raises ValueError when it is not a status."""
     return msgspec.json.decode(document, type=Status)

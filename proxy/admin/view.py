@@ -1,4 +1,4 @@
-"""What the node's own pages need to know of it, and may ask it to do."""
+"""The interface between the node and its own pages: what they show of it, and what they can ask it to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PeerView:
-    """Another node, as this one sees it."""
+    """A peer, as this node sees it."""
 
     node_id: str
     address: str  # HOST:PORT of its mesh port
@@ -23,12 +23,12 @@ class PeerView:
 
 @dataclass(frozen=True, slots=True)
 class BlobView:
-    """A blob, complete or partial. Sizes in bytes; `sources` says who sent how many as it came in, when known."""
+    """A blob, complete or partial. `size` and `have` in bytes; `sources` maps sources to the bytes that they sent."""
 
     digest: str
-    size: int  # 0 when it is partial and nobody here knows how large it will be
+    size: int  # 0 when the blob is partial and its size is not known here
     have: int
-    repo: str | None  # "models/owner/name"; None when the catalog does not know who has it
+    repo: str | None  # "models/owner/name"; None when the catalog has no name for it
     path: str | None
     is_pinned: bool = False
     used_at: float = 0.0  # seconds since the epoch
@@ -37,9 +37,9 @@ class BlobView:
 
 @dataclass(slots=True)
 class RepositoryView:
-    """What a node holds of one repository. Sizes in bytes: what its blobs have, and what of that is here."""
+    """The blobs of one repository that a node holds. `size` is their size in bytes, `have` how much of it is here."""
 
-    repo: str  # "models/owner/name"; empty for blobs that nobody knows by name
+    repo: str  # "models/owner/name"; empty for blobs without a known name
     files: int = 0
     size: int = 0
     have: int = 0
@@ -48,7 +48,7 @@ class RepositoryView:
 
 
 def by_repository(blobs: Iterable[BlobView]) -> list[RepositoryView]:
-    """Blobs summed up, by name."""
+    """Blobs summed up by repository, in the order of their names."""
     sums: dict[str, RepositoryView] = {}
     for blob in blobs:
         repo = blob.repo or ""
@@ -64,7 +64,7 @@ def by_repository(blobs: Iterable[BlobView]) -> list[RepositoryView]:
 
 @dataclass(frozen=True, slots=True)
 class DownloadView:
-    """A blob that is arriving now."""
+    """A blob that is being fetched now."""
 
     digest: str
     size: int
@@ -73,14 +73,14 @@ class DownloadView:
     path: str | None
     began_at: float  # seconds since the epoch
     readers: int
-    # One letter a piece: "." missing, "-" under way, "o" from the origin, "p" from a peer, "#" was here before.
+    # One letter for each piece: "." missing, "-" being fetched, "o" from the origin, "p" from a peer, "#" here before.
     pieces: str = ""
     sources: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class UsageView:
-    """Bytes of disk: what blobs take, what they may take, what was evicted since the start."""
+    """Disk usage in bytes: what blobs take, what they may take, what was evicted since the start."""
 
     blob_bytes: int
     max_bytes: int
@@ -89,22 +89,22 @@ class UsageView:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What came of removing a repository: bytes that are free now, and how many of its files stay."""
+    """The result of removing a repository: bytes freed, and how many of its files stay."""
 
     freed: int
-    in_use: int = 0  # somebody reads them, or they arrive just now
-    pinned: int = 0  # a repository that is pinned has them too
+    in_use: int = 0  # being read or fetched
+    pinned: int = 0  # shared with another repository that is pinned
 
 
 @dataclass(frozen=True, slots=True)
 class Preheat:
-    """An order to bring in a repository before anybody asks for it."""
+    """An order to fetch a repository before a client asks for it."""
 
     repo: str  # "models/owner/name"
     revision: str
-    include: tuple[str, ...] = ()  # globs over paths; empty: everything
+    include: tuple[str, ...] = ()  # globs over paths; empty: all files
     exclude: tuple[str, ...] = ()
-    nodes: int | None = 1  # how many nodes shall have it, this one first; None: all
+    nodes: int | None = 1  # how many nodes are to have it, this one first; None: all
     token: str | None = field(default=None, repr=False)
 
 
@@ -127,26 +127,29 @@ class NodeView(Protocol):
     def downloads(self) -> Sequence[DownloadView]: ...
 
     async def blobs(self, *, with_sources: bool = False) -> Sequence[BlobView]:
-        """All that is here. `sources` takes a look at the disk for each, so it is empty unless it is asked for."""
+        """All blobs that are here. `sources` costs a disk access for each, so it is empty unless asked for."""
 
     async def pin(self, repo: str, revision: str | None) -> int:
-        """Protect from eviction what is here of a repository (of all revisions if None); how many files that is.
+        """Protect from eviction what is here of a repository (of all revisions if None); returns the number of files.
 
-        Raises LookupError when nothing of it is here.
+        Raises LookupError when nothing of it is here, and StoreUnusable when the pins cannot be written.
         """
 
     async def unpin(self, repo: str) -> int:
-        """Take all pins of a repository back; how many files that freed for eviction. Raises LookupError."""
+        """Remove all pins of a repository; returns how many files that freed for eviction.
+
+        Raises LookupError when it is not pinned, and StoreUnusable when the pins cannot be written.
+        """
 
     async def remove(self, repo: str) -> Removed:
-        """Drop a repository and its pin, but for files that are in use or that a pinned one has too.
+        """Drop a repository and its pin, except files that are in use or that another pinned repository has.
 
-        What is in use keeps its pin. Raises LookupError when nothing of it is here, and StoreUnusable when the disk
-        refuses to let a file go.
+        Files in use keep their pin. Raises LookupError when nothing of it is here, and StoreUnusable when a file cannot
+        be removed or the pins cannot be written.
         """
 
     async def preheat(self, order: Preheat) -> int:
-        """Begin to bring a repository in; how many files it concerns. The rest happens in the background.
+        """Start fetching a repository in the background; returns the number of files.
 
-        Raises the same errors as a client's requests for its file list and for a file of it would, and StoreFull.
+        Raises the same errors as a client's requests for its file list and for one of its files would, and StoreFull.
         """

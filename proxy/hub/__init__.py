@@ -1,1 +1,1 @@
-"""The Hub's grammar and rules, as pure functions: no await, no clock, no disk."""
+"""The Hub's URLs, headers and rules, as pure functions: no await, no clock, no disk."""

@@ -1,11 +1,11 @@
-"""Who may read what, as far as the Hub told us. Pure: `now` is an argument.
+"""Access rights, as far as the Hub has told this node. Pure: `now` is an argument.
 
-Holding a blob is no permission to hand it out. A file is open when the Hub gave it to an anonymous request; for all
-others the Hub is asked with the client's own token, and its word is good for minutes.
+Holding a blob does not give the right to serve it. A file is open when the Hub gave it to an anonymous request. For any
+other file the Hub is asked with the client's own token, and its verdict holds for minutes (a grant).
 
-Gates stand before files, not before repositories: of a gated one anybody may read the info, and perhaps its card. So
-the info proves nothing about the files, unless it says that there is no gate, and a card (README.md) nothing about
-other files.
+The Hub gates files, not repositories: anybody may read the info of a gated repository, and perhaps its card. So an info
+proves nothing about files unless it says that there is no gate, and a card (README.md) proves nothing about other
+files.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from typing import Any
 
 import msgspec
 
-# A repository that was public may be made private: asked again after this many seconds.
+# Seconds for which proof that a repository is open counts. It may be made private meanwhile, so it is checked again.
 OPEN_SECONDS = 3600.0
-# One that was not may be opened; asking costs one request.
+# Seconds for which a refusal of anonymous requests counts. The repository may be opened, and asking again costs one
+# request.
 CLOSED_SECONDS = 300.0
-_NOTE_SECONDS = 30.0  # a proof that is newer by less is not worth a write
+_NOTE_SECONDS = 30.0  # seconds; a proof newer by less than this is not written to the catalog
 _MAX_GRANTS = 10_000
-EVERYBODY = "*"  # who may see what was said to nobody in particular; stands where a token's key would
+EVERYBODY = "*"  # stands in place of a token's key: the scope of answers to anonymous requests
 _CARDS = ("readme.md", ".gitattributes")
 
 
 def token_key(token: str) -> str:
-    """What we remember of a token: never the token itself."""
+    """The key under which a token is remembered. The token itself is never stored."""
     return hashlib.sha256(f"hubmesh grant\0{token}".encode(errors="surrogatepass")).hexdigest()[:32]
 
 
@@ -36,7 +37,7 @@ def is_card(path: str) -> bool:
 
 
 def says_open(info: Any) -> bool:
-    """Whether an info answer, given to nobody in particular, says that anybody may have the repository's files."""
+    """Whether an info answer to an anonymous request says that anybody may have the repository's files."""
     return (
         isinstance(info, dict)
         and info.get("private") is False
@@ -46,11 +47,11 @@ def says_open(info: Any) -> bool:
 
 
 class Publicness(msgspec.Struct, frozen=True):
-    """When (seconds since the epoch; 0 for never) the Hub last told an anonymous request something of a repository.
+    """When the Hub last told an anonymous request something about a repository, in seconds since the epoch; 0: never.
 
     `opened_at`: it gave a file, or said that there is no gate. `closed_at`: it refused a file. `hidden_at`: it did not
-    know the repository at all. `changed_at`: somebody wrote to it through us, and all that was told before may have
-    changed. `shown_at`: after it had been hidden, it was not.
+    admit that the repository exists. `changed_at`: a client wrote to it through this node, so everything said before
+    may be outdated. `shown_at`: it admitted again that a hidden repository exists.
     """
 
     opened_at: float = 0.0
@@ -62,8 +63,8 @@ class Publicness(msgspec.Struct, frozen=True):
     def is_open(self, open_at: float, now: float, *, may_ask: bool) -> bool:
         """Whether anybody may have a file that the Hub gave to an anonymous request at `open_at`.
 
-        Another file's later proof does as well, as long as nothing was refused since this one's. When the Hub cannot
-        be asked, the last word holds.
+        Later proof for another file counts as well, as long as nothing has been refused since `open_at`. When the Hub
+        cannot be asked (not `may_ask`), its last word holds without a time limit.
         """
         if open_at <= max(self.closed_at, self.hidden_at, self.changed_at):
             return False
@@ -71,7 +72,7 @@ class Publicness(msgspec.Struct, frozen=True):
 
     @property
     def is_shut(self) -> bool:
-        """Whether the last word was a refusal, however long ago."""
+        """Whether the Hub's last word was a refusal, however long ago."""
         return max(self.closed_at, self.hidden_at) > max(self.opened_at, self.changed_at)
 
     def is_closed(self, now: float) -> bool:
@@ -79,22 +80,28 @@ class Publicness(msgspec.Struct, frozen=True):
         return self.is_shut and now - max(self.closed_at, self.hidden_at) < CLOSED_SECONDS
 
     def is_hidden(self, now: float) -> bool:
-        """Whether an anonymous request for anything would most likely be refused."""
+        """Whether any anonymous request about the repository would most likely be refused."""
         known_at = max(self.opened_at, self.changed_at, self.shown_at)
         return self.hidden_at > known_at and now - self.hidden_at < CLOSED_SECONDS
 
     def told(self, said_at: float, *, is_open: bool) -> Publicness:
-        """After an answer to an anonymous request; `is_open`: it gave a file, or said that anybody may have all."""
+        """The state after an answer to an anonymous request.
+
+        `is_open`: the answer was a file, or said that anybody may have all files.
+        """
         told = self
         if is_open and (self.is_closed(said_at) or said_at - self.opened_at > _NOTE_SECONDS):
             told = msgspec.structs.replace(told, opened_at=said_at)
-        if told.is_hidden(said_at):  # not any more: whoever comes next is to ask as nobody again
+        if told.is_hidden(said_at):  # no longer hidden: the next client is to be asked for anonymously again
             told = msgspec.structs.replace(told, shown_at=said_at)
         return told
 
 
 class Grants:
-    """The Hub's recent verdicts: this token may read this repository's files. Bounded; the oldest go first."""
+    """Recent verdicts of the Hub that a token may read a repository's files. Bounded; the oldest are dropped first.
+
+    `life` is in seconds.
+    """
 
     def __init__(self, life: float, limit: int = _MAX_GRANTS) -> None:
         self.life = life
@@ -103,9 +110,10 @@ class Grants:
         self._refused_at: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     def allow(self, token: str, repo: str, now: float, said_at: float) -> None:
-        """The Hub gave a file when it was asked at `said_at` (seconds since the epoch); `now` is by the grants' clock.
+        """Note that the Hub gave this token a file.
 
-        Answers overtake each other: one to a question from before the last refusal lets nobody in any more.
+        `said_at` is when the Hub was asked (seconds since the epoch); `now` is the caller's clock, the same as for
+        `is_allowed`. Answers can overtake each other, so one to a question asked before the last refusal is ignored.
         """
         key = (token_key(token), repo)
         if said_at <= self._refused_at.get(key, 0.0):
@@ -116,7 +124,7 @@ class Grants:
             self._until.popitem(last=False)
 
     def revoke(self, token: str, repo: str, said_at: float) -> None:
-        """The Hub refused at `said_at` (seconds since the epoch): what it told this token before is void."""
+        """Note that the Hub refused this token at `said_at` (seconds since the epoch): its earlier grant is void."""
         key = (token_key(token), repo)
         self._until.pop(key, None)
         self._refused_at[key] = max(said_at, self._refused_at.get(key, 0.0))
@@ -125,7 +133,7 @@ class Grants:
             self._refused_at.popitem(last=False)
 
     def refused_at(self, token: str, repo: str) -> float:
-        """When the Hub last refused, in seconds since the epoch; 0 for never."""
+        """When the Hub last refused this token, in seconds since the epoch; 0: never."""
         return self._refused_at.get((token_key(token), repo), 0.0)
 
     def is_allowed(self, token: str | None, repo: str, now: float) -> bool:

@@ -1,4 +1,4 @@
-"""Who asks: the token and the software, and what that software needs. Pure."""
+"""A client: its token, its software, and how that software must be treated. Pure."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _HUB_VERSION = re.compile(r"\bhf_hub/(\d+)\.(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """The token that came with a request, and its User-Agent.
+    """The token and the User-Agent of a request.
 
-    `has_bad_token`: one came that cannot be any, as it is not all printable ASCII. It is not kept.
+    `has_bad_token`: the request had a token that is not all printable ASCII, so it cannot be valid. It is not kept.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -31,13 +31,13 @@ class Client:
 
     @property
     def hub_version(self) -> tuple[int, int] | None:
-        """Version of huggingface_hub, None for other software."""
+        """Version (major, minor) of huggingface_hub; None for other software."""
         match = _HUB_VERSION.search(self.user_agent)
         return (int(match[1]), int(match[2])) if match else None
 
     @property
     def waits_on_429(self) -> bool:
-        """Recent clients wait and try again on 429 and give up on 5xx; 0.x the other way round."""
+        """Whether to make it wait with 429. Since 1.0 clients retry on 429 and give up on 5xx; 0.x does the reverse."""
         return (self.hub_version or (1, 0)) >= (1, 0)
 
     @property
@@ -46,11 +46,11 @@ class Client:
 
 
 def agent_of(headers: Mapping[str, str]) -> str:
-    """What a client calls itself, as it can be sent on by anybody: printable ASCII, of bounded length."""
+    """The client's User-Agent in a form that can be forwarded: printable ASCII, of bounded length."""
     name = headers.get("User-Agent", "")[:_LONGEST_NAME]
     return name if _is_plain(name) else _STRANGE.sub("?", name)
 
 
 def _is_plain(text: str) -> bool:
-    """Whether it has nothing that _STRANGE would find; most have not, and this is quicker."""
+    """Whether the text has nothing that _STRANGE would match. Most texts have not, and this test is faster."""
     return text.isascii() and text.isprintable()

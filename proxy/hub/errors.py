@@ -1,4 +1,4 @@
-"""Failures in the Hub's own shapes, so that clients react as they would to the Hub."""
+"""Failures in the shape that the Hub gives them, so that clients react as they would to the Hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aiohttp import web
 
 from proxy.hub.metadata import number, readable
 
-# What the Hub says about an error and its clients read; everything else of its answer stays behind.
+# Headers of the Hub's errors that its clients read. All others are dropped.
 _PASSED_ON = (
     "X-Error-Code",
     "X-Error-Message",
@@ -35,10 +35,10 @@ class Waiting(Protocol):
 
 
 class HubError(Exception):
-    """An answer that is not what was asked for: from the Hub, to be passed on, or made here in its shape.
+    """An error answer: one from the Hub to be passed on, or one made by this node in the same shape.
 
-    `retry_after` is in seconds. `is_bare`: it came from the Hub's address without the Hub's reasons, so that it may be
-    a filter's or a portal's on the way there.
+    `retry_after` is in seconds. `is_bare`: the answer came from the Hub's address but without the Hub's error headers,
+    so it may be from a filter or a captive portal on the way.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class HubError(Exception):
 
     @classmethod
     def of(cls, status: int, headers: Mapping[str, str], body: bytes = b"") -> HubError:
-        """What the Hub answered, as far as it concerns the client."""
+        """The Hub's error answer, reduced to what concerns the client."""
         code = "RepoNotFound" if needs_code(status, headers) else headers.get("X-Error-Code", "")
         message = readable(headers.get("X-Error-Message", ""))
         kept = {name: readable(headers[name]) for name in _PASSED_ON if name in headers}
@@ -80,19 +80,19 @@ class HubError(Exception):
 
     @property
     def is_missing_entry(self) -> bool:
-        """The revision is there and has no such file: for a commit, for ever."""
+        """Whether the revision exists and has no such file; for a commit this never changes."""
         return self.status == 404 and self.code == "EntryNotFound"
 
     @property
     def is_refusal(self) -> bool:
-        """The Hub does not let this asker see the repository or its files; another one it may."""
+        """Whether the Hub denies this token access to the repository or its files; another token may have it."""
         return self.status in (401, 403, 404) and self.code not in ("EntryNotFound", "RevisionNotFound")
 
 
 class OriginUnavailable(Exception):
-    """The origin did not give an answer that means anything. Never to be told as 401 or 404.
+    """The origin gave no meaningful answer. Never reported to clients as 401 or 404.
 
-    `is_timeout` tells a slow origin from a broken one; `retry_after` (seconds) is set when it asked us to wait.
+    `is_timeout` tells a slow origin from a broken one. `retry_after` (seconds) is set when the origin asked us to wait.
     """
 
     def __init__(self, reason: str, *, retry_after: float | None = None, is_timeout: bool = False) -> None:
@@ -103,21 +103,21 @@ class OriginUnavailable(Exception):
 
 
 def is_bare(headers: Mapping[str, str]) -> bool:
-    """Whether an error lacks the fields one of which the Hub puts on all of its own about repositories."""
+    """Whether an error lacks both headers of which the Hub sets at least one on its errors about repositories."""
     return "X-Error-Code" not in headers and "X-Error-Message" not in headers
 
 
 def needs_code(status: int, headers: Mapping[str, str]) -> bool:
-    """Whether an answer of the Hub wants the code RepoNotFound added.
+    """Whether RepoNotFound must be added to an answer of the Hub as its error code.
 
-    Clients take a bare 401 for "no such repository" only over https: behind http it needs the code that they would
+    Clients treat a bare 401 as "no such repository" only over https. Over http they need the code that they would
     otherwise infer.
     """
     return status == 401 and "X-Error-Code" not in headers and headers.get("X-Error-Message") != _BAD_TOKEN
 
 
 def entry_not_found(path: str, commit: str) -> HubError:
-    """404 as the Hub gives it: clients remember, with both headers, that this commit has no such file."""
+    """A 404 as the Hub gives it: with both headers, clients remember that this commit has no such file."""
     return HubError(
         404,
         code="EntryNotFound",
@@ -128,12 +128,15 @@ def entry_not_found(path: str, commit: str) -> HubError:
 
 
 def bad_token() -> HubError:
-    """What the Hub says to a token that nobody has."""
+    """The Hub's answer to a token that is not valid."""
     return HubError(401, message=_BAD_TOKEN)
 
 
 def come_again(message: str, client: Waiting, seconds: int = 2) -> HubError:
-    """What makes this client wait and try again: 429 for recent ones, 503 for those that know only that."""
+    """An error that makes this client wait and retry: 429 for recent clients, 503 for those that retry only on that.
+
+    `seconds` is how long the client is asked to wait.
+    """
     if client.waits_on_429:
         return HubError(
             429, message=message, headers={"RateLimit": f'"hubmesh";r=0;t={seconds}', "Retry-After": str(seconds)}
@@ -142,7 +145,7 @@ def come_again(message: str, client: Waiting, seconds: int = 2) -> HubError:
 
 
 def respond(error: HubError | OriginUnavailable, client: Waiting) -> web.Response:
-    """The answer to a client."""
+    """The answer to the client for a failed request."""
     if isinstance(error, OriginUnavailable):
         if error.retry_after is not None:
             error = come_again(error.reason, client, max(1, min(300, round(error.retry_after))))

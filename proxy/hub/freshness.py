@@ -1,7 +1,7 @@
-"""How long what the Hub said stays true. Pure.
+"""For how long an answer of the Hub counts as true. Pure.
 
-Whatever lies under a commit never changes. A branch or tag is asked again after a while; when the Hub cannot be asked,
-what it said last is better than nothing, and said to be stale.
+Content under a commit never changes. What a branch or tag means is asked again after a while. When the Hub cannot be
+asked, its last answer is served and marked as stale.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from urllib.parse import parse_qsl
 
 from proxy.hub.urls import ApiRoute, is_commit
 
-# What may be asked about a commit's info without anything in the answer that matters and changes.
+# Query parameters of a commit's info that add nothing to the answer that both matters and changes.
 _STEADY_QUERIES = {"blobs"}
 
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
-    """`named` is how many seconds the Hub's word on a named revision is good for."""
+    """`named` is for how many seconds the Hub's answer about a named revision is fresh."""
 
     named: float = 60.0
 
@@ -26,9 +26,9 @@ class Freshness:
 
 
 def is_immutable(route: ApiRoute) -> bool:
-    """Whether what matters in the answer is true for ever.
+    """Whether the part of the answer that matters can never change.
 
-    A commit's info carries likes and downloads too; who asks for a commit is after its files.
+    A commit's info also carries likes and downloads, which do change, but a client that names a commit wants its files.
     """
     if route.revision is None or not is_commit(route.revision):
         return False

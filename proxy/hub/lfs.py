@@ -1,4 +1,4 @@
-"""Git LFS, as far as a node must understand it: batch questions for downloads, and their answers. Pure.
+"""Git LFS, as far as a node must understand it: batch requests for downloads, and their answers. Pure.
 
 https://github.com/git-lfs/git-lfs/blob/main/docs/api/batch.md
 """
@@ -27,14 +27,14 @@ _SIZE = re.compile(r"(?:\A|&)size=(\d{1,15})(?:&|\Z)")
 
 @dataclass(frozen=True, slots=True)
 class BatchRoute:
-    """The question where large files are, or where to put them."""
+    """The batch request: where large files can be downloaded or uploaded."""
 
     repo: Repo
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectRoute:
-    """A large file, at the address on this node that clients are given for it. `size` is what a client believes."""
+    """A large file, at the address on this node that clients are given for it. `size` is as stated by the client."""
 
     repo: Repo
     digest: Digest
@@ -43,7 +43,7 @@ class ObjectRoute:
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """Where the Hub has a large file for this client: `size` in bytes, `expires_at` in seconds since the epoch."""
+    """Where this client can get a large file. `size` is in bytes, `expires_at` in seconds since the epoch."""
 
     digest: Digest
     size: int
@@ -54,14 +54,14 @@ class Object:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """The Hub's reason not to give an object."""
+    """The Hub's reason for not giving an object."""
 
     status: int
     message: str
 
 
 def parse(route: OtherRoute) -> BatchRoute | ObjectRoute | None:
-    """What of LFS a request is about, if anything."""
+    """The LFS route that a request names; None if it is not about LFS objects."""
     path, _, query = route.target.partition("?")
     match = _PATH.match(path)
     if match is None:
@@ -77,7 +77,10 @@ def parse(route: OtherRoute) -> BatchRoute | ObjectRoute | None:
 
 
 def client_of(headers: Mapping[str, str]) -> Client | None:
-    """Who asks: git brings a token as the password of Basic. None for whoever says so in a way not known here."""
+    """The client of a request; git sends its token as the password of Basic authentication.
+
+    None when the request has credentials of a kind that is not known here.
+    """
     scheme, _, word = headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "basic":
         client = Client.of(headers)
@@ -90,18 +93,21 @@ def client_of(headers: Mapping[str, str]) -> Client | None:
 
 
 def object_target(repo: Repo, digest: Digest, size: int) -> str:
-    """The path and query at which `parse` finds an object."""
+    """The path and query under which `parse` finds an object."""
     return f"{repo.file_prefix}.git/info/lfs/objects/{digest.hex}?size={size}"
 
 
 def question(digest: Digest, size: int) -> bytes:
-    """The batch question for a single object."""
+    """The body of a batch request for a single object."""
     wanted = [{"oid": digest.hex, "size": size}]
     return json.dumps({"operation": "download", "transfers": ["basic"], "objects": wanted}).encode()
 
 
 def over_http(body: bytes) -> bytes | None:
-    """A question for downloads as it is to be sent on: by ways that lead through a node only. None for any other."""
+    """A batch request for downloads, limited to the "basic" transfer, which can pass through a node.
+
+    None when the body is anything else.
+    """
     try:
         asked = json.loads(body)
     except ValueError:
@@ -114,7 +120,10 @@ def over_http(body: bytes) -> bytes | None:
 
 
 def objects(body: bytes, now: float) -> dict[Digest, Object | Missing]:
-    """What a batch answer says of each object that it has an opinion on."""
+    """The objects in a batch answer, with their location or the reason why there is none. Malformed ones are left out.
+
+    `now` is in seconds since the epoch.
+    """
     found: dict[Digest, Object | Missing] = {}
     for said in _entries(_document(body)):
         try:
@@ -136,7 +145,7 @@ def objects(body: bytes, now: float) -> dict[Digest, Object | Missing]:
 
 
 def through_us(body: bytes, address: Callable[[Object], str], authorization: str) -> bytes:
-    """The answer with our addresses for its downloads, which the client is to come to as who it is."""
+    """The batch answer with this node's addresses for downloads; there the client sends `authorization` again."""
     document = _document(body)
     if not document or document.get("transfer", "basic") != "basic":
         return body
@@ -148,7 +157,7 @@ def through_us(body: bytes, address: Callable[[Object], str], authorization: str
             if authorization:
                 action["header"] = {"Authorization": authorization}
             said["actions"] = said["actions"] | {"download": action}
-            said["authenticated"] = True  # git-lfs is not to look for a password of its own
+            said["authenticated"] = True  # so that git-lfs does not look for credentials itself
     return json.dumps(document).encode()
 
 

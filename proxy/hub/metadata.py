@@ -1,4 +1,4 @@
-"""What the Hub says about a file in the headers of its HEAD answers. Pure."""
+"""What the Hub's answers say about a file: in the headers of a HEAD, in a tree, in a signed URL. Pure."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mesh.content import Digest
 _SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}\Z"), re.compile(r"[0-9a-f]{40}\Z")
 _NUMBER = re.compile(r"[0-9]{1,15}\Z")
 _AMZ_DATE = re.compile(r"[0-9]{8}T[0-9]{6}Z\Z")
-# How long an address is good that does not say so: well below the hour that the Hub's are.
+# Seconds for which an address is used that does not say when it expires. Well below the hour of the Hub's addresses.
 _UNKNOWN_LIFE = 600.0
-# What an empty file is called, and no other: the one size that is checked by the digest alone, as no byte will come.
+# Digests of the empty file. A size of 0 is checked against these alone, since no byte will come to prove it.
 _EMPTY = {
     Digest("git-sha1", "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"),
     Digest("sha256", hashlib.sha256().hexdigest()),
@@ -28,7 +28,7 @@ _EMPTY = {
 
 
 class FileMetadata(msgspec.Struct, frozen=True):
-    """A file of one commit. `etag` is bare: no quotes, no `W/`; `size` is in bytes."""
+    """A file of one commit. `etag` is bare: no quotes, no `W/`. `size` is in bytes."""
 
     etag: str
     size: int
@@ -38,31 +38,31 @@ class FileMetadata(msgspec.Struct, frozen=True):
 
     @property
     def digest(self) -> Digest | None:
-        """The blob's digest; None when the ETag is not one, as at some mirrors: then nothing can be proven."""
+        """The blob's digest; None when the ETag is not a digest, as with some mirrors: then nothing can be proven."""
         return _digest(self.etag)
 
     @property
     def is_empty(self) -> bool:
-        """Whether there are no bytes, and that is proven."""
+        """Whether the file is empty and its digest proves it."""
         return not self.size and is_empty(self.digest)
 
     @property
     def is_provable(self) -> bool:
-        """Whether it can be told of bytes that they are this file."""
+        """Whether bytes can be proven to be this file."""
         return self.digest is not None and not self.contradicts_itself
 
     @property
     def contradicts_itself(self) -> bool:
-        """Whether it names bytes and says that there are none."""
+        """Whether the size is 0 but the digest is that of a file with bytes."""
         return not self.size and self.digest is not None and not is_empty(self.digest)
 
 
 def is_empty(digest: Digest | None) -> bool:
-    """Whether this is the digest of no bytes at all."""
+    """Whether this is the digest of the empty file."""
     return digest in _EMPTY
 
 
-@lru_cache(1024)  # asked for several times in each request
+@lru_cache(1024)  # called several times per request
 def _digest(etag: str) -> Digest | None:
     if len(etag) not in (40, 64):
         return None
@@ -77,9 +77,9 @@ def bare_etag(field: str) -> str:
 
 
 def linked(headers: Mapping[str, str]) -> FileMetadata | None:
-    """A large file, from the redirect to its storage. None when the answer is no such redirect.
+    """A large file, from the Hub's redirect to its storage; None when the answer is no such redirect.
 
-    The type that comes with it is that of the redirect's own text, not the file's.
+    The Content-Type of the redirect describes its own text, not the file, and is dropped.
     """
     etag, size = headers.get("X-Linked-Etag", ""), headers.get("X-Linked-Size", "")
     found = _metadata(headers, etag, size)
@@ -87,26 +87,26 @@ def linked(headers: Mapping[str, str]) -> FileMetadata | None:
 
 
 def direct(headers: Mapping[str, str]) -> FileMetadata | None:
-    """A file that the answer itself is about; None when the answer does not say what it is."""
+    """A file, from an answer that is about the file itself; None when the answer does not identify it."""
     if headers.get("Content-Encoding", "identity") != "identity":
-        return None  # the length would be that of the compressed bytes
+        return None  # Content-Length would be that of the compressed bytes
     etag = headers.get("X-Linked-Etag") or headers.get("ETag", "")
     size = headers.get("X-Linked-Size") or headers.get("Content-Length", "")
     if not size and is_empty(_digest(bare_etag(etag))):
-        size = "0"  # a HEAD need not tell the length, and servers leave one of 0 out
+        size = "0"  # a HEAD answer may omit Content-Length, and servers do so for 0
     return _metadata(headers, etag, size)
 
 
 def named(target: str) -> str:
-    """The bare ETag in the address that the Hub redirects to for a small file; empty in any other."""
+    """The bare ETag in the address that the Hub redirects to for a small file; empty for any other address."""
     path, _, query = target.partition("?")
     return bare_etag(parse_qs(query).get("etag", [""])[-1]) if path.startswith("/api/resolve-cache/") else ""
 
 
 def listed(entry: Mapping[str, Any]) -> tuple[str, FileMetadata] | None:
-    """A file's path and what a tree or paths-info answer says of it; None for a folder, or for what we cannot read.
+    """The path and metadata of a file in a tree or paths-info answer; None for a folder or a malformed entry.
 
-    How the file's answers are labelled is not among it.
+    A listing does not tell the Content-Type or Content-Disposition of the file.
     """
     path, digest, size, lfs, xet_hash = (entry.get(name) for name in ("path", "oid", "size", "lfs", "xetHash"))
     if entry.get("type") != "file" or (xet_hash and not lfs):
@@ -135,14 +135,14 @@ def _metadata(headers: Mapping[str, str], etag: str, size: str) -> FileMetadata 
 
 
 def number(field: str) -> int | None:
-    """A count that a header field or a query states: plain digits, and not more of them than make sense."""
+    """The number in a header field or query: decimal digits, at most 15 of them; None for anything else."""
     return int(field) if _NUMBER.match(field) else None
 
 
 def readable(field: str) -> str:
-    """A header field as text: what is no UTF-8 arrives with lone surrogates, which can be neither kept nor sent on.
+    """A header field as text. Bytes that are not UTF-8 come as lone surrogates, which can be neither stored nor sent.
 
-    Such bytes are latin-1, as HTTP once had it: names of files, from servers that do not encode them.
+    They are decoded as latin-1, which HTTP once prescribed: file names from servers that do not encode them.
     """
     try:
         field.encode()
@@ -152,9 +152,9 @@ def readable(field: str) -> str:
 
 
 def expiry(url: str, now: float) -> float:
-    """When a signed URL that was just given ends, in seconds since the epoch, from what the storages in use put there.
+    """When a signed URL that was just issued expires, in seconds since the epoch, from its query.
 
-    One that is over by our clock is as good as one that does not say: it is the clock that is wrong.
+    A time that is already past by our clock is treated like a missing one: then the clock is wrong, not the URL.
     """
     ends = _said_expiry(url)
     return ends if ends is not None and ends > now else now + _UNKNOWN_LIFE
@@ -173,5 +173,5 @@ def _said_expiry(url: str) -> float | None:
         return None
     try:
         return float(calendar.timegm(time.strptime(date, "%Y%m%dT%H%M%SZ")) + life)
-    except ValueError:  # the 99th of a month
+    except ValueError:  # such as the 99th of a month
         return None

@@ -1,4 +1,4 @@
-"""What must not reach a client as the Hub said it: addresses that lead past this node, and the way to Xet. Pure."""
+"""Rewriting of the Hub's answers: addresses that bypass this node, and everything that leads clients to Xet. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from proxy.hub.urls import OtherRoute, parse
 from proxy.hub.xet import XetUse
 
 _XET_HEADERS = ("X-Xet-Hash", "X-Xet-Refresh-Route")
-# The Hub's own addresses, whichever mirror of it we ask.
+# Hosts of the Hub itself, whichever mirror of it is the origin.
 _HUB_HOSTS = ("huggingface.co", "hf.co")
 _XET_RELATIONS = {"xet-auth", "xet-reconstruction-info"}
 # RFC 8288: <target>; param; param="value", <target> …
@@ -21,9 +21,9 @@ _RELATION = re.compile(r';\s*rel="?([^";]*)"?', re.IGNORECASE)
 
 
 def location(value: str, origin: str, prefix: str) -> str:
-    """A `Location` within the Hub, as a path on this node; what leads elsewhere is left alone.
+    """A `Location` within the Hub, as a path on this node; one that leads elsewhere is unchanged.
 
-    Old clients follow relative redirects only, and newer ones would take an absolute one to the Hub itself, with their
+    Old clients follow relative redirects only. Newer ones would follow an absolute one to the Hub itself, with their
     token.
     """
     relative = _within(value, origin)
@@ -31,9 +31,9 @@ def location(value: str, origin: str, prefix: str) -> str:
 
 
 def link(value: str, origin: str, visible: str, *, without_xet: bool) -> str | None:
-    """A `Link` field whose targets within the Hub are at `visible` (scheme, host and prefix of this node) instead.
+    """A `Link` field with targets within the Hub moved to `visible` (scheme, host and prefix of this node).
 
-    Clients follow `rel="next"` as it stands. None when nothing is left of it.
+    Clients follow `rel="next"` literally. None when no link is left.
     """
     kept = []
     for target, parameters in _LINK.findall(value):
@@ -46,7 +46,7 @@ def link(value: str, origin: str, visible: str, *, without_xet: bool) -> str | N
 
 
 def next_page(value: str) -> str | None:
-    """Where a `Link` field says that a listing goes on."""
+    """The target of `rel="next"` in a `Link` field: the next page of a listing."""
     for target, parameters in _LINK.findall(value):
         relation = _RELATION.search(parameters)
         if relation is not None and "next" in relation[1].lower().split():
@@ -59,7 +59,7 @@ def is_xet_header(name: str) -> bool:
 
 
 def strip_xet(document: Any, use: XetUse) -> Any:
-    """Take `xetHash` out of the entries of a tree, paths-info or info answer, in place, but where Xet is spoken."""
+    """Remove `xetHash`, in place, from the entries of a tree, paths-info or info answer, except where Xet is used."""
     for entry in entries(document):
         size = entry.get("size")
         if not xet.is_spoken(use, size if isinstance(size, int) else 0):
@@ -68,7 +68,7 @@ def strip_xet(document: Any, use: XetUse) -> Any:
 
 
 def xet_names(document: Any) -> Iterator[tuple[str, str]]:
-    """(Xet hash, path) of the large files that a tree, paths-info or info answer speaks of."""
+    """(Xet hash, path) of each entry with a Xet hash in a tree, paths-info or info answer."""
     for entry in entries(document):
         xet_hash, path = entry.get("xetHash"), entry.get("path", entry.get("rfilename"))
         if isinstance(xet_hash, str) and xet.is_hash(xet_hash) and isinstance(path, str):
@@ -76,7 +76,7 @@ def xet_names(document: Any) -> Iterator[tuple[str, str]]:
 
 
 def entries(document: Any) -> Iterator[dict[str, Any]]:
-    """What a tree, paths-info or info answer lists."""
+    """The entries that a tree, paths-info or info answer lists."""
     if isinstance(document, dict):
         document = document.get("siblings")
     for entry in document if isinstance(document, list) else ():
@@ -85,14 +85,14 @@ def entries(document: Any) -> Iterator[dict[str, Any]]:
 
 
 def keeps_xet(target: str) -> bool:
-    """Whether an answer must stay as it is: buckets know no other way, and tokens for Xet are meant for Xet."""
+    """Whether Xet headers must stay in an answer: buckets are Xet-only, and Xet tokens are meant for Xet."""
     route = parse(target)
     path = route.target if isinstance(route, OtherRoute) else ""
     return path.startswith(("/buckets/", "/api/buckets/")) or re.search(r"/xet-(read|write)-token/", path) is not None
 
 
 def _within(url: str, origin: str) -> str | None:
-    """The path and query of a URL of the Hub; None for any other."""
+    """The path and query of a URL within the Hub; None for any other URL."""
     hub, parts = urlsplit(origin), urlsplit(url)
     if not parts.scheme and not parts.netloc and not url.startswith("/"):
         return None

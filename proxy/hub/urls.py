@@ -1,7 +1,7 @@
-"""The Hub's name space: which request target names what. Pure.
+"""The Hub's name space: what a request target names. Pure.
 
-Works on the raw target, still percent-encoded: a revision is one segment that may hold `%2F` (refs%2Fpr%2F1), and so is
-the sub-path of a tree. Decoding early would tear both apart.
+Parsing works on the raw target, still percent-encoded: a revision is one segment that may contain `%2F`
+(refs%2Fpr%2F1), and so is the sub-path of a tree. Decoding early would split both.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ _TYPES: dict[str, RepoType] = {"models": "models", "datasets": "datasets", "spac
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _SEGMENT = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,128}\Z")
 _API_VERBS = {"revision", "tree", "paths-info", "refs"}
-# The Hub's own places, which no owner can be called.
+# First segments that belong to the Hub itself and cannot be the name of an owner.
 _RESERVED = {"api", "buckets", "oauth", "docs", "login", "settings", "v2"}
-# What stands where a space's name would and is none; the answer depends on who asks.
+# Names in the place of a space's id that are API routes instead; their answers depend on who asks.
 _NOT_SPACES = {"hardware", "templates", "semantic-search", "zero-gpu"}
-# Paths that are the Hub's whatever follows; a prefix can be told by what it is followed by.
+# Paths that belong to the Hub whatever follows. What comes before such a path is a prefix of the client's.
 _OF_HUB = re.compile(
     r"/(?:api|buckets|oauth)(?:/|\Z)|/v2/[^/]+/[^/]+/(?:manifests|blobs)/"
     r"|/(?:(?:datasets|spaces|kernels)/)?[^/]+/[^/]+(?:\.git/|/info/refs\Z|/git-(?:upload|receive)-pack\Z)"
 )
-# Also written without encoding, by people and by old software: refs/pr/1, refs/convert/parquet.
+# Revisions that people and old software also write unencoded: refs/pr/1, refs/convert/parquet.
 _SPECIAL_REF = re.compile(r"refs/(?:pr|convert)/[^/]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Repo:
-    """A repository: its type and its id (`owner/name`, or one old-style segment such as `gpt2`)."""
+    """A repository: its type and its id (`owner/name`, or a single segment in old ids such as `gpt2`)."""
 
     type: RepoType
     id: str
@@ -44,7 +44,7 @@ class Repo:
 
     @classmethod
     def parse(cls, text: str) -> Repo:
-        """Read what `str` writes, and `owner/name` as a model. Raises ValueError."""
+        """Parse what `str` writes; `owner/name` without a type is a model. Raises ValueError."""
         first, _, rest = text.strip("/").partition("/")
         repo = cls(_TYPES[first], rest) if first in _TYPES and rest else cls("models", text.strip("/"))
         parts = repo.id.split("/")
@@ -54,7 +54,7 @@ class Repo:
 
     @property
     def file_prefix(self) -> str:
-        """What its file URLs begin with: `/owner/name`, `/datasets/owner/name` …"""
+        """The beginning of its file URLs: `/owner/name`, `/datasets/owner/name` …"""
         return f"/{self.id}" if self.type == "models" else f"/{self.type}/{self.id}"
 
     @property
@@ -64,7 +64,7 @@ class Repo:
 
 @dataclass(frozen=True, slots=True)
 class FileRoute:
-    """A file of a repository at a revision; all decoded. `prefix` is what the client put before the Hub's path."""
+    """A file of a repository at a revision, all decoded. `prefix` is what the client put before the Hub's path."""
 
     repo: Repo
     revision: str
@@ -73,7 +73,7 @@ class FileRoute:
 
     @property
     def target(self) -> str:
-        """The path to ask the Hub for it."""
+        """The path under which the Hub has this file."""
         return f"{self.repo.file_prefix}/resolve/{quote(self.revision, safe='')}/{quote(self.path)}"
 
 
@@ -81,7 +81,7 @@ class FileRoute:
 class ApiRoute:
     """A question about a repository whose answers may be kept.
 
-    `target` is the raw path and query to send on; `query` the raw query alone.
+    `target` is the raw path and query to forward; `query` is the raw query alone.
     """
 
     repo: Repo
@@ -95,7 +95,7 @@ class ApiRoute:
         return method == "POST" if self.kind == "paths-info" else method in ("GET", "HEAD")
 
     def at(self, commit: str) -> ApiRoute:
-        """The same question about a commit; of a repository itself, about its revision."""
+        """The same question at a commit; an info question without a revision becomes one for that revision."""
         if self.kind == "info":
             revision = f"{self.repo.api_prefix}/revision/{commit}"
             target = f"{revision}?{self.query}" if self.query else revision
@@ -110,7 +110,7 @@ class ApiRoute:
 
 @dataclass(frozen=True, slots=True)
 class OtherRoute:
-    """Anything else; `target` is what to send on, `repo` the repository it is about as far as we can tell."""
+    """Any other target. `target` is what to forward; `repo` is the repository it is about, if that can be told."""
 
     target: str
     repo: Repo | None = None
@@ -121,16 +121,16 @@ Route = FileRoute | ApiRoute | OtherRoute
 
 
 def is_commit(revision: str) -> bool:
-    """Whether a revision names one state for ever."""
+    """Whether a revision is a commit hash, which always names the same state."""
     return _COMMIT.match(revision) is not None
 
 
 @lru_cache(1024)
 def parse(target: str) -> Route:
-    """Say what a raw request target (path and query) names.
+    """Parse a raw request target (path and query).
 
-    A client whose HF_ENDPOINT has a path (`http://host/hf`) sends that first: one leading segment is taken off when
-    what follows is the Hub's and the whole is not.
+    A client whose HF_ENDPOINT has a path (`http://host/hf`) puts it before the Hub's path. One leading segment is taken
+    off when the rest is a path of the Hub and the whole is not.
     """
     path, _, query = target.partition("?")
     path = "/" + path.lstrip("/")
@@ -188,7 +188,8 @@ def _parse_api(segments: list[str], path: str, query: str) -> Route:
         rest.pop()
     if repo_type == "spaces" and rest and rest[0] in _NOT_SPACES:
         return other
-    # An old-style id of one segment, unless a verb follows where one of two segments would have it.
+    # An old id is a single segment. It is taken for one if an API verb follows it, unless `tree` or `revision` comes
+    # next: then the verb is the repository's name.
     length = 1 if len(rest) < 2 or (rest[1] in _API_VERBS and rest[2:3] not in (["tree"], ["revision"])) else 2
     repo = _repo(repo_type, rest[:length])
     if repo is None:
@@ -213,7 +214,7 @@ def _repo(repo_type: RepoType, segments: list[str]) -> Repo | None:
 
 
 def _split_revision(rest: str) -> tuple[str, str, str]:
-    """A raw revision and what follows it."""
+    """A raw revision, the separator, and what follows it."""
     special = _SPECIAL_REF.match(rest)
     if special is None:
         return rest.partition("/")
@@ -221,7 +222,7 @@ def _split_revision(rest: str) -> tuple[str, str, str]:
 
 
 def is_file(revision: str, path: str) -> bool:
-    """Whether these raw parts can name a file. What climbs out of its repository must not pass for a part of it."""
+    """Whether these raw parts can name a file. A path that leaves its repository (`..`) cannot."""
     parts = f"{unquote(revision)}/{unquote(path)}"
     return (
         bool(revision and path)

@@ -1,8 +1,8 @@
-"""What a Xet server says of a file, made up on the spot: there is no Xet storage here. Pure.
+"""The Xet server's description of a file, computed on demand: there is no Xet storage here. Pure.
 
-To Xet a file is a row of *terms*, each a range of *chunks* in a *xorb*. Ours are all alike: a chunk is 128 KiB of the
-file as it is, a xorb 512 chunks, and before each chunk stand 8 bytes that give its length and say that it is not
-compressed. So a byte of a xorb is a byte of the blob, or of a header that can be told from its place.
+In Xet a file is a list of *terms*, each a range of *chunks* in a *xorb*. Here all are uniform: a chunk is 128 KiB of
+the file, uncompressed; a xorb is 512 chunks; and each chunk is preceded by an 8-byte header with its length. So each
+byte of a xorb is either a byte of the blob or a byte of a header that its position determines.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from proxy.hub.urls import OtherRoute, Repo
 
 XetUse = Literal["auto", "always", "never"]
 
-CHUNK = 128 << 10  # bytes of a file
+CHUNK = 128 << 10  # bytes of the file in a chunk
 XORB = 512 * CHUNK
-REPORT = "/v1/telemetry"  # where clients tell the server's host how a download went
+REPORT = "/v1/telemetry"  # where clients report how a download went
 HEADER = 8
 _STRIDE = CHUNK + HEADER
-# Clients refuse plain HTTP above this many bytes when they are told the size before the download.
+# Bytes. Clients refuse plain HTTP for larger files when they know the size before the download.
 PLAIN_HTTP_LIMIT = 50 * 10**9
 _HASH = re.compile(r"[0-9a-f]{64}\Z")
 _TOKEN_ROUTE = re.compile(
     r"/api/((?:models|datasets|spaces|kernels)/[^/?]+(?:/[^/?]+)?)/xet-read-token/([^/?]+)/?(?:\?|\Z)"
 )
-# Also below one segment, for clients whose HF_ENDPOINT has a path.
+# Also below one leading segment, for clients whose HF_ENDPOINT has a path.
 _OURS = re.compile(r"(/[^/?]+)?/-/xet/(?:v1/reconstructions/([^/?]+)|xorbs/([^/?]+)/(\d{1,9})|[^?]*)(?:\?|\Z)")
 _MARK = "hubmesh_xet_"
 _MAX_PASS = 4096
@@ -43,12 +43,12 @@ def is_hash(text: str) -> bool:
 
 
 def is_spoken(use: XetUse, size: int) -> bool:
-    """Whether clients are to take a file of so many bytes over Xet."""
+    """Whether clients are to fetch a file of `size` bytes over Xet."""
     return use == "always" or (use == "auto" and size > PLAIN_HTTP_LIMIT)
 
 
 def token_route(route: OtherRoute) -> tuple[Repo, str] | None:
-    """The repository and the raw revision that a token to read is asked for; None for other requests."""
+    """The repository and the raw revision of a request for a read token; None for any other request."""
     match = _TOKEN_ROUTE.match(route.target)
     if match is None:
         return None
@@ -58,12 +58,12 @@ def token_route(route: OtherRoute) -> tuple[Repo, str] | None:
         return None
 
 
-# --- what we are asked as a Xet server
+# --- requests to the Xet server
 
 
 @dataclass(frozen=True, slots=True)
 class ReconstructionRoute:
-    """How a file is put together. `prefix` is what the client put before our path."""
+    """The question how a file is put together. `prefix` is what the client put before our path."""
 
     hash: str
     prefix: str
@@ -71,7 +71,7 @@ class ReconstructionRoute:
 
 @dataclass(frozen=True, slots=True)
 class XorbRoute:
-    """Bytes of a file, at an address that a reconstruction gave."""
+    """Bytes of a file, at an address from a reconstruction."""
 
     hash: str
     number: int
@@ -79,11 +79,11 @@ class XorbRoute:
 
 @dataclass(frozen=True, slots=True)
 class UnknownRoute:
-    """Newer ways to ask, which clients try first."""
+    """A request for a newer version of the API, which clients try first and which is not supported."""
 
 
 def server_route(route: OtherRoute) -> ReconstructionRoute | XorbRoute | UnknownRoute | None:
-    """What a request below `/-/xet/` asks; None for all others."""
+    """The request to the Xet server that a target below `/-/xet/` means; None for any other target."""
     match = _OURS.match(route.target)
     if match is None:
         return None
@@ -98,7 +98,7 @@ def server_route(route: OtherRoute) -> ReconstructionRoute | XorbRoute | Unknown
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch of a xorb: what is in it of a chunk's header, then the blob's bytes from `start` up to `stop`."""
+    """A section of a xorb: bytes of one chunk's header, then the blob's bytes from `start` up to `stop`."""
 
     header: bytes
     start: int
@@ -118,12 +118,12 @@ class Xorb:
 
     @property
     def stored_size(self) -> int:
-        """In bytes, with headers."""
+        """Size in bytes, headers included."""
         data = min(self.size - self.number * XORB, XORB)
         return data + HEADER * -(-data // CHUNK)
 
     def spans(self, start: int, stop: int) -> Iterator[Span]:
-        """What the stored bytes from `start` up to `stop` are, chunk by chunk."""
+        """The stored bytes from `start` up to `stop`, one span for each chunk."""
         while start < stop:
             chunk, offset = divmod(start, _STRIDE)
             first = self.number * XORB + chunk * CHUNK
@@ -138,15 +138,15 @@ class Xorb:
 
 
 def _header(length: int) -> bytes:
-    """Version 0, stored length, compression 0, length."""
+    """The chunk header: version 0, stored length (3 bytes), compression 0, length (3 bytes)."""
     three = length.to_bytes(3, "little")
     return b"\0" + three + b"\0" + three
 
 
 def reconstruction(name: str, size: int, start: int, stop: int, url: Callable[[int], str]) -> dict[str, Any]:
-    """How to put the bytes from `start` up to `stop` of a blob together; `url` gives the address of a xorb.
+    """The reconstruction of the blob's bytes from `start` up to `stop`; `url` gives the address of a xorb.
 
-    `name` tells blobs apart: clients may keep chunks by the hash of their xorb.
+    `name` makes the xorb hashes of different blobs different: clients may cache chunks by the hash of their xorb.
     """
     first, end = start // CHUNK, -(-stop // CHUNK)
     per_xorb = XORB // CHUNK
@@ -168,10 +168,11 @@ def reconstruction(name: str, size: int, start: int, stop: int, url: Callable[[i
 
 
 class Pass(msgspec.Struct, frozen=True, array_like=True):
-    """What a client was let in for, until a time (seconds since the epoch).
+    """The right of a client to read, until a time; times are seconds since the epoch.
 
-    `holder` is the key of the token it came with, or empty; `file` the one Xet hash it is good for: an access token
-    has none and is good for what the repository has. `since` is when the access token was given, for both.
+    `holder` is the key of the token that the pass was given to, empty if none. `file` is the one Xet hash that an
+    address is good for; an access token has none and is good for the whole repository. `since` is when the access token
+    was given, for both kinds.
     """
 
     holder: str
@@ -182,13 +183,13 @@ class Pass(msgspec.Struct, frozen=True, array_like=True):
 
 
 def write_pass(key: bytes, granted: Pass) -> str:
-    """As text that nobody can make without the key."""
+    """The pass as signed text, which cannot be made without the key."""
     body = msgspec.msgpack.encode(granted)
     return _MARK + base64.urlsafe_b64encode(_signature(key, body) + body).decode().rstrip("=")
 
 
 def read_pass(key: bytes, text: str, now: float) -> Pass | None:
-    """What `write_pass` wrote; None when it was not us, or its time is over."""
+    """The pass in a text of `write_pass`; None when the signature is wrong or the pass has expired."""
     if not is_pass(text) or len(text) > _MAX_PASS:
         return None
     encoded = text.removeprefix(_MARK)
@@ -204,7 +205,7 @@ def read_pass(key: bytes, text: str, now: float) -> Pass | None:
 
 
 def is_pass(text: str) -> bool:
-    """Whether this was made by a node, be it right or wrong: then it is nothing for the Hub."""
+    """Whether a text has the form of a pass of some node, valid or not: then it must not be sent to the Hub."""
     return text.startswith(_MARK)
 
 

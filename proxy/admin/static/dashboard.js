@@ -1,9 +1,9 @@
-// Draws what /-/events tells. Everything shown is set as text, never as markup: names come from anywhere.
+// Draws the sections from /-/events. All values are set as text, never as markup: names come from untrusted sources.
 "use strict";
 
 const find = (id) => document.getElementById(id);
 const LETTERS = { o: "origin", p: "peer", "#": "before", "-": "active", ".": "missing" };
-const SAMPLES = 180; // about three minutes
+const SAMPLES = 180; // one a second: about three minutes
 const canAct = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname) || location.hostname.endsWith(".localhost");
 
 function size(bytes) {
@@ -24,7 +24,7 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-// --- lists whose items stay the same elements, so that focus and scrolling do, too
+// --- lists: elements are reused for items that stay, which keeps focus and scroll position
 
 function renew(parent, items, key, create, update) {
   const known = new Map(Array.from(parent.children, (child) => [child.dataset.key, child]));
@@ -42,7 +42,7 @@ function renew(parent, items, key, create, update) {
   for (const element of known.values()) element.remove();
 }
 
-// --- colours come from the style sheet, so that light and dark need no second list
+// --- colours are read from the style sheet, so that light and dark mode are defined in one place
 
 let palette = {};
 function readPalette() {
@@ -62,7 +62,7 @@ function prepare(canvas, width, height) {
   return pen;
 }
 
-// --- piece maps: a cell a piece; the more pieces, the smaller the cells, the shorter the gaps
+// --- piece maps: one cell for each piece; with more pieces, cells are smaller and gaps narrower
 
 function drawPieces(canvas, runs) {
   const pieces = [];
@@ -78,7 +78,7 @@ function drawPieces(canvas, runs) {
   let index = 0;
   for (const [count, kind] of pieces) {
     pen.fillStyle = palette[kind];
-    // A run is at most three rectangles' worth of rows: draw it row by row, not cell by cell, when cells touch.
+    // When cells touch, draw each row of a run as one rectangle instead of cell by cell.
     for (let end = index + count; index < end;) {
       const column = index % columns;
       const here = Math.min(end - index, columns - column);
@@ -107,7 +107,7 @@ function showDownloads({ count, shown }) {
       canvas.setAttribute("aria-label", `${percent} % of the pieces of ${d.name} are here`);
       if (canvas.dataset.pieces === d.pieces && canvas.dataset.width === String(canvas.clientWidth)) return;
       canvas.dataset.pieces = d.pieces;
-      // Laid out only when it is in the page.
+      // The canvas has a size only once it is in the page.
       requestAnimationFrame(() => { canvas.dataset.width = String(canvas.clientWidth); drawPieces(canvas, d.pieces); });
     });
 }
@@ -144,7 +144,7 @@ function drawSpeed() {
   const [width, height] = [canvas.clientWidth || 600, canvas.clientHeight || 120];
   const pen = prepare(canvas, width, height);
   const top = Math.max(1e5, ...samples.map((s) => Math.max(s.origin + s.peer, s.out)));
-  const shown = Math.max(30, samples.length); // stretched until there is enough to fill it
+  const shown = Math.max(30, samples.length); // fewer than 30 samples do not fill the width
   const x = (i) => width - ((samples.length - 1 - i) * width) / (shown - 1);
   const y = (speed) => height - 1 - (speed / top) * (height - 16);
   const area = (upper, lower, colour) => {
@@ -171,7 +171,7 @@ function drawSpeed() {
   if (now) text("speed-now", `now ${size(now.origin + now.peer)}/s in, ${size(now.out)}/s out`);
 }
 
-// --- the rest
+// --- node, peers, findings and repositories
 
 function showNode(node) {
   text("node", `${node.role} ${node.id.slice(0, 8)} · ${node.version} · ${node.ready ? "ready" : `not ready: ${node.reason}`}`);
@@ -244,7 +244,7 @@ function createRow(repository) {
 
 async function act(button, action, repo) {
   if (button.getAttribute("aria-busy") === "true") return;
-  button.setAttribute("aria-busy", "true"); // not disabled: that would take the focus away
+  button.setAttribute("aria-busy", "true"); // not disabled: that would take away the focus
   try {
     const answer = await fetch(action, {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ repo }),
@@ -274,7 +274,7 @@ function listen() {
   events.onerror = () => {
     find("link").className = "lost";
     text("link", "the node does not answer");
-    // A browser tries again by itself, unless it was told not to.
+    // Browsers reconnect by themselves, unless the stream was closed for good.
     if (events.readyState === EventSource.CLOSED) setTimeout(listen, 3000);
   };
 }
