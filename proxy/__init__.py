@@ -1,1 +1,1 @@
-"""HTTP towards clients and towards the Hub."""
+"""The HTTP side of a node: towards clients and towards the Hub."""

@@ -1,4 +1,4 @@
-"""What HTTP says of an answer of the Hub's API: whether it may be kept, and for how long it is good. Pure."""
+"""HTTP caching rules applied to answers of the Hub's API: may one be kept, and how long is it fresh? Pure."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from proxy.catalog import ApiAnswer
 
 
 def may_keep(answer: ApiAnswer, token: str | None) -> bool:
-    """Whether the origin lets us: what it calls private may be kept for one token."""
+    """Whether the origin allows it to be kept. An answer it calls private may be kept for a single token."""
     said = caching.directives(answer.headers.items())
     return "no-store" not in said and ("private" not in said or token is not None)
 
 
 def as_stored(answer: ApiAnswer) -> Stored:
-    """The same in the terms of HTTP."""
+    """The same answer in the form that `proxy.caching` works on."""
     headers = tuple(answer.headers.items())
     return Stored(answer.status, "", headers, answer.body, answer.said_at, answer.said_at)

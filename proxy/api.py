@@ -1,4 +1,4 @@
-"""Answers about repositories (info, revision, tree, paths-info, refs), kept as long as they are true."""
+"""Answers about repositories (info, revision, tree, paths-info, refs), kept for as long as they are true."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _KEPT_HEADERS = (
     *("Content-Type", "Link", "X-Repo-Commit", "X-Error-Code", "X-Error-Message", "X-Total-Count"),
     *("ETag", "Cache-Control", "Expires"),
 )
-MAX_QUESTION = 4 << 20  # bytes of a paths-info body: some ten thousand paths
+MAX_QUESTION = 4 << 20  # bytes of a paths-info body: room for some ten thousand paths
 _MAX_HOPS = 3
 _REDIRECTS = (301, 302, 307, 308)
 
@@ -43,7 +43,7 @@ Outcome = Literal["hit", "miss", "stale"]
 
 
 class Api:
-    """One view of a repository: what a branch means is the same for files, trees and info at any moment."""
+    """A consistent view of repositories: at any moment a branch means the same commit for files, trees and infos."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Api:
     async def handle(
         self, request: web.BaseRequest, route: ApiRoute, client: Client, body: bytes = b""
     ) -> web.StreamResponse:
-        """Raises HubError and OriginUnavailable."""
+        """Answer a client. Raises HubError and OriginUnavailable."""
         fields = request.headers
         asked = tuple(fields.items()) if "Cache-Control" in fields or "Pragma" in fields else ()
         answer, outcome = await self.ask(
@@ -92,7 +92,7 @@ class Api:
             headers["Cache-Status"] = "hubmesh; fwd=uri-miss"
         if outcome != "miss":
             headers["Age"] = str(int(max(0.0, time.time() - answer.said_at)))
-        if "ETag" in headers:  # weak: what it names was perhaps changed here
+        if "ETag" in headers:  # weak, since the body may have been changed here
             headers["ETag"] = "W/" + headers["ETag"].removeprefix("W/")
             wanted = fields.get("If-None-Match")
             if wanted is not None and caching.is_not_modified(as_stored(answer), {"If-None-Match": wanted}):
@@ -101,7 +101,7 @@ class Api:
         return WholeResponse(answer.status, headers, self.shown(answer.body))
 
     def shown(self, body: bytes) -> bytes:
-        """With the Xet hashes of those files alone that clients are to take over Xet."""
+        """The body without the Xet hashes of files that clients are not to fetch over Xet. Raises OriginUnavailable."""
         if b'"xetHash"' not in body or self._xet == "always":
             return body
         try:
@@ -119,7 +119,10 @@ class Api:
         is_reload: bool = False,
         is_kept_only: bool = False,
     ) -> tuple[ApiAnswer, Outcome]:
-        """The answer to a question: from here or, always if `is_reload`, from the Hub; never if `is_kept_only`."""
+        """The answer to a question, from here or from the Hub: `is_reload` always asks the Hub, `is_kept_only` never.
+
+        Raises HubError and OriginUnavailable.
+        """
         how = {"is_reload": is_reload, "is_kept_only": is_kept_only}
         if route.kind not in ("tree", "paths-info") or route.revision is None or is_commit(route.revision):
             return await self._ask(route, client, body, content_type, **how)
@@ -143,7 +146,7 @@ class Api:
         is_reload: bool = False,
         is_kept_only: bool = False,
     ) -> tuple[ApiAnswer, Outcome]:
-        """The same for a question that is about a commit if it is about files."""
+        """Answer a question which, if it is about files (tree, paths-info), names a commit."""
         question = key_of(route, body, content_type)
         if not is_reload and (known := self._known(route, question, client)) is not None:
             return known, "hit"
@@ -159,7 +162,7 @@ class Api:
             raise
 
     async def _told(self, route: ApiRoute, question: str, client: Client) -> ApiAnswer | None:
-        """What was said before: to us, or to other nodes that we believe."""
+        """The last known answer: given to this node, or to another node that it trusts."""
         stale = self._stale(route, question, client)
         if stale is None and self.hearsay is not None:
             query = normal(route.query) if route.kind in ("info", "revision") else None
@@ -171,7 +174,7 @@ class Api:
     async def _commit(
         self, route: ApiRoute, client: Client, *, is_reload: bool, is_kept_only: bool = False
     ) -> tuple[str, bool]:
-        """What a named revision means now, for this question as for all others; and whether that is stale."""
+        """The commit that a named revision means now, the same for all questions; and whether that is stale."""
         assert route.revision is not None
         ref = self._catalog.ref(str(route.repo), route.revision)
         if not is_reload and (commit := self._fresh_commit(route)):
@@ -181,7 +184,7 @@ class Api:
             info = ApiRoute(route.repo, "revision", route.revision, target, "")
             answer, outcome = await self.ask(info, client, is_reload=is_reload, is_kept_only=is_kept_only)
         except OriginUnavailable:
-            ref = self._catalog.ref(str(route.repo), route.revision)  # others may have told us meanwhile
+            ref = self._catalog.ref(str(route.repo), route.revision)  # other nodes may have told us meanwhile
             if ref is None:
                 raise
             return ref.commit, True
@@ -199,7 +202,7 @@ class Api:
         doubted_at = self._catalog.doubted_at(str(route.repo))
         for answer, is_own in self._kept(route, question, client, commit):
             is_fresh = self._freshness.is_fresh(answer.said_at, now)
-            if immutable:  # but it may have been made private; what is kept for one token was looked at already
+            if immutable:  # it may have been made private since; answers for one token were checked by `_kept`
                 is_fresh = is_own or self._origin.is_offline or 0 <= now - answer.said_at < OPEN_SECONDS
             is_fresh = is_fresh and answer.said_at > doubted_at
             if is_fresh and not caching.has_ended(as_stored(answer), now) and _is_coherent(answer, commit):
@@ -207,14 +210,14 @@ class Api:
         return None
 
     def _stale(self, route: ApiRoute, question: str, client: Client) -> ApiAnswer | None:
-        """The best of what was said before: if possible, of the commit that files come from."""
+        """The best of the earlier answers, if possible one about the commit that files come from."""
         commit = self._commit_of(route)
         kept = (answer for answer, _ in self._kept(route, question, client, commit))
         answers = [answer for answer in kept if not caching.must_be_fresh(as_stored(answer))]
         return next((answer for answer in answers if _is_coherent(answer, commit)), answers[0] if answers else None)
 
     def _kept(self, route: ApiRoute, question: str, client: Client, commit: str) -> Iterator[tuple[ApiAnswer, bool]]:
-        """What this client may see of what is kept, and whether it was kept for its token alone."""
+        """The kept answers that this client may see, each with whether it was kept for the client's token alone."""
         repo, now = str(route.repo), time.time()
         hidden_at = self._catalog.publicness(repo).hidden_at
         is_info = bool(commit) and route.kind in ("info", "revision")
@@ -234,12 +237,12 @@ class Api:
                 yield answer, True
 
     def _fresh_commit(self, route: ApiRoute) -> str:
-        """What a named revision was said to be so lately that nobody has to be asked; empty when it was not."""
+        """The commit of a named revision if the Hub has told it recently, so that it need not be asked; else empty."""
         ref = self._catalog.ref(str(route.repo), route.revision or "main")
         return ref.commit if ref is not None and self._freshness.is_fresh(ref.said_at, time.time()) else ""
 
     def _commit_of(self, route: ApiRoute) -> str:
-        """The commit that a question is about, as far as we know; empty if we do not."""
+        """The commit that a question is about, as far as it is known here; else empty."""
         if route.revision is not None and is_commit(route.revision):
             return route.revision
         ref = self._catalog.ref(str(route.repo), route.revision or "main")
@@ -250,21 +253,24 @@ class Api:
     async def _asked(
         self, route: ApiRoute, question: str, client: Client, body: bytes, content_type: str, *, is_reload: bool
     ) -> ApiAnswer:
-        """A name stands for what files come from, as long as that is fresh: clients load some before they ask."""
+        """Ask the Hub; for a named revision, about the commit that files come from as long as that is fresh.
+
+        Clients load some files before they ask for the info, and both have to be of one commit.
+        """
         is_named = route.kind in ("info", "revision") and not is_commit(route.revision or "")
         if is_named and not is_reload and (commit := self._fresh_commit(route)):
             at = route.at(commit)
             try:
                 return await self._fetch(at, key_of(at, b"", ""), client, b"", "", is_reload=False)
             except HubError as error:
-                if error.code != "RevisionNotFound":  # rewritten since
+                if error.code != "RevisionNotFound":  # the branch was rewritten since
                     raise
         return await self._fetch(route, question, client, body, content_type, is_reload=is_reload)
 
     async def _fetch(
         self, route: ApiRoute, question: str, client: Client, body: bytes, content_type: str, *, is_reload: bool
     ) -> ApiAnswer:
-        """Ask as nobody first; only what nobody may know is asked for with the token."""
+        """Ask anonymously first; use the client's token only for what is refused to an anonymous request."""
         repo = str(route.repo)
         publicness = self._catalog.publicness(repo)
 
@@ -312,14 +318,14 @@ class Api:
                 headers=headers,
                 body=body or None,
             )
-            said_at = min(said_at, answer.said_at)  # another node may have heard it a while ago
+            said_at = min(said_at, answer.said_at)  # another node may have heard it earlier
             if answer.status not in _REDIRECTS:
                 break
             target = self._origin.follow(target, answer.headers.get("Location", ""))  # renamed
         else:
             raise OriginUnavailable(f"{self._origin.host} sends us in circles for {route.repo}")
         if answer.status == 304 and known is not None:
-            if route.kind in ("info", "revision"):  # what it says of the gate is news, if not its bytes
+            if route.kind in ("info", "revision"):  # the Hub has just confirmed what it says of the gate
                 self._learn(route, known.commit, msgspec.json.decode(known.body), token, said_at)
             return self._remember(route, question, msgspec.structs.replace(known, said_at=said_at), token)
         if answer.status >= 400:
@@ -343,7 +349,7 @@ class Api:
     def _keep(
         self, route: ApiRoute, question: str, answer: Answer, document: Any, token: str | None, said_at: float
     ) -> ApiAnswer:
-        """Keep an answer for those who may see it, and what it says of the revision."""
+        """Keep an answer for those who may see it, and what it says about the revision."""
         body, commit = answer.body, ""
         if route.kind in ("info", "revision") and isinstance(document, dict):
             sha = document.get("sha")
@@ -355,21 +361,21 @@ class Api:
         headers = {name: answer.headers[name] for name in _KEPT_HEADERS if name in answer.headers}
         kept = ApiAnswer(answer.status, headers, body, said_at, commit)
         if route.kind == "info" and not (isinstance(document, dict) and "id" in document):
-            return kept  # not about one repository, whatever its path looks like
+            return kept  # not about a single repository, although its path looks like it
         if not may_keep(kept, token):
             return kept
         self._learn(route, commit, document, token, said_at)
         return self._remember(route, question, kept, token)
 
     def _learn(self, route: ApiRoute, commit: str, document: Any, token: str | None, said_at: float) -> None:
-        """What an answer says of files, besides what it is kept for."""
+        """Keep what an answer implies about files and about who may read them."""
         repo = str(route.repo)
         is_open = bool(commit) and token is None and says_open(document)
         if token is None:
             self._catalog.told(repo, said_at, is_open=is_open)
         if route.kind in ("info", "revision") and isinstance(document, dict):
             is_hidden = document.get("private") is True
-            if is_hidden or document.get("gated") or document.get("disabled"):  # whoever it was said to
+            if is_hidden or document.get("gated") or document.get("disabled"):  # whatever token it was said to
                 self._catalog.closed(repo, said_at, is_hidden=is_hidden)
         if route.kind in ("tree", "paths-info") and isinstance(document, list) and is_commit(route.revision or ""):
             files = map(metadata.listed, rewrite.entries(document))
@@ -388,5 +394,5 @@ class Api:
 
 
 def _is_coherent(answer: ApiAnswer, commit: str) -> bool:
-    """Whether the commit it speaks of is the one that files come from now, as far as both are known."""
+    """Whether the answer's commit is the one that files come from now, as far as both are known."""
     return not commit or not answer.commit or commit == answer.commit

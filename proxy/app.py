@@ -1,7 +1,7 @@
-"""The client port: which part of the node answers which request, and in what shape it fails.
+"""The client port: routes each request to the part of the node that answers it, and gives failures their shape.
 
-It is aiohttp's low-level server that asks here: a router and middlewares have nothing to find out where all names but
-those under `/-/` are the Hub's, and each small answer would pay for them.
+It uses aiohttp's low-level server. All paths except those under `/-/` belong to the Hub, so a router and middlewares
+would have nothing to decide, and every small answer would pay for them.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from proxy.xet_tokens import XetTokens
 log = logging.getLogger("proxy.access")
 
 _READS = ("GET", "HEAD")
-# RFC 9112, section 3.2.2: as a proxy is asked, and every server must understand it.
+# RFC 9112, section 3.2.2: the absolute form, as sent to a proxy. Every server must accept it.
 _ABSOLUTE = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
 _OURS, _XET = "/-/", "/-/xet/"
-_RUN = uuid.uuid4().hex[:8]  # what the ids of this process's requests begin with
+_RUN = uuid.uuid4().hex[:8]  # the request ids of this process begin with this
 
 
 class App:
-    """All requests of clients. `admin`: where those under `/-/` go, but for what clients ask us as their Xet server."""
+    """Answers all requests of clients. `admin` routes the paths under `/-/`, except those of the Xet server."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class App:
         self._is_idle = asyncio.Event()
 
     async def idle(self, seconds: float) -> None:
-        """Wait until nobody is being answered any more, at most so long."""
+        """Wait until no request is being answered any more, at most `seconds`."""
         self._is_idle.clear()
         if self._running:
             with contextlib.suppress(TimeoutError):
@@ -86,9 +86,9 @@ class App:
                     await self._is_idle.wait()
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Let in who asks for a name of ours, and give each request a line in the log and its place in the figures.
+        """Answer a request for a name of this node; log it and count it in the metrics.
 
-        Who sends a body in parts notes under FIRST_BYTE_AT when its head went out.
+        A handler that streams its body stores the time at which it sent the head in the request, under FIRST_BYTE_AT.
         """
         began = time.perf_counter()
         status = 500
@@ -99,9 +99,9 @@ class App:
                 self._guard(absolute[1].rpartition("@")[2])
             if request.headers.get("Expect"):
                 await _say_go_on(request)
-            path = request.rel_url.path_safe  # as the admin's router sees it: no slash that is written %2F
+            path = request.rel_url.path_safe  # as the admin router sees it: %2F is not decoded to a slash
             if not path.startswith("/"):
-                raise web.HTTPNotFound  # CONNECT, and OPTIONS *: nothing is there that they could mean
+                raise web.HTTPNotFound  # CONNECT, or OPTIONS *: nothing that they could be about
             if path.startswith(_OURS) and not path.startswith(_XET):
                 response = await self._about_us(request)
             elif _leads_to_us(request.rel_url.path) and not _target(request).startswith(_XET):
@@ -109,7 +109,7 @@ class App:
             else:
                 response = await self._of_hub(request)
             status = response.status
-            if not response.prepared:  # it is being answered until that is sent
+            if not response.prepared:  # sent here, so that the request counts as running until the last byte
                 request[FIRST_BYTE_AT] = time.perf_counter()
                 with contextlib.suppress(ConnectionError):  # the client has gone
                     await response.prepare(request)
@@ -121,10 +121,10 @@ class App:
         except ConnectionError:
             if request.transport is not None and not request.transport.is_closing():
                 raise
-            # The client has gone, in the midst of what it sent or of what it got.
+            # The client has gone while it was sending its request or receiving the answer.
             status, request["outcome"] = 400, "broken"
             return web.Response(status=400)
-        except asyncio.CancelledError:  # the node is stopping, and its time for that is over
+        except asyncio.CancelledError:  # the node is stopping, and the drain time is over
             status, request["outcome"] = 200 if request.writer.output_size else 503, "broken"
             raise
         finally:
@@ -141,11 +141,11 @@ class App:
                 self._log(level, request, f"{status} {outcome} {seconds * 1000:.0f} ms{why}")
 
     async def _about_us(self, request: web.BaseRequest) -> web.StreamResponse:
-        asked = cast("web.Request", request)  # which has more; the method and the path are what is needed here
+        asked = cast("web.Request", request)  # resolve() needs only the method and the path, which a BaseRequest has
         return await (await self._admin.resolve(asked)).handler(asked)
 
     async def _of_hub(self, request: web.BaseRequest) -> web.StreamResponse:
-        """The Hub's name space, and what clients ask us as their Xet server, with any method."""
+        """Answer a request in the Hub's name space or to the Xet server, with any method."""
         client = Client.of(request.headers)
         kind, answer = ("other", _refuse_token()) if client.has_bad_token else self._route(request, client)
         request["route"] = kind
@@ -154,11 +154,11 @@ class App:
         except (HubError, OriginUnavailable) as error:
             request["outcome"] = "error"
             response = errors.respond(error, client)
-            if response.status >= 500:  # those are ours to explain; what the Hub refuses is between it and the client
+            if response.status >= 500:  # our own failures are explained in the log, not the Hub's refusals
                 request["why"] = error
             return response
         except MeshError as error:
-            # The head is sent and the connection closed, so that the client sees a body cut short.
+            # The head has been sent and the connection is closed, so the client sees a truncated body.
             request["outcome"] = "broken"
             log.warning("%s broke off: %s", request.rel_url.raw_path, error)
             return web.Response(status=502)
@@ -207,46 +207,46 @@ class App:
 
 
 async def _refuse_token() -> web.StreamResponse:
-    """The Hub is not asked: it would have to be sent what no header field can carry."""
+    """Refuse without asking the Hub: the token cannot be sent on in a header field."""
     raise errors.bad_token()
 
 
 def _absolute(request: web.BaseRequest) -> re.Match[str] | None:
-    """The scheme and host that a request's target begins with; most begin with the path."""
+    """The scheme and host at the beginning of the request's target; None for the usual target, which is a path."""
     return None if request.raw_path.startswith("/") else _ABSOLUTE.match(request.raw_path)
 
 
 def _target(request: web.BaseRequest) -> str:
-    """The path and query that are asked for, still encoded, whichever way the target is written."""
+    """The requested path and query, still encoded, whichever form the target has."""
     absolute = _absolute(request)
     return request.raw_path if absolute is None else "/" + request.raw_path[absolute.end() :].removeprefix("/")
 
 
 def _leads_to_us(path: str) -> bool:
-    """Whether a decoded path names something of ours for those who read it less strictly, as an origin might."""
+    """Whether a decoded path is one of ours to a less strict reader, as the origin might be."""
     return "/-" in path and f"{normpath('/' + path.lstrip('/'))}/".startswith(_OURS)
 
 
 async def _say_go_on(request: web.BaseRequest) -> None:
-    """To a client that asks before it sends a body (RFC 9110, section 10.1.1)."""
+    """Send 100 Continue to a client that waits for it before sending a body (RFC 9110, section 10.1.1)."""
     if not request.version.minor:
-        return  # HTTP/1.0 knows of no such thing: it would be taken for the answer
+        return  # HTTP/1.0 has no 100: the client would take it for the answer
     if request.headers["Expect"].lower() != "100-continue":
         raise web.HTTPExpectationFailed
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    request.writer.output_size = 0  # nothing of the answer: should it fail, there is still one to be sent
+    request.writer.output_size = 0  # not part of the answer: if the handler fails, an error can still be sent
 
 
 async def _end_report() -> web.StreamResponse:
-    """What clients tell a Xet server of a download from us: the Hub has no use for it."""
+    """Accept a client's report on a download from our Xet server; the Hub has no use for it."""
     return web.Response(status=204)
 
 
 def guard_host(allowed: Iterable[str]) -> Callable[[str], None]:
-    """Answer only for names that are ours, so that no web page can reach the node by DNS rebinding.
+    """Answer only for the names of this node, so that no web page can reach it by DNS rebinding.
 
-    Addresses and localhost always are: a page can only use a name that it resolves itself. What is returned takes a
-    `Host` field and raises HTTPMisdirectedRequest.
+    IP addresses and localhost are always allowed, since a page can only rebind a name of its own. The returned function
+    takes a `Host` field and raises HTTPMisdirectedRequest.
     """
     patterns = [name.lower() for name in allowed]
 

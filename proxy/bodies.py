@@ -1,4 +1,4 @@
-"""The body of a client's question: whole if it is small enough to be looked at, else as a stream that can go on."""
+"""Reading a request's body: as a whole if it is small enough to be examined, else as a stream to forward."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from aiohttp import web
 
 
 async def read(request: web.BaseRequest, limit: int) -> bytes | AsyncIterator[bytes]:
-    """All of it, or when it is longer than `limit` bytes all of it in parts."""
+    """The whole body; or, if it is longer than `limit` bytes, an iterator over all of its parts."""
     body, parts = bytearray(), request.content.iter_any()
     async for part in parts:
         body += part

@@ -1,7 +1,8 @@
-"""What RFC 9111 says of keeping answers and using them again, for a cache that many share. Pure.
+"""The rules of RFC 9111 for storing and reusing answers, in a shared cache. Pure.
 
-Stricter than it has to be where that is safer: nothing is guessed to be fresh that does not say so, and nothing is
-kept that came with a cookie, that was asked with a token or a cookie, or that is an error.
+Stricter than required where that is safer: there is no heuristic freshness, and nothing is kept that came with a
+cookie, was requested with a token or a cookie, or is an error. Sections without a number of an RFC are those of RFC
+9111.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from proxy.ranges import names
 
 Fields = tuple[tuple[str, str], ...]
 
-# What was said once may be said again for as long while the origin fails, unless the answer says how long itself.
+# Seconds for which a stale answer may be used while the origin fails, unless the answer itself says for how long.
 STALE_SECONDS = 86_400.0
 _MAX_SECONDS = float(1 << 31)  # section 1.2.2
-# Anchored, and with nothing that can match in two ways: a header of 8 KB must not hold all others up.
+# Anchored and unambiguous, so that matching takes linear time: a header of 8 KB must not block the event loop.
 _MEMBER = re.compile(r'(?:[^,"]+|"(?:[^"\\]|\\.)*")*')
 _DIRECTIVE = re.compile(r'([^\s,;="]+)(?:=("(?:[^"\\]|\\.)*"|[^\s,"]*))?\Z')
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -29,16 +30,17 @@ _DATES = (  # RFC 9110, section 5.6.7
     re.compile(r"\w{6,9}, (?P<d>\d{2})-(?P<m>\w{3})-(?P<y>\d{2}) (?P<t>\d{2}:\d{2}:\d{2}) GMT\Z"),
     re.compile(r"\w{3} (?P<m>\w{3}) (?P<d>[ \d]\d) (?P<t>\d{2}:\d{2}:\d{2}) (?P<y>\d{4})\Z"),
 )
-# Of a 304 these say nothing about what is kept (section 3.2): they would belie its bytes.
+# Fields of a 304 that do not update the stored answer (section 3.2): they would contradict the stored body.
 _OF_BYTES = {"content-encoding", "content-length", "content-md5", "content-range", "etag"}
 _SHARED_NEVER = ("authorization", "cookie")
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An answer as the origin gave it. Times in seconds since the epoch; `varied`: what Vary names, as it was asked.
+    """An answer as the origin gave it. Times are in seconds since the epoch.
 
-    `is_doubtful`: it may have been written to since, so it is to be asked for again, however fresh it is.
+    `varied` has the request's values of the fields that Vary names. `is_doubtful`: a write may have changed the
+    resource, so the answer has to be revalidated, however fresh it is.
     """
 
     status: int
@@ -52,18 +54,18 @@ class Stored:
 
     @property
     def size(self) -> int:
-        """Bytes of memory, roughly."""
+        """Estimated bytes of memory."""
         return len(self.body) + sum(len(name) + len(value) + 150 for name, value in self.headers) + 500
 
 
 def field(headers: Iterable[tuple[str, str]], name: str) -> str | None:
-    """All lines of a field as one, as section 5.3 of RFC 9110 has it; None where there is none."""
+    """All lines of a field joined into one (RFC 9110, section 5.3); None if there is none."""
     lines = [value for key, value in headers if key.lower() == name]
     return ", ".join(line.strip() for line in lines) if lines else None
 
 
 def directives(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """The `Cache-Control` of a message; of one that is there twice, the first."""
+    """The `Cache-Control` directives of a message; of a repeated directive the first counts."""
     found: dict[str, str] = {}
     for member in _members(field(headers, "cache-control") or ""):
         if match := _DIRECTIVE.match(member.strip()):
@@ -72,12 +74,12 @@ def directives(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def may_share(headers: Iterable[tuple[str, str]]) -> bool:
-    """Whether what is asked so may be answered from what is kept for everybody, and be kept."""
+    """Whether a request with these headers may be answered from the shared cache, and its answer be stored there."""
     return not any(name.lower() in _SHARED_NEVER for name, _ in headers)
 
 
 def keep(request: Fields, answer: Stored) -> Stored | None:
-    """The answer as it is to be kept; None when it must not be, or when keeping it would serve nobody."""
+    """The answer in the form to be stored; None when it must not be stored, or could never be reused."""
     said = directives(answer.headers)
     vary = _vary(answer.headers)
     if answer.status in (206, 304) or not 200 <= answer.status < 400 or not may_share(request):
@@ -93,12 +95,12 @@ def keep(request: Fields, answer: Stored) -> Stored | None:
 
 
 def matches(stored: Stored, request: Fields) -> bool:
-    """Whether it was asked as this request asks, in what its `Vary` names (section 4.1)."""
+    """Whether the request has the same values as the stored one in the fields that `Vary` names (section 4.1)."""
     return all(_normal(request, name) == value for name, value in stored.varied)
 
 
 def lifetime(stored: Stored) -> float:
-    """Seconds for which an answer is fresh, by its own word (section 4.2.1); 0 when it has none that makes sense."""
+    """Seconds for which the answer says it is fresh (section 4.2.1); 0 when it says nothing usable."""
     said = directives(stored.headers)
     for name in ("s-maxage", "max-age"):
         if name in said:
@@ -111,7 +113,7 @@ def lifetime(stored: Stored) -> float:
 
 
 def age(stored: Stored, now: float) -> float:
-    """Seconds since the origin said it (section 4.2.3); without end when an `Age` on the way makes no sense."""
+    """Seconds since the origin generated it (section 4.2.3); infinite when it came with an invalid `Age`."""
     on_the_way = field(stored.headers, "age")
     before = 0.0 if on_the_way is None else _seconds(on_the_way)
     if before is None:
@@ -122,7 +124,7 @@ def age(stored: Stored, now: float) -> float:
 
 
 def is_usable(stored: Stored, request: Fields, now: float) -> bool:
-    """Whether it may answer a request without the origin being asked (section 4)."""
+    """Whether it may answer the request without asking the origin (section 4)."""
     said, asked = directives(stored.headers), directives(request)
     pragma = "cache-control" not in {name.lower() for name, _ in request} and field(request, "pragma") == "no-cache"
     if "no-cache" in said or "no-cache" in asked or pragma or stored.is_doubtful:
@@ -140,7 +142,7 @@ def is_usable(stored: Stored, request: Fields, now: float) -> bool:
 
 
 def has_ended(stored: Stored, now: float) -> bool:
-    """Whether the origin said itself how long its answer holds, and that is over. No when it said nothing of it."""
+    """Whether the answer says how long it is fresh, and that time is over. False if it does not say."""
     said = _said(stored.headers)
     if "no-cache" in said:
         return True
@@ -148,25 +150,25 @@ def has_ended(stored: Stored, now: float) -> bool:
     return bool(is_explicit) and age(stored, now) >= lifetime(stored)
 
 
-@lru_cache(256)  # asked of what is kept with each request for it
+@lru_cache(256)  # called for stored answers at each request for them
 def _said(headers: Fields) -> Mapping[str, str]:
     return directives(headers)
 
 
 def must_be_fresh(stored: Stored) -> bool:
-    """Whether the origin forbids to use it again unasked once it has ended, whatever happens."""
+    """Whether the origin forbids reuse without revalidation once the answer is stale, whatever happens."""
     return _must_be_fresh(directives(stored.headers))
 
 
 def wants_news(request: Fields) -> bool:
-    """Whether a client asks for more than what is kept: a reload."""
+    """Whether the client asks for a reload, not for what is stored."""
     asked = directives(request)
     pragma = not asked and field(request, "pragma") == "no-cache"
     return "no-cache" in asked or asked.get("max-age") == "0" or pragma
 
 
 def may_be_stale(stored: Stored, request: Fields, now: float) -> bool:
-    """Whether it may answer when the origin fails (section 4.2.4, and RFC 5861's stale-if-error)."""
+    """Whether it may answer when the origin fails (section 4.2.4, and stale-if-error in RFC 5861)."""
     said = directives(stored.headers)
     if _must_be_fresh(said) or "no-cache" in directives(request):
         return False
@@ -175,7 +177,7 @@ def may_be_stale(stored: Stored, request: Fields, now: float) -> bool:
 
 
 def validators(stored: Stored) -> dict[str, str]:
-    """The header fields that ask the origin whether it is still so (section 4.3.1); none when it cannot be asked."""
+    """Header fields that ask the origin to revalidate the answer (section 4.3.1); empty when it cannot be asked."""
     asked = {}
     if etag := field(stored.headers, "etag"):
         asked["If-None-Match"] = etag
@@ -185,7 +187,7 @@ def validators(stored: Stored) -> dict[str, str]:
 
 
 def freshened(stored: Stored, headers: Fields, asked_at: float, now: float) -> Stored:
-    """What was kept, after the origin said with a 304 that it is still so (section 4.3.4)."""
+    """The stored answer, updated from a 304 (section 4.3.4)."""
     new = tuple((name, value) for name, value in headers if name.lower() not in {*_OF_BYTES, "set-cookie"})
     replaced = {name.lower() for name, _ in new} | {"age"}
     kept = tuple((name, value) for name, value in stored.headers if name.lower() not in replaced)
@@ -193,7 +195,7 @@ def freshened(stored: Stored, headers: Fields, asked_at: float, now: float) -> S
 
 
 def is_not_modified(stored: Stored, request: Mapping[str, str]) -> bool:
-    """Whether the client has it already (section 4.3.2)."""
+    """Whether the client has the answer already (section 4.3.2)."""
     if (wanted := request.get("If-None-Match")) is not None:
         etag = field(stored.headers, "etag") or ""
         return names(wanted, etag.removeprefix("W/"), weakly=True)
@@ -203,7 +205,7 @@ def is_not_modified(stored: Stored, request: Mapping[str, str]) -> bool:
 
 
 def date(text: str | None) -> float | None:
-    """An HTTP date in seconds since the epoch; None for what is none."""
+    """An HTTP date in seconds since the epoch; None if it is invalid."""
     for pattern in _DATES:
         if match := pattern.match((text or "").strip()):
             year, clock = int(match["y"]), [int(part) for part in match["t"].split(":")]
@@ -215,7 +217,7 @@ def date(text: str | None) -> float | None:
 
 
 def _members(text: str) -> Iterator[str]:
-    """The members of a list: a comma in quotes is none that tells them apart. Quotes that never end protect nothing."""
+    """The members of a comma-separated list, where commas in quotes do not separate. Unclosed quotes are ignored."""
     start = 0
     while start < len(text):
         stop = match.end() if (match := _MEMBER.match(text, start)) else start

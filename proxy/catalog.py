@@ -1,7 +1,8 @@
-"""What this node knows of repositories, kept over restarts: refs, files of commits, API answers.
+"""What this node knows about repositories, kept over restarts: refs, files of commits, API answers.
 
-diskcache holds it. What is read goes into a small memory of its own; what is not there yet costs the event loop some
-30 µs of SQLite. Writes to disk happen in one thread after the other. What a `kill -9` loses is asked for again.
+diskcache stores it. Entries that were read are also kept in a small cache in memory; one that is not there costs the
+event loop about 30 µs of SQLite. A single thread writes to disk, one batch after the other. What a `kill -9` loses is
+asked for again.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from proxy.hub.metadata import FileMetadata
 
 log = logging.getLogger(__name__)
 
-_MEMORY = 16 << 20  # bytes, roughly: the entries as they are on disk and what Python adds to each
+_MEMORY = 16 << 20  # bytes, roughly: entries as they are on disk, plus Python's overhead for each
 _ENTRY_OVERHEAD = 500
 _FORMAT = "2"  # of the keys and values below
 
@@ -34,9 +35,9 @@ T = TypeVar("T")
 
 
 class Ref(msgspec.Struct, frozen=True):
-    """What a named revision meant at a time: a commit, or nothing when there was none.
+    """The commit that a named revision meant at `said_at`; an empty commit if the revision did not exist.
 
-    `said_at` is in seconds since the epoch; 0 when there is doubt about it.
+    `said_at` is in seconds since the epoch; 0 when the meaning is in doubt.
     """
 
     commit: str
@@ -44,9 +45,9 @@ class Ref(msgspec.Struct, frozen=True):
 
 
 class ApiAnswer(msgspec.Struct, frozen=True):
-    """An answer of the Hub's API as it came, but for what concerns the connection.
+    """An answer of the Hub's API as it came, without headers that concern only the connection.
 
-    `commit` is what an info answer says its revision is; `said_at` is seconds since the epoch.
+    `commit` is the commit that an info answer names; `said_at` is in seconds since the epoch.
     """
 
     status: int
@@ -57,9 +58,10 @@ class ApiAnswer(msgspec.Struct, frozen=True):
 
 
 class File(msgspec.Struct, frozen=True):
-    """A file of a commit, or that there is none; `open_at` is when the Hub last said so to an anonymous request.
+    """A file of a commit, or the fact that there is none (`metadata` None).
 
-    `is_listed`: what a tree says of it, hence without how its answers are labelled.
+    `open_at` is when the Hub last said so to an anonymous request. `is_listed`: known from a tree only, hence without
+    Content-Type and Content-Disposition.
     """
 
     metadata: FileMetadata | None
@@ -68,16 +70,16 @@ class File(msgspec.Struct, frozen=True):
 
 
 class BlobName(msgspec.Struct, frozen=True):
-    """One name by which a blob is known."""
+    """A name by which a blob is known."""
 
     repo: str
     path: str
 
 
 class Disproof(msgspec.Struct, frozen=True):
-    """Bytes that were here turned out not to be the blob that they were to be: who was sent some may have wrong ones.
+    """When bytes of a blob last turned out to be wrong after they may have been sent; clients may hold some of them.
 
-    When that last was, in seconds since the epoch; 0 for never. `of_ranges`: so that readers of ranges may, too.
+    In seconds since the epoch; 0: never. `of_ranges`: the last time that this concerned readers of ranges, too.
     """
 
     at: float = 0.0
@@ -94,12 +96,12 @@ class XetName(msgspec.Struct, frozen=True):
 class Catalog:
     """Typed entries by key. Belongs to the event loop's thread.
 
-    A write to a repository through this node voids what was said of it before: `changed`. Refs and API answers that
-    are older are not found any more, and an answer that was on its way meanwhile is not kept.
+    After a write to a repository through this node, what was said of it before is void (see `changed`): older refs and
+    API answers are no longer found, and an answer that was under way during the write is not kept.
 
-    `on_shut` is called with a repository that was open until now and is not any more.
+    `on_shut` is called with a repository that was open and now is not.
 
-    Raises StoreUnusable when it cannot be opened: the disk is full, another program has locked it and the like.
+    Raises StoreUnusable when it cannot be opened, as when the disk is full or another program has locked it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -107,7 +109,7 @@ class Catalog:
         self._memory: OrderedDict[str, tuple[Any, int]] = OrderedDict()
         self._memory_size = 0
         self._pending: dict[str, bytes] = {}
-        self._batch: dict[str, bytes] = {}  # on its way to disk
+        self._batch: dict[str, bytes] = {}  # being written to disk
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="catalog")
         self._writing: asyncio.Future[None] | None = None
         self._is_broken = False
@@ -117,7 +119,7 @@ class Catalog:
         """Wait until everything is on disk."""
         while self._writing is not None:
             await self._writing
-            await asyncio.sleep(0)  # what follows a write runs after those who wait for it may
+            await asyncio.sleep(0)  # callbacks of a finished write may run after we are woken
         await asyncio.get_running_loop().run_in_executor(self._writer, self._disk.close)
         self._writer.shutdown()
         self._disk.close()  # this thread's connection
@@ -136,7 +138,7 @@ class Catalog:
             self._set(_key("ref", repo, revision), ref)
 
     def forget_ref(self, repo: str, revision: str, said_at: float) -> None:
-        """The Hub does not know this name any more; what it meant before is found no more, whoever tells of it."""
+        """Note that the Hub no longer knows this name. An older meaning is not found any more, whoever tells of it."""
         if self._get(_key("ref", repo, revision), Ref) is not None:
             self.set_ref(repo, revision, Ref("", said_at))
 
@@ -144,7 +146,7 @@ class Catalog:
         return self._get(_key("file", repo, commit, path), File)
 
     def set_file(self, repo: str, commit: str, path: str, file: File, *, is_name: bool = True) -> None:
-        """`is_name`: its blob is called by this name from now on, if it had another."""
+        """Keep a file; `is_name`: from now on its blob goes by this name, whatever name it had."""
         self._set(_key("file", repo, commit, path), file)
         if file.metadata is not None and (digest := file.metadata.digest) is not None:
             if is_name:
@@ -153,12 +155,12 @@ class Catalog:
                 self.set_xet_name(repo, file.metadata.xet_hash, XetName(commit, path))
 
     def xet_name(self, repo: str, xet_hash: str) -> XetName | None:
-        """A file of a repository by its Xet hash."""
+        """A file of a repository, by its Xet hash."""
         return self._get(_key("xet", repo, xet_hash), XetName)
 
     def set_xet_name(self, repo: str, xet_hash: str, name: XetName) -> None:
         key = _key("xet", repo, xet_hash)
-        if key not in self._memory or self._memory[key][0] is None:  # any name is as good as another
+        if key not in self._memory or self._memory[key][0] is None:  # any one name is enough
             self._set(key, name)
 
     def publicness(self, repo: str) -> Publicness:
@@ -171,16 +173,16 @@ class Catalog:
             self.on_shut(repo)
 
     def told(self, repo: str, said_at: float, *, is_open: bool) -> None:
-        """An anonymous request was answered: see `Publicness.told`."""
+        """Note that an anonymous request was answered: see `Publicness.told`."""
         known = self.publicness(repo)
         if (told := known.told(said_at, is_open=is_open)) != known:
             self.set_publicness(repo, told)
 
     def closed(self, repo: str, said_at: float, *, is_hidden: bool = False) -> None:
-        """The Hub said, to whomever, that there is a gate; `is_hidden`: that not everybody may know of the repository.
+        """Note that the Hub said, to any client, that files are gated; `is_hidden`: that the repository is private.
 
-        What it refused already stays refused as of then, so that what it gave to nobody in particular since, as it does
-        with the card of a gated one, stays open.
+        A repository that is closed already keeps its earlier time. So what the Hub has given to anonymous requests
+        since then, such as the card of a gated repository, stays open.
         """
         known = self.publicness(repo)
         closed_at, hidden_at, opened_at = known.closed_at, known.hidden_at, max(known.opened_at, known.changed_at)
@@ -192,14 +194,17 @@ class Catalog:
             self.set_publicness(repo, msgspec.structs.replace(known, closed_at=closed_at, hidden_at=hidden_at))
 
     def refused(self, repo: str, said_at: float, *, is_closed: bool = True, is_hidden: bool) -> None:
-        """An anonymous request was refused. `is_closed`: for a file; `is_hidden`: as if there were no repository."""
+        """Note that an anonymous request was refused.
+
+        `is_closed`: it was for a file. `is_hidden`: it was answered as if there were no such repository.
+        """
         known = self.publicness(repo)
         closed_at = max(known.closed_at, said_at) if is_closed else known.closed_at
         hidden_at = max(known.hidden_at, said_at) if is_hidden else known.hidden_at
         self.set_publicness(repo, msgspec.structs.replace(known, closed_at=closed_at, hidden_at=hidden_at))
 
     def answer(self, repo: str, scope: str, question: str) -> ApiAnswer | None:
-        """An API answer; `scope` is who may see it: everybody, or one token's holder."""
+        """A kept API answer. `scope` is who may see it: EVERYBODY, or a token's key."""
         answer = self._get(_key("api", repo, scope, question), ApiAnswer)
         return answer if answer is not None and answer.said_at > self.publicness(repo).changed_at else None
 
@@ -207,19 +212,19 @@ class Catalog:
         self._set(_key("api", repo, scope, question), answer)
 
     def blob_name(self, digest: Digest) -> BlobName | None:
-        """A repository and path that this blob was last known by."""
+        """The repository and path that this blob was last known by."""
         return self._get(_key("blob", str(digest)), BlobName)
 
     def sources(self, digest: Digest) -> dict[str, int]:
-        """Who sent how many bytes of a blob, as it came in; empty when that is not known (any more)."""
+        """The bytes of a blob that each source sent; empty when that is not known, or no longer."""
         return self._read(_key("sources", str(digest)), dict[str, int])[0] or {}
 
     def set_sources(self, digest: Digest, sources: dict[str, int]) -> None:
-        """Seldom asked for, and one for each blob: it is not to take the memory of what is."""
+        """Keep that on disk alone: it is read rarely, and would displace more useful entries from memory."""
         self._write_soon(_key("sources", str(digest)), msgspec.msgpack.encode(sources))
 
     def disproof(self, digest: Digest) -> Disproof:
-        """Kept over restarts, as clients keep what they were sent."""
+        """When bytes of a blob last turned out to be wrong. Kept over restarts, as clients keep what they were sent."""
         return self._get(_key("disproved", str(digest)), Disproof) or Disproof()
 
     def disprove(self, digest: Digest, is_trusted: bool) -> None:
@@ -227,19 +232,19 @@ class Catalog:
         self._set(_key("disproved", str(digest)), Disproof(now, now if is_trusted else self.disproof(digest).of_ranges))
 
     def earlier_pins(self) -> dict[str, list[str]]:
-        """Digests by repository: earlier versions kept here what is pinned (now `proxy.pins`)."""
+        """Digests by repository, as earlier versions kept pins here (now in `proxy.pins`)."""
         return self._get(_key("pins"), dict[str, list[str]]) or {}
 
     def changed(self, repo: str) -> None:
-        """Somebody wrote to a repository: what was said of it until now may not be true any more."""
+        """Note a write to a repository: everything said of it until now may be outdated."""
         self.set_publicness(repo, msgspec.structs.replace(self.publicness(repo), changed_at=time.time()))
 
     def doubt(self, repo: str) -> None:
-        """Somebody may have written to a repository: nothing that was said of it until now is fresh any more."""
+        """Note that a client may have written to a repository: nothing said of it until now is fresh any more."""
         self._set(_key("doubt", repo), time.time())
 
     def doubted_at(self, repo: str) -> float:
-        """When that was, in seconds since the epoch; 0 for never."""
+        """When `doubt` was last called, in seconds since the epoch; 0: never."""
         return self._get(_key("doubt", repo), float) or 0.0
 
     def files_of(self, repo: str) -> Iterator[tuple[str, str, FileMetadata]]:
@@ -250,14 +255,14 @@ class Catalog:
                 yield commit, path, file.metadata
 
     def namesakes(self, repo_type: str, name: str) -> list[str]:
-        """The known repositories of all owners that have this name."""
+        """The known repositories with this name, of all owners."""
         repos = (key.rpartition("\0")[2] for key in self._keys(_key("public", f"{repo_type}/")))
         return [repo for repo in repos if repo.count("/") == 2 and repo.endswith(f"/{name}")]
 
     # --- inside
 
     def _keys(self, start: str) -> list[str]:
-        """Those that begin so, in order."""
+        """All keys that begin with `start`, sorted."""
         keys = {key for key in (*self._pending, *self._batch) if key.startswith(start)}
         between = start, start[:-1] + chr(ord(start[-1]) + 1)
         try:
@@ -277,13 +282,13 @@ class Catalog:
         return value
 
     def _read(self, key: str, kind: type[T]) -> tuple[T | None, int | None]:
-        """What was written, memory apart, and its bytes on disk; None for those when it cannot be told."""
+        """The written value, past the cache in memory, and its size in bytes; (None, None) on an error."""
         raw = self._pending.get(key, self._batch.get(key))
         try:
             if raw is None and not self._is_broken:
                 raw = self._disk.get(key)
             value = None if raw is None else msgspec.msgpack.decode(raw, type=kind)
-        except Exception as error:  # diskcache makes anything of a row with a wrong bit
+        except Exception as error:  # diskcache raises anything for a damaged row
             self._complain("read", error, is_all=isinstance(error, sqlite3.Error) and is_damage(error))
             return None, None
         return value, len(raw or b"")
@@ -299,7 +304,7 @@ class Catalog:
             self._flush()
 
     def _flush(self) -> None:
-        """Send what is pending to disk, in one transaction; what comes meanwhile goes with the next."""
+        """Write what is pending to disk, in one transaction; what is set meanwhile goes with the next one."""
         self._batch, self._pending = self._pending, {}
         if self._batch and not self._is_broken:
             self._writing = asyncio.get_running_loop().run_in_executor(self._writer, self._write, self._batch)
@@ -309,7 +314,7 @@ class Catalog:
 
     def _write(self, batch: dict[str, bytes]) -> None:
         try:
-            with self._disk.transact():  # told to retry, it would do so for ever, whatever the reason
+            with self._disk.transact():  # with retry=True it would retry without end, whatever the reason
                 for key, raw in batch.items():
                     self._disk.set(key, raw)
                     if key.startswith(_LASTING):
@@ -318,7 +323,7 @@ class Catalog:
             self._complain("written", error, is_all=is_damage(error))
 
     def _complain(self, done: str, error: Exception, *, is_all: bool = False) -> None:
-        """`is_all`: it is about the whole catalog, not about one entry or one time."""
+        """Log an error; `is_all`: it concerns the whole catalog, not one entry or one attempt."""
         if is_all:
             if not self._is_broken:
                 log.error("the catalog cannot be %s (%s): kept in memory only until the next start", done, error)
@@ -340,6 +345,7 @@ def _key(*parts: str) -> str:
     return "\0".join((_FORMAT, *parts))
 
 
-# What nobody says again, few and small: stored, as diskcache sees it, after all that may be dropped.
+# Entries that cannot be asked for again; they are few and small. Their store time lies in the future, so that diskcache
+# evicts them last.
 _LASTING = _key("disproved", "")
 _NEVER_OLD = 1e11  # seconds since the epoch

@@ -1,4 +1,4 @@
-"""The catalog's database on disk: opened and tried, or put aside when its content is damaged."""
+"""The catalog's database on disk: opened and checked, or put aside when its content is damaged."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from proxy.aside import names_aside
 
 log = logging.getLogger(__name__)
 
-_SIZE_LIMIT = 1 << 30  # bytes on disk; diskcache then drops what was stored longest ago
+_SIZE_LIMIT = 1 << 30  # bytes on disk; beyond them diskcache evicts the entries stored longest ago
 
 
 def open_database(root: Path) -> Any:
-    """A diskcache in a folder. A damaged one is put aside and begun anew: what it held can be asked again.
+    """Open the diskcache in a folder. A damaged one is put aside and replaced: its content can be asked for again.
 
-    Raises StoreUnusable when it cannot be told whether it is damaged, or not be begun anew.
+    Raises StoreUnusable when the database cannot be opened for another reason, or cannot be replaced.
     """
     try:
         return _opened(root)
@@ -39,22 +39,22 @@ def open_database(root: Path) -> Any:
 
 
 def _opened(root: Path) -> Any:
-    """Open, or make, the database in a folder, and try it. What it raises depends on what is wrong."""
+    """Open, or create, the database in a folder, and check it. Raises whatever the failing call raises."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with contextlib.suppress(OSError):  # somebody else's folder, which we may write to all the same
-        root.chmod(0o700)  # it holds what private repositories are about
+    with contextlib.suppress(OSError):  # a folder of another user, to which we may be able to write nevertheless
+        root.chmod(0o700)  # it holds metadata of private repositories
     cache = diskcache.Cache(
         str(root),
         size_limit=_SIZE_LIMIT,
         eviction_policy="least-recently-stored",
-        sqlite_synchronous=1,  # survives a kill; a power cut may cost the last seconds
+        sqlite_synchronous=1,  # survives a kill; a power cut may lose the last seconds
         timeout=5,
     )
     try:
         [(verdict,)] = cache._sql("PRAGMA quick_check(1)").fetchall()
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)
-        cache.set("opened", time.time())  # whether it can be written to
+        cache.set("opened", time.time())  # is it writable?
     except BaseException:
         cache.close()
         raise
@@ -62,9 +62,9 @@ def _opened(root: Path) -> Any:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether it is the file's content that is wrong, not the disk, the memory, our rights or another program.
+    """Whether the content of the file is wrong, and not the disk, the memory, our permissions or another program.
 
-    OperationalError is what sqlite3 makes of all of these, and of tables that are not those we know.
+    sqlite3 raises OperationalError for all of these, and also for unknown tables.
     """
     if isinstance(error, sqlite3.OperationalError):
         return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF == sqlite3.SQLITE_ERROR
@@ -72,7 +72,10 @@ def is_damage(error: Exception) -> bool:
 
 
 def _aside(root: Path) -> Path:
-    """A name for a damaged catalog; never one that another has."""
+    """An unused name for a damaged catalog.
+
+    Raises StoreUnusable when all names are in use.
+    """
     names = names_aside(root)
     for aside in names:
         if not aside.exists():

@@ -1,4 +1,4 @@
-"""How many files and connections this process may have open."""
+"""The limit on open files and connections of this process."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import resource
 
 log = logging.getLogger(__name__)
 
-_MOST = 1 << 20  # where the hard limit is none
-_MOST_ON_MACOS = 10_240  # whatever its hard limit says
-_A_READER = 3  # its connection, a second descriptor of that for the thread that sends, and the file
+_MOST = 1 << 20  # used when there is no hard limit
+_MOST_ON_MACOS = 10_240  # macOS allows no more, whatever its hard limit says
+_A_READER = 3  # descriptors: the connection, its duplicate for the sending thread, and the file
 _FEW = 4096
 
 
 def allow_many() -> int:
-    """Raise the soft limit to the hard one; what it is now.
+    """Raise the soft limit to the hard limit; return the limit that now holds.
 
-    The usual 1024 are for programs that wait with select(), which we do not.
+    The usual 1024 is meant for programs that use select(), which this one does not.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)

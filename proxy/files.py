@@ -1,4 +1,4 @@
-"""`/resolve/`: from a name at the Hub to the bytes of a blob."""
+"""`/resolve/`: from a file's name at the Hub to the bytes of a blob."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ from proxy.ranges import Selection, select
 from proxy.resolve import Client, ResolvedFile, Resolver
 from proxy.visible import visible_base
 
-# Clients give up after 10 s without a byte: we say so before they do. Counted from their request on: what it takes to
-# find out which file they mean is part of it.
+# Seconds from a client's request to its first byte, or to an answer that tells it to come again. Clients give up after
+# 10 s; finding out which file they mean is part of this time.
 _FIRST_BYTE_SECONDS = 8.5
-_FIRST_BYTE_OF_CROWD = 6.0  # the same where our own answer may be seconds late, too
-_ROOM_SECONDS = 10  # what is in use is downloads, and they take a while; clients come again five times
+_FIRST_BYTE_OF_CROWD = 6.0  # the same when many nodes want the blob, so that our own answer may be seconds late as well
+# until a client retries when running downloads fill the store; they take a while, and clients retry five times
+_ROOM_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class HubAccess:
-    """How one client may fetch one file from the Hub: with its own token, which never leaves this node."""
+    """One client's access to one file at the Hub, with the client's own token, which never leaves this node."""
 
     resolver: Resolver
     file: ResolvedFile
@@ -48,7 +49,10 @@ class HubAccess:
 
     @classmethod
     async def of_hint(cls, hint: bytes, resolver: Resolver, digest: Digest, size: int) -> HubAccess | None:
-        """A seed's own way to a public file that another was asked for; None if the Hub knows it as another blob."""
+        """A seed's own access to a public file that another node was asked for.
+
+        None if the Hub does not give this blob to an anonymous request.
+        """
         route = resolver.of_hint(hint)
         if route is None:
             return None
@@ -81,7 +85,7 @@ class Files:
         self._outflow = outflow
 
     async def handle(self, request: web.BaseRequest, route: FileRoute, client: Client) -> web.StreamResponse:
-        """Raises HubError and OriginUnavailable when there is no file to answer with."""
+        """Answer a client. Raises HubError and OriginUnavailable when there is no file to answer with."""
         until = first_byte_by(self._blobs)
         file = await self._resolver.file(route, client)
         selection = select(
@@ -109,7 +113,7 @@ class Files:
         except HubError as error:
             if error.code != "RevisionNotFound" or file.commit == route.revision:
                 raise
-            self._resolver.forget(route)  # the branch was rewritten since: it is there, and means another commit
+            self._resolver.forget(route)  # the branch was rewritten since: it exists, but means another commit now
             raise errors.come_again(f"{route.revision} was rewritten a moment ago", client) from error
 
     def _head(
@@ -131,7 +135,7 @@ class Files:
         return WholeResponse(200, headers)
 
     def _xet_headers(self, request: web.BaseRequest, file: ResolvedFile, prefix: str) -> dict[str, str]:
-        """What leads a client to the Xet server that this node is (proxy/xet.py); nothing for most files."""
+        """Headers that lead a client to this node's Xet server (proxy/xet.py); none for most files."""
         xet_hash = file.metadata.xet_hash
         if not is_spoken(self._xet, file.size) or not file.size or not is_hash(xet_hash):
             return {}
@@ -166,9 +170,9 @@ class Files:
     async def open(
         self, file: ResolvedFile, client: Client, start: int, stop: int, until: float, *, is_whole: bool
     ) -> Blob | Reader:
-        """A source for the bytes from `start` up to `stop`, the first of which is there; close it when done.
+        """A source for the bytes from `start` up to `stop`, whose first byte is available; the caller closes it.
 
-        `until`: by the loop's clock, when the client is to be told to come again: see `first_byte_by`.
+        `until`: the time, by the loop's clock, at which the client is told to come again: see `first_byte_by`.
 
         Raises HubError or OriginUnavailable.
         """
@@ -177,7 +181,8 @@ class Files:
         except OriginUnavailable as error:
             if not is_refused(error):
                 raise
-            # What was known of it is no longer so: the Hub is to say so itself, or to let this client in as who it is.
+            # What is known of the file is outdated: the Hub has to refuse this client itself, or let it in with its
+            # token.
             now = await self._resolver.again(file, client, until)
             if now.is_public == file.is_public or now.metadata.digest != file.digest:
                 raise
@@ -194,14 +199,16 @@ class Files:
 
 
 def first_byte_by(blobs: Blobs) -> float:
-    """By the loop's clock: when a client whose request comes now has to have the first byte, or an answer that says
-    when to come again."""
+    """When, by the loop's clock, a client whose request comes now must have its first byte.
+
+    If there is none by then, it must have an answer that tells it when to come again.
+    """
     return asyncio.get_running_loop().time() + (_FIRST_BYTE_OF_CROWD if blobs.is_crowd else _FIRST_BYTE_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A blob that a client may have. `name` is what it is called when something goes wrong with it."""
+    """A blob that a client may have. `name` is for error messages."""
 
     digest: Digest
     size: int
@@ -220,7 +227,7 @@ async def open_blob(
     *,
     is_whole: bool,
 ) -> Blob | Reader:
-    """A source for the bytes from `start` up to `stop`, the first of which is there; close it when done.
+    """A source for the bytes from `start` up to `stop`, whose first byte is available; the caller closes it.
 
     `until` is by the loop's clock. Raises HubError or OriginUnavailable.
     """
@@ -244,7 +251,7 @@ async def open_blob(
 
 
 def is_refused(error: OriginUnavailable) -> bool:
-    """Whether the Hub answered where the bytes are, and the answer was no."""
+    """Whether the Hub was asked for the location of the bytes and refused."""
     return isinstance(error.__cause__, LocationRefused)
 
 
@@ -259,7 +266,7 @@ def _as_hub_error(error: MeshError, name: str, client: Client) -> HubError | Ori
 
 @lru_cache(1024)
 def _headers(commit: str, metadata: FileMetadata) -> dict[str, str]:
-    """What is the same in every answer about a file; not to be changed."""
+    """The headers that are the same in every answer about a file. Cached: callers must not change them."""
     headers = {
         "ETag": f'"{metadata.etag}"',
         "X-Repo-Commit": commit,
@@ -280,7 +287,7 @@ def _headers(commit: str, metadata: FileMetadata) -> dict[str, str]:
 
 
 def _cache_status(file: ResolvedFile, outcome: str) -> str:
-    """RFC 9211."""
+    """The `Cache-Status` field (RFC 9211)."""
     if file.outcome == "stale":
         return "hubmesh; fwd=stale; detail=origin-unavailable"
     return "hubmesh; hit" if outcome == "hit" else "hubmesh; fwd=uri-miss; stored"

@@ -1,4 +1,4 @@
-"""One piece of work for all who ask for the same at the same time."""
+"""Sharing of work: callers that ask for the same thing at the same time wait for one task."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ T = TypeVar("T")
 
 
 class Flights:
-    """Work in progress by key. It goes on when those who wait for it leave, so that the next one finds the result."""
+    """Work in progress, by key. It continues when its waiters leave, so that the next one finds the result."""
 
     def __init__(self) -> None:
         self._flights: dict[Hashable, asyncio.Task[Any]] = {}
 
     async def join(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """The result of the work under this key, begun now or before. `key` must fix what the work is."""
+        """The result of the work under this key, started if it is not running. Equal keys must mean equal work."""
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = asyncio.get_running_loop().create_task(work(), name="flight")
@@ -27,7 +27,7 @@ class Flights:
         return len(self._flights)
 
     async def close(self) -> None:
-        """Cancel all of it and wait until it has ended."""
+        """Cancel all work and wait until it has ended."""
         flights = list(self._flights.values())
         for flight in flights:
             flight.cancel()
@@ -36,4 +36,4 @@ class Flights:
     def _land(self, key: Hashable, flight: asyncio.Task[Any]) -> None:
         self._flights.pop(key, None)
         if not flight.cancelled():
-            flight.exception()  # whoever waited has it; if nobody does any more, that is no news
+            flight.exception()  # mark it as retrieved: if no waiter is left, asyncio should not log it

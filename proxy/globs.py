@@ -1,4 +1,4 @@
-"""Which paths of a repository an order is about. Whoever sent it, the loop is held for some milliseconds at a time."""
+"""Selecting paths of a repository by globs, without blocking the event loop for longer than some milliseconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mesh.turns import Turns
 
 
 async def chosen(paths: Iterable[str], include: Iterable[str], exclude: Iterable[str]) -> list[str]:
-    """Those that match a glob of `include`, or all if there is none, and none of `exclude`."""
+    """The paths that match a glob of `include` (or all if there is none) and no glob of `exclude`."""
     turns = Turns()
     wanted, unwanted = await _compiled(include, turns), await _compiled(exclude, turns)
     return [
@@ -21,7 +21,7 @@ async def chosen(paths: Iterable[str], include: Iterable[str], exclude: Iterable
 
 
 async def _compiled(globs: Iterable[str], turns: Turns) -> list[re.Pattern[str]]:
-    """Not by fnmatch(), which would keep what it makes of thirty thousand globs, whoever sends them."""
+    """Compile globs without fnmatch(), which would cache thousands of patterns from any node's order."""
     patterns = []
     for glob in dict.fromkeys(globs):
         patterns.append(re.compile(translate(glob)))

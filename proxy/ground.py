@@ -1,4 +1,4 @@
-"""What a node stands on: who it is, where it listens, what it has on disk and what it counts."""
+"""The base of a node: its identity, its listening sockets, its data on disk and its counters."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """The stack takes down what was put on it, last first. The listeners are bound, and nobody accepts yet."""
+    """Everything the other parts are built on. `stack` closes it in reverse order. The sockets do not accept yet."""
 
     settings: Settings
     stack: AsyncExitStack
@@ -54,19 +54,22 @@ class Ground:
 
     @property
     def advertised(self) -> Address:
-        """Where peers reach us. An empty host means: wherever they see our messages come from."""
+        """The address of this node for peers. An empty host means the one from which they see its messages come."""
         if (told := self.settings.advertise) is not None:
             return Address(told.host, told.port)
         return Address("" if self.mesh_listen.wildcard else self.mesh_listen.host, self.mesh_listen.port)
 
 
 def lay(settings: Settings, stack: AsyncExitStack) -> Ground:
-    """Raises OSError, ValueError and MeshError for a port, a directory or a secret that cannot be used."""
+    """Bind the ports and open the data directory.
+
+    Raises OSError, ValueError and MeshError for a port, a directory or a secret that cannot be used.
+    """
     data_dir = settings.data_dir
     data_dir.mkdir(parents=True, exist_ok=True)
     auth = _auth(settings)
 
-    # The ports first: what cannot listen should not touch anything else.
+    # The ports first: a node that cannot listen should not touch anything else.
     listener = _bind(settings.listen)
     stack.callback(listener.close)
     mesh_listener = _bind(settings.mesh_listen)
@@ -88,7 +91,7 @@ def lay(settings: Settings, stack: AsyncExitStack) -> Ground:
 
 
 def _auth(settings: Settings) -> Auth:
-    """Who this node is to its peers, and how it and they prove it."""
+    """This node's identity towards its peers, and how it and they prove themselves."""
     auth = auth_of(settings, _node_id(settings.data_dir))
     if auth.tls is not None and (trouble := auth.tls.trouble(time.time())):
         log.error("no other node will let us in: the certificate in %s %s", settings.mesh_tls_cert_file, trouble)
@@ -96,7 +99,7 @@ def _auth(settings: Settings) -> Auth:
 
 
 def _node_id(data_dir: Path) -> str:
-    """128 random bits, kept with the data: a node is its store. What a power cut made of them is replaced."""
+    """The node's id: 128 random bits, kept with the data, since the store is the node. A damaged id is replaced."""
     file = data_dir / "node-id"
     try:
         known = file.read_text("latin-1").strip()
@@ -117,7 +120,7 @@ def _node_id(data_dir: Path) -> str:
 
 
 def _bind(address: HostPort) -> socket.socket:
-    """A listening socket. Raises OSError that says where."""
+    """A listening socket. Raises OSError with the address in its message."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
         return socket.create_server(

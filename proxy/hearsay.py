@@ -1,8 +1,8 @@
-"""What other nodes know when the Hub cannot be asked, and the pauses that it asked one of us for.
+"""What other nodes know when the Hub cannot be asked, and the pauses that the Hub asked one of them for.
 
-Only what anybody may know is told, as it was when the Hub said it: an answer keeps its age and is stale on whichever
-node it ends up. What this node itself was refused since then outweighs it; in an open mesh that is told only of what
-was public once. Believed are the nodes of a keyed mesh; in an open one, the seeds that were named here.
+Nodes tell only what anybody may know, with the time at which the Hub said it, so a stale answer stays stale on any
+node. A later refusal outweighs an answer, whichever node was refused; in an open mesh, refusals are told only for what
+was once public. A node believes all nodes of a keyed mesh; in an open one, only the seeds named in its settings.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ log = logging.getLogger(__name__)
 _TARGET = "/mesh/hearsay"
 _MAX_QUESTION = 64 << 10  # bytes
 _MAX_ANSWER = 4 << 20  # bytes
-_ASKED = 32  # nodes, at once
-_PATIENCE = 1.0  # seconds; clients have waited for the Hub already
-_UNKNOWN_SECONDS = 10.0  # that nobody is asked again what nobody knew
+_ASKED = 32  # nodes at once
+_PATIENCE = 1.0  # seconds; clients have already waited for the Hub
+_UNKNOWN_SECONDS = 10.0  # seconds for which nodes are not asked again for what none of them knew
 _MAX_UNKNOWN = 2000
 
 _Text = Annotated[str, msgspec.Meta(max_length=8192)]
 
 
 class Lookup(msgspec.Struct, frozen=True, tag="lookup"):
-    """What is wanted of a revision: the file at `path`, or the answer to `question`.
+    """A question about a revision: for the file at `path`, or for the answer to `question`.
 
-    `query` is what that question is called about a commit: an info by its branch does for the commit, and back.
+    `query` is the normalised query of that question. An info asked for by branch also answers for its commit, and the
+    other way round.
     """
 
     repo: _Text
@@ -54,7 +55,10 @@ class Lookup(msgspec.Struct, frozen=True, tag="lookup"):
 
 
 class Pause(msgspec.Struct, frozen=True, tag="pause"):
-    """The Hub wants nothing of this quota (as whom, which window) for so many seconds; heard in a keyed mesh alone."""
+    """The Hub wants no requests that count against this quota for `seconds`; accepted in a keyed mesh alone.
+
+    A quota is (token's key or empty, rate limit window).
+    """
 
     asker: Annotated[str, msgspec.Meta(max_length=64)]
     window: Annotated[str, msgspec.Meta(max_length=16)]
@@ -62,15 +66,15 @@ class Pause(msgspec.Struct, frozen=True, tag="pause"):
 
 
 class Known(msgspec.Struct, frozen=True):
-    """What a node may tell everybody of it; times are those at which the Hub said so.
+    """What a node may tell anybody about a `Lookup`. Times are those at which the Hub said so.
 
-    `closed_at` and `hidden_at` as in `Publicness`: a refusal outweighs whatever is older, whoever knows it.
+    `closed_at` and `hidden_at` are as in `Publicness`: a refusal outweighs whatever is older, on any node.
     """
 
     ref: Ref | None = None
     file: File | None = None
     answer: ApiAnswer | None = None
-    question: str = ""  # that `answer` is kept under
+    question: str = ""  # the key under which `answer` is kept
     closed_at: float = 0.0
     hidden_at: float = 0.0
 
@@ -84,7 +88,7 @@ _known: Decoder[Known] = Decoder(Known)
 
 
 class Hearsay:
-    """Asks and tells. What is learned goes into the catalog, as if this node had asked the Hub back then."""
+    """Asks peers and answers them. It stores what it learns as if the Hub had told this node at that time."""
 
     def __init__(self, mesh: Mesh, origin: Origin, catalog: Catalog, tasks: Tasks) -> None:
         self._mesh = mesh
@@ -98,7 +102,7 @@ class Hearsay:
         mesh_app.router.add_post(_TARGET, self._handle)
 
     async def learn(self, lookup: Lookup) -> None:
-        """Ask the others, and put into the catalog what they know."""
+        """Ask the other nodes and store what they know in the catalog."""
         now = time.monotonic()
         if not (others := self._believed(lookup.repo)) or self._unknown.get(lookup, 0.0) > now:
             return
@@ -132,7 +136,7 @@ class Hearsay:
         return any(known.is_something for known in told)
 
     def _take(self, lookup: Lookup, known: Known) -> None:
-        """Keep what is newer than what is known here."""
+        """Store what is newer than the entries here."""
         repo, now, commit = lookup.repo, time.time(), lookup.revision
         publicness = self._catalog.publicness(repo)
         closed_at = max(publicness.closed_at, min(now, known.closed_at))
@@ -170,7 +174,7 @@ class Hearsay:
         return web.Response(body=encoded if len(encoded) <= _MAX_ANSWER else msgspec.msgpack.encode(Known()))
 
     def _tell(self, lookup: Lookup) -> Known:
-        """What the Hub told us when we asked as nobody in particular, and did not take back since."""
+        """What the Hub told this node in answers to anonymous requests, and has not taken back since."""
         repo, now = lookup.repo, time.time()
         publicness = self._catalog.publicness(repo)
         ref = None if is_commit(lookup.revision) else self._catalog.ref(repo, lookup.revision)
@@ -185,7 +189,7 @@ class Hearsay:
         is_public = publicness.opened_at > max(publicness.closed_at, publicness.hidden_at, publicness.changed_at)
         may_tell = file is not None or is_public
         if not may_tell and not publicness.opened_at and not self._mesh.auth.is_keyed:
-            return Known()  # of what was never public strangers do not learn that anybody asked for it
+            return Known()  # for a repository that was never public, strangers must not learn that it was asked for
         return Known(ref if may_tell else None, file, closed_at=publicness.closed_at, hidden_at=publicness.hidden_at)
 
     # --- pauses
@@ -198,10 +202,10 @@ class Hearsay:
         body = msgspec.msgpack.encode(pause)
         for start in range(0, len(others), _ASKED):
             told = (self._mesh.links.ask(node, _TARGET, body) for node in others[start : start + _ASKED])
-            await asyncio.gather(*told, return_exceptions=True)  # who does not hear of it will ask, and be told
+            await asyncio.gather(*told, return_exceptions=True)  # a node that misses it asks the Hub and is told there
 
 
 def _questions(lookup: Lookup, commit: str) -> list[str]:
-    """By which keys of the catalog an answer would do."""
+    """The catalog keys under which an answer to the lookup may be kept."""
     about_commit = [] if lookup.query is None or not is_commit(commit) else [f"{commit}\n{lookup.query}"]
     return [lookup.question, *about_commit]

@@ -1,7 +1,7 @@
-"""`--hf-cache`: what a Hugging Face cache on this machine holds is served to the mesh, without another download.
+"""`--hf-cache`: serving the files of a Hugging Face cache on this machine without another download.
 
-The cache is only read. A file in it proves nothing by its name, and nothing by its place about who may read it: its
-bytes are hashed before they count, and the Hub is asked, as anybody could, whether the file is public.
+The cache is only read. The name of a file in it proves nothing, and its place says nothing about who may read it. So
+its bytes are hashed before they are used, and an anonymous request asks the Hub whether the file is public.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from proxy.units import format_size
 
 log = logging.getLogger(__name__)
 
-_LOOK_AGAIN = 10.0  # seconds
-_SETTLED = 2.0  # seconds without a write: its owner has done with it
+_LOOK_AGAIN = 10.0  # seconds between two scans
+_SETTLED = 2.0  # seconds without a write, after which a file counts as finished
 _TYPES = ("models", "datasets", "spaces", "kernels")
 
-_Version = tuple[Path, Path, int]  # of a file: its name, where its bytes are, and when they changed
+_Version = tuple[Path, Path, int]  # of a file: its name, the place of its bytes, its time of modification
 
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """A file of the cache as its name and place have it; `changed` tells versions of it apart."""
+    """A file of the cache according to its name and place; `changed` tells its versions apart."""
 
     name: Path
-    file: Path  # where its bytes are: elsewhere in the cache if its name is a link
+    file: Path  # the place of its bytes: elsewhere in the cache if the name is a link
     digest: Digest
     size: int
     changed: int
@@ -49,7 +49,7 @@ class Cached:
 
 
 class HfCache:
-    """Looks through a cache now and then, and adopts what is new in it. `run` is its life."""
+    """Scans a cache periodically and adopts new files. `run` does all of it."""
 
     def __init__(self, root: Path, data_dir: Path, *, store: Store, blobs: Blobs, resolver: Resolver) -> None:
         self._root = root
@@ -60,7 +60,7 @@ class HfCache:
         self._resolver = resolver
         self._seen: set[_Version] = set()
         self._refused: set[_Version] = set()
-        self._unasked: dict[_Version, tuple[FileRoute, Cached]] = {}  # it is not known yet whether anybody may have it
+        self._unasked: dict[_Version, tuple[FileRoute, Cached]] = {}  # not known yet whether these are public
         self._is_dark = False
         self._is_over = threading.Event()
 
@@ -68,16 +68,16 @@ class HfCache:
         try:
             await self._run()
         finally:
-            self._is_over.set()  # or a thread would go on with a large file for minutes
+            self._is_over.set()  # else the thread would go on reading a large file for minutes
 
     async def _run(self) -> None:
-        # What is left there by a process that died is ours, or a second name of a file that has its own.
+        # Files left there by a process that died are our own copies or extra links to files of the cache.
         await asyncio.to_thread(shutil.rmtree, self._staging, ignore_errors=True)
         while True:
             await self._blobs.settle_doubts()
             try:
                 found = await asyncio.to_thread(lambda: list(scan(self._root)))
-            except OSError as error:  # somebody deletes from it just now
+            except OSError as error:  # a file was deleted during the scan
                 log.info("cannot look through %s, again in %.0f s: %s", self._root, _LOOK_AGAIN, error)
                 found = []
             answers = await self._share()
@@ -93,19 +93,19 @@ class HfCache:
             await asyncio.sleep(_LOOK_AGAIN)
 
     def _complain(self, version: _Version, trouble: str) -> None:
-        """Once of each: it is tried again, look after look."""
+        """Log each problem once, although it is tried again at each scan."""
         if version not in self._refused:
             self._refused.add(version)
             log.warning("%s", trouble)
 
     async def _share(self) -> bool:
-        """Ask whether anybody may have what is here; False when the Hub does not answer, and is not to be asked now."""
+        """Ask which adopted files are public; False when the Hub does not answer and should be left alone for now."""
         for version, (route, cached) in list(self._unasked.items()):
             del self._unasked[version]
             try:
                 file = await self._resolver.ask_public(route, cached.digest, cached.size)
             except OriginUnavailable as error:
-                self._unasked[version] = route, cached  # as the last one: it may be about this file alone
+                self._unasked[version] = route, cached  # last in order: the failure may concern this file alone
                 if not self._is_dark:
                     log.info("whether %s is public is asked again: %s", cached.name, error)
                 self._is_dark = True
@@ -116,15 +116,15 @@ class HfCache:
         return True
 
     async def _adopt(self, cached: Cached, version: _Version) -> bool:
-        """Whether this file needs no further look."""
+        """Adopt a file; True when it need not be looked at again."""
         is_here = cached.digest in self._store
         about = cached.file.stat()
         if not is_here or not (self._store.is_of(cached.digest, about) or about.st_dev != self._device):
-            # What is wanted by nobody yet drives nothing out.
+            # A file that no client has asked for must not evict others.
             if not is_here and self._store.size + cached.size > self._store.max_size:
                 self._complain(version, f"{format_size(cached.size)} do not fit into --max-size yet: {cached.name}")
                 return False
-            # What is arriving will not be replaced: to read all of this file for it, look after look, would be in vain.
+            # A blob that is being fetched cannot be replaced: reading this file at each scan would be in vain.
             if cached.digest in self._blobs.swarms or time.time() - about.st_mtime < _SETTLED:
                 return False
             self._staging.mkdir(exist_ok=True)
@@ -148,13 +148,13 @@ class HfCache:
                 staged.unlink(missing_ok=True)
             how = "shares" if is_here else "took over"
             log.info("%s %s with %s", how, format_size(cached.size), cached.name)
-        if cached.route is not None:  # of what nobody else may have, only those with the key hear
+        if cached.route is not None:  # without a route it stays restricted: only nodes with the mesh key hear of it
             self._unasked[version] = cached.route, cached
         return True
 
 
 def scan(root: Path) -> Iterator[Cached]:
-    """The complete files of a cache: regular files that are named by a hash. Only directories and links are read."""
+    """The complete files of a cache: regular files named by a digest. Reads directories and links only."""
     home = Path(os.path.realpath(root))
     for folder in _entries(root):
         kind, _, name = folder.name.partition("--")
@@ -172,16 +172,16 @@ def scan(root: Path) -> Iterator[Cached]:
                 file = _file(entry, home)
                 about = file.stat(follow_symlinks=False)
             except (ValueError, OSError):
-                continue  # partial (….incomplete), a link that leads nowhere or out of the cache, or gone since
+                continue  # incomplete, a link to nowhere or out of the cache, or deleted meanwhile
             if stat.S_ISREG(about.st_mode) and about.st_size:
                 route = routes.get(entry.name)
                 yield Cached(Path(entry.path), file, digest, about.st_size, about.st_mtime_ns, route)
 
 
 def _file(entry: os.DirEntry[str], home: Path) -> Path:
-    """Where a blob's bytes are. Raises OSError if nowhere, ValueError if not in the cache.
+    """The place of a blob's bytes. Raises OSError if there is none, ValueError if it is outside the cache.
 
-    What newer clients fetched over Xet is there once for all repositories, and each of these has a link to it.
+    Files that newer clients fetched over Xet are stored once for all repositories; each repository has a link to them.
     """
     if not entry.is_symlink():
         return Path(entry.path)
@@ -191,7 +191,7 @@ def _file(entry: os.DirEntry[str], home: Path) -> Path:
 
 
 def _routes(repo: Repo, snapshots: Path) -> Iterator[tuple[str, FileRoute]]:
-    """(name of a blob, where it stands in a commit), from the links of all snapshots."""
+    """(blob name, route of a file with it), from the links of all snapshots."""
     for snapshot in _entries(snapshots):
         if is_commit(snapshot.name):
             for folder, _, files in os.walk(snapshot.path):

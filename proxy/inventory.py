@@ -1,4 +1,4 @@
-"""What this node holds, by repository: for its pages and commands. Pins, removal and preheating go through here."""
+"""The blobs that this node holds, by repository, for its pages and commands; also pins, removal and preheating."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from proxy.version import VERSION
 
 
 class Inventory:
-    """A node as its own pages see it (`proxy.admin.view.NodeView`). `connect` before use, but for `is_pinned`."""
+    """A node as its own pages see it (`proxy.admin.view.NodeView`). Only `is_pinned` may be used before `connect`."""
 
     node_id: str
     role: str
@@ -32,7 +32,7 @@ class Inventory:
     def __init__(self, catalog: Catalog, pins: Pins) -> None:
         self._catalog = catalog
         self._pins = pins
-        self._sizes: dict[Digest, int] = {}  # of blobs that are or were partial; 0: not known
+        self._sizes: dict[Digest, int] = {}  # sizes of blobs that are or were partial; 0: not known
 
     def connect(
         self,
@@ -120,7 +120,7 @@ class Inventory:
                 continue
             try:
                 freed += await self._store.remove(digest)
-            except StoreUnusable as error:  # the others can still go
+            except StoreUnusable as error:  # the others can still be removed
                 refused = error
         left = (here & self._here()) - elsewhere
         try:
@@ -137,26 +137,29 @@ class Inventory:
     # --- inside
 
     def _unshare(self, repo: str) -> None:
-        """Not everybody may have its files any more, so no stranger gets them from us in an open mesh.
+        """Stop sharing the blobs of a repository that is not public any more with strangers in an open mesh.
 
-        What another repository has as well is shared again as soon as the Hub gives it to nobody in particular.
+        Blobs that another repository has as well are shared again once the Hub gives them to an anonymous request.
         """
-        for digest in self._known(repo):  # all at once: none is to be given away meanwhile
+        for digest in self._known(repo):  # without awaiting, so that none is given away meanwhile
             self._store.mark_public(digest, is_public=False)
 
     def _here(self) -> set[Digest]:
-        """All that is here, whole or in part."""
+        """The digests of all blobs here, complete or partial."""
         return {digest for digest, _, _ in self._store.blobs()} | {digest for digest, _ in self._store.partials()}
 
     def _known(self, repo: str, revision: str | None = None) -> Iterator[Digest]:
-        """What the catalog says that a repository has, in all revisions if None; some of it more than once."""
+        """The digests that the catalog lists for a repository, in all revisions if None; some more than once."""
         commit = None if revision is None else self._commit(repo, revision)
         for at, _, file in self._catalog.files_of(repo):
             if file.digest is not None and commit in (None, at):
                 yield file.digest
 
     async def _of(self, repo: str, revision: str | None = None) -> set[Digest]:
-        """What a repository consists of; of all revisions if None: what is listed as its too, which takes longer."""
+        """The digests of a repository at a revision.
+
+        If None: in all its revisions, and also of the blobs here that are listed under its name, which takes longer.
+        """
         digests, turns = set(), Turns()
         for digest in self._known(repo, revision):
             await turns.give()
@@ -169,7 +172,7 @@ class Inventory:
         return digests
 
     def _size(self, digest: Digest, name: BlobName) -> int:
-        """How large a partial blob will be. The catalog is gone through once for it: that is slow."""
+        """The full size of a partial blob; 0: not known. Slow once for each blob, since it may search the catalog."""
         if (swarm := self._blobs.swarms.get(digest)) is not None:
             self._sizes[digest] = swarm.size
         elif digest not in self._sizes:

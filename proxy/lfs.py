@@ -1,7 +1,7 @@
-"""`git lfs pull`: the Hub says who may have which object, and its bytes come through this node.
+"""`git lfs pull`: the Hub decides who may have which object, and the bytes come through this node.
 
-Git itself passes through. In the answers to batch questions for downloads the signed addresses are replaced by ours;
-a client comes to those with its own password again, and the Hub's word to it is good for as long as a grant.
+Git itself passes through. In answers to batch requests for downloads, signed addresses are replaced by ours. Clients
+come to those with their own credentials again, and the Hub's answer to them holds for as long as a grant.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Said:
 
 @dataclass(frozen=True, slots=True)
 class LfsAccess:
-    """How one client may fetch one object from the Hub's storage."""
+    """One client's access to one object in the Hub's storage."""
 
     lfs: Lfs
     route: ObjectRoute
@@ -56,7 +56,7 @@ class LfsAccess:
 
     @property
     def hint(self) -> bytes:
-        return b""  # a seed needs a commit and a path, and git tells neither
+        return b""  # a seed needs a commit and a path, which git does not tell
 
     async def locate(self, refused: Location | None) -> Location:
         with as_source():
@@ -64,7 +64,7 @@ class LfsAccess:
 
 
 class Lfs:
-    """Answers batch questions, and HEAD and GET for objects."""
+    """Answers batch requests, and HEAD and GET for objects."""
 
     def __init__(
         self,
@@ -85,7 +85,10 @@ class Lfs:
         self._said: OrderedDict[tuple[str, str, str], _Said] = OrderedDict()
 
     async def batch(self, request: web.BaseRequest, route: OtherRoute, about: BatchRoute) -> web.StreamResponse:
-        """Uploads, and what is no question at all, as they come. Raises HubError and OriginUnavailable."""
+        """Answer a batch request. Uploads, and bodies that are no batch request, pass through unchanged.
+
+        Raises HubError and OriginUnavailable.
+        """
         body = await bodies.read(request, _MAX_QUESTION)
         if not isinstance(body, bytes):
             raise HubError(413, message=f"a batch of more than {_MAX_QUESTION} bytes")
@@ -110,7 +113,10 @@ class Lfs:
         return response
 
     async def object(self, request: web.BaseRequest, route: ObjectRoute) -> web.StreamResponse:
-        """The bytes. Raises HubError for what the Hub refuses, OriginUnavailable when it cannot be asked."""
+        """Answer with the bytes of an object.
+
+        Raises HubError for what the Hub refuses, OriginUnavailable when it cannot be asked.
+        """
         client, until = lfs.client_of(request.headers) or Client(), first_byte_by(self._blobs)
         found = await self.find(route, client)
         etag = f'"{found.digest.hex}"'
@@ -140,7 +146,7 @@ class Lfs:
             )
         except OriginUnavailable as error:
             if is_refused(error):
-                await self.find(route, client)  # where it is the Hub that says no, in the Hub's words
+                await self.find(route, client)  # raises the Hub's own refusal, if there is one
             raise
         try:
             request["outcome"] = outcome = "hit" if source.is_here else "miss"
@@ -152,7 +158,7 @@ class Lfs:
             source.close()
 
     async def find(self, route: ObjectRoute, client: Client, refused: Location | None = None) -> Object:
-        """What the Hub says of an object to this client, now or a moment ago; `refused` is an address that is no good.
+        """The Hub's answer about an object for this client, new or kept; `refused` is an address that no longer works.
 
         Raises HubError and OriginUnavailable.
         """
@@ -197,12 +203,13 @@ class Lfs:
         while len(self._said) > _MAX_KEPT:
             self._said.popitem(last=False)
         path = f".git/lfs/objects/{found.digest.hex}"
-        if self._catalog.file(repo, "lfs", path) is None:  # so that it can be listed, pinned, dropped, and closed again
+        # So that the blob can be listed, pinned and removed, and is no longer shared when its repository is closed.
+        if self._catalog.file(repo, "lfs", path) is None:
             file = File(FileMetadata(found.digest.hex, found.size))
             self._catalog.set_file(repo, "lfs", path, file, is_name=self._catalog.blob_name(found.digest) is None)
 
     def _holds(self, repo: str, said: _Said, client: Client) -> bool:
-        """Whether the Hub's word to this client still counts, and the address that came with it."""
+        """Whether the Hub's answer to this client still holds, and the address that came with it."""
         now, publicness = time.time(), self._catalog.publicness(repo)
         voided_at = publicness.changed_at
         if client.token is None:
@@ -213,18 +220,18 @@ class Lfs:
         return said.at > voided_at and now < until
 
     def _refused(self, repo: str, client: Client, said_at: float, *, is_bare: bool) -> None:
-        """The Hub turned this client away: what it said before is void, here and for files by name."""
+        """The Hub refused this client: its earlier answers are void, here and for files by name."""
         for key in [key for key in self._said if key[0] == repo and key[2] == _key(client)]:
             del self._said[key]
         if client.token is not None:
             self._grants.revoke(client.token, repo, said_at)
         elif not is_bare:
-            self._catalog.refused(repo, said_at, is_hidden=False)  # which of the two it is, LFS does not say
+            self._catalog.refused(repo, said_at, is_hidden=False)  # LFS does not tell hidden from closed
 
     def _is_public(self, route: ObjectRoute) -> bool:
-        """Whether anybody may have it: this very object was given to nobody in particular.
+        """Whether anybody may have the object: only if the Hub gave this very object to an anonymous request.
 
-        That other files of its repository are open proves nothing: it may have been pushed behind a gate since.
+        Other open files of its repository prove nothing, since it may have been pushed behind a gate later.
         """
         said = self._said.get((str(route.repo), route.digest.hex, ""))
         return said is not None and self._holds(str(route.repo), said, Client())

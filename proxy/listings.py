@@ -1,8 +1,9 @@
-"""What trees say of the files of a commit, so that the Hub need not be asked for each of them again.
+"""Metadata of files as told by trees, so that the Hub need not be asked for each file again.
 
-In memory alone: what is lost is asked for. A listing proves nothing about who may read: of a gated repository anybody
-may have one. So next to it stands when the Hub said, to nobody in particular and of this very commit, that the
-repository is neither private nor gated. What it said of an older commit does not do: the gate may have come in between.
+Kept in memory alone: what is lost is asked for again. A listing proves nothing about who may read, since anybody may
+list a gated repository. So the time is kept next to it at which an answer to an anonymous request about this very
+commit said that the repository is neither private nor gated. Such an answer about an older commit is not enough: the
+repository may have been gated in between.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import msgspec
 
 from proxy.hub.metadata import FileMetadata
 
-_MAX_FILES = 20_000  # of all commits together: some 9 MB
+_MAX_FILES = 20_000  # files of all commits together, about 9 MB
 
 
 class _Commit(msgspec.Struct):
@@ -23,7 +24,7 @@ class _Commit(msgspec.Struct):
 
 
 class Listings:
-    """Listed files by (repository, commit, path); the commit that was not heard of for longest goes first."""
+    """Listed files by (repository, commit, path); the commit updated least recently is dropped first."""
 
     def __init__(self, limit: int = _MAX_FILES) -> None:
         self._limit = limit
@@ -31,19 +32,19 @@ class Listings:
         self._commits: OrderedDict[tuple[str, str], _Commit] = OrderedDict()
 
     def add(self, repo: str, commit: str, files: Iterable[tuple[str, FileMetadata]]) -> None:
-        """Keep what a tree said of the files at these paths."""
+        """Keep what a tree says about the files at these paths."""
         kept = self._commit(repo, commit)
         before = len(kept.files)
         kept.files.update(files)
         self._grow(len(kept.files) - before)
 
     def open(self, repo: str, commit: str, said_at: float) -> None:
-        """The Hub said to an anonymous request, at `said_at`, that anybody may have the files of this commit."""
+        """Note that the Hub told an anonymous request at `said_at` that anybody may have the files of this commit."""
         kept = self._commit(repo, commit)
         kept.open_at = max(kept.open_at, said_at)
 
     def find(self, repo: str, commit: str, path: str) -> tuple[FileMetadata, float] | None:
-        """A listed file of a commit that was said to be open, and when that was (seconds since the epoch)."""
+        """A listed file of a commit that was said to be open, and when (seconds since the epoch); else None."""
         kept = self._commits.get((repo, commit))
         if kept is None or not kept.open_at or path not in kept.files:
             return None

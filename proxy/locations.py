@@ -1,4 +1,4 @@
-"""Where the bytes of files can be had, remembered for as long as the address is good; and when the Hub does not say."""
+"""Addresses of files' bytes, remembered until they expire; and the errors when the Hub gives none."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from proxy.hub.access import token_key
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.urls import FileRoute
 
-_MAX_LOCATIONS = 5000
-_MARGIN = 60.0
-_AT_HUB_SECONDS = 300.0
-_REFUSALS = (401, 403, 404, 410, 422)  # the last of them by LFS
+_MAX_LOCATIONS = 5000  # of all files and tokens
+_MARGIN = 60.0  # seconds before its end at which an address is replaced
+_AT_HUB_SECONDS = 300.0  # for which an address at the Hub itself is used, since it does not say when it ends
+_REFUSALS = (401, 403, 404, 410, 422)  # the last one is used by LFS
 
 
 def renew_at(expires_at: float, said_at: float) -> float:
-    """When an address is asked for anew: a minute before its end, or when nine tenths of a short life are over."""
+    """When to replace an address: a minute before it expires, or after nine tenths of a short life."""
     return expires_at - min(_MARGIN, (expires_at - said_at) / 10)
 
 
 @contextmanager
 def as_source() -> Iterator[None]:
-    """What the Hub answers who asks it for an address, in the words of those who want to fetch from there."""
+    """Turn the Hub's errors on a request for a location into those of the mesh: LocationRefused and SourceFailed."""
     try:
         yield
     except HubError as error:
@@ -40,7 +40,7 @@ def as_source() -> Iterator[None]:
 
 
 class Locations:
-    """Addresses by file and by whose token they were given to; times are seconds since the epoch.
+    """Addresses by file and by the token that they were given to; times are in seconds since the epoch.
 
     One signed address serves many ranges until it expires.
     """
@@ -50,7 +50,7 @@ class Locations:
         self._kept: OrderedDict[tuple[FileRoute, str], tuple[Location, float]] = OrderedDict()
 
     def get(self, file: FileRoute, token: str | None, now: float, refused: Location | None = None) -> Location | None:
-        """The address of a file at a commit, unless it is about to end or is the one that was `refused`."""
+        """The address of a file at a commit; None if there is none, it is about to expire, or it is `refused`."""
         key = _key(file, token)
         location, renew_at = self._kept.get(key, (None, 0.0))
         if location is None or (now < renew_at and location != refused):
@@ -59,7 +59,7 @@ class Locations:
         return None
 
     def keep(self, file: FileRoute, token: str | None, url: str, user_agent: str, now: float) -> None:
-        """Remember an address. To the Hub itself the token goes along, to its storage never."""
+        """Remember an address. The token is sent along to the Hub itself, never to its storage."""
         parts = urlsplit(url)
         if (parts.scheme, parts.netloc) == (self._hub.scheme, self._hub.netloc):
             headers = {"Authorization": f"Bearer {token}"} if token else {}

@@ -1,4 +1,4 @@
-"""Log lines for people or for machines, and never a secret in one."""
+"""Log lines as text or JSON, with secrets removed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HIDDEN = "[hidden]"
 
 @dataclass(frozen=True, slots=True)
 class _Secret:
-    """What a secret looks like. `words`: every text with one has at least one of these in it, whichever case."""
+    """The form of a secret. Every text that contains one has at least one of `words` in it, in any case."""
 
     words: tuple[str, ...]
     pattern: re.Pattern[str]
@@ -26,7 +26,7 @@ class _Secret:
 
 
 _SECRETS = (
-    # A URL's user name and password, and its query: that is where signatures are.
+    # A URL's user name and password, and its query, which holds signatures.
     _Secret(("://",), re.compile(r"(?i)(https?://)[^\s/?#@'\"<>]+@"), r"\1"),
     _Secret(("://",), re.compile(r"(?i)(https?://[^\s?#'\"<>]+)\?[^\s'\"<>]+"), rf"\1?{_HIDDEN}"),
     _Secret(
@@ -56,7 +56,7 @@ _OWN_FIELDS = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "tas
 
 def redact(text: str) -> str:
     """The text without tokens, passwords and the queries of URLs."""
-    folded = text.casefold()  # most lines have none of the words, and to look for them costs little
+    folded = text.casefold()  # searching for the words is cheap, and most lines have none of them
     for secret in _SECRETS:
         for word in secret.words:
             if word in folded:
@@ -70,18 +70,17 @@ def set_up(log_format: str, level: str, stream: TextIO | None = None) -> None:
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # No line says where in the code it was written, or by which thread; the manual says how not to find that out each
-    # time (Logging HOWTO, "Optimization").
+    # Our formats have no source location, thread or process, so do not collect them (Logging HOWTO, "Optimization").
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    # Chatty about every packet and selector; no help to an operator even when debugging us.
+    # They log every packet and selector, which does not help an operator.
     for name in ("asyncio", "zeroconf"):
         logging.getLogger(name).setLevel(max(logging.INFO, logging.getLevelName(level.upper())))
     logging.getLogger("aiohttp.server").addFilter(_is_worth_it)
 
 
 def _is_worth_it(record: logging.LogRecord) -> bool:
-    """Whether to log what aiohttp logs: not a traceback for each request that is no HTTP, which anybody could send."""
+    """Whether to log a record of aiohttp: not a traceback for each malformed request, which anybody could send."""
     if record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError):
         return True
     record.levelno, record.levelname, record.exc_info = logging.DEBUG, "DEBUG", None
@@ -89,10 +88,10 @@ def _is_worth_it(record: logging.LogRecord) -> bool:
 
 
 class TextFormatter(logging.Formatter):
-    """``2026-01-31T10:00:00.123Z INFO  proxy.node: message  [request id]``, a traceback on the lines after."""
+    """``2026-01-31T10:00:00.123Z INFO proxy.node: message [request id]``, with a traceback on the following lines."""
 
     def format(self, record: logging.LogRecord) -> str:
-        # What a client sent may be in the message: it must not be able to write lines of its own.
+        # The message may contain text from a client, which must not be able to add lines.
         message = record.getMessage()
         if not message.isprintable():
             message = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], message)
@@ -104,7 +103,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, request_id and exception if any, and `extra` fields."""
+    """One JSON object per line: time, level, logger, message, request_id and exception if any, and `extra` fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {
@@ -117,7 +116,7 @@ class JsonFormatter(logging.Formatter):
             fields["request_id"] = redact(request_id)
         for name, value in vars(record).items():
             if name not in _OWN_FIELDS and value is not None:
-                # With its name, so that a field called "token" hides its value.
+                # Redacted together with its name, so that a field called "token" hides its value.
                 fields[name] = redact(f"{name}={value}").removeprefix(f"{name}=")
         if traceback := _traceback(self, record):
             fields["exception"] = redact(traceback)
