@@ -1,4 +1,4 @@
-"""A whole node: every part made, connected, started and stopped, in one place."""
+"""The composition root: makes, connects, starts and stops all parts of a node."""
 
 from __future__ import annotations
 
@@ -62,17 +62,18 @@ from proxy.xet_tokens import XetTokens
 log = logging.getLogger(__name__)
 
 _UPLOAD_THREADS = 8
-# Until a node that hears of no other is ready. Who is named may be busy; who is there answers a multicast question in a
-# quarter of a second (RFC 6762, sections 5.2 and 6), and most nodes that nobody answers are alone.
+# Seconds until a node that has found no peer counts as ready. A named seed may be busy. Nodes answer a multicast
+# question within a quarter of a second (RFC 6762, sections 5.2 and 6), and a node that gets no answer is most likely
+# alone.
 _SEED_SECONDS = 3.0
 _MDNS_SECONDS = 0.6
-# That a thread waits for the interpreter until it asks for it: who holds it on a machine with more to do than it has
-# cores may not be running, and each of the others would wake every 5 ms only to wait on.
+# Seconds that a thread waits for the interpreter lock before it requests it. On a machine with more work than cores the
+# holder may not be running, and at the default of 5 ms each waiting thread would wake up only to wait again.
 _SWITCH_SECONDS = 0.02
 
 
 def run(settings: Settings) -> int:
-    """Run a node until SIGTERM or SIGINT; the exit status.
+    """Run a node until SIGTERM or SIGINT; returns the exit status.
 
     Raises MeshError and OSError when it cannot start.
     """
@@ -88,7 +89,8 @@ async def _run(settings: Settings) -> int:
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         node = await _build(settings, stack)
-        # What was made so far lives as long as the process: keep the collector from walking it again and again.
+        # All objects made so far live as long as the process: keep the garbage collector from traversing them again and
+        # again.
         gc.collect()
         gc.freeze()
         log.info("hubmesh %s serves %s at http://%s", VERSION, settings.origin, node.listen)
@@ -107,7 +109,7 @@ async def _run(settings: Settings) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What is known of a running node by those who show it. `trust`: with what peers prove themselves, in words."""
+    """What is displayed about a running node. `trust`: how peers prove themselves, in words."""
 
     listen: HostPort
     mesh_listen: HostPort
@@ -116,7 +118,7 @@ class Node:
 
 
 async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
-    """Make the parts from the ground up; the stack takes them down in the reverse order."""
+    """Make the parts, the lowest first; `stack` closes them in reverse order."""
     ground = lay(settings, stack)
     sharing = await _share(ground)
     asking = _ask(ground, sharing)
@@ -134,7 +136,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
         preheater=preheater,
     )
     await _open_to_peers(ground, sharing, asking, preheater)
-    # Once the clients have what they came for: until then others help, and are helped.
+    # Leave the mesh after the clients have been served: until then peers help this node, and it helps them.
     stack.push_async_callback(sharing.mesh.leave)
     runner = ClientRunner(app, admin, drain=settings.drain_timeout)
     await runner.setup()
@@ -160,7 +162,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
 
 @dataclass(frozen=True, slots=True)
 class _Sharing:
-    """What brings blobs in, from the Hub or from others, and what the others are told."""
+    """The parts that fetch blobs, from the Hub or from peers, and what may be passed on to peers."""
 
     mesh: Mesh
     house: House
@@ -171,7 +173,7 @@ class _Sharing:
 async def _share(ground: Ground) -> _Sharing:
     settings, stack, auth, store = ground.settings, ground.stack, ground.auth, ground.store
     session = await stack.enter_async_context(
-        # Nothing that nodes say to each other is compressed: a small answer could become a huge one.
+        # Messages between nodes are not compressed: a small answer could expand to a huge one.
         aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=256, limit_per_host=8, socket_factory=peer_socket),
             auto_decompress=False,
@@ -179,7 +181,7 @@ async def _share(ground: Ground) -> _Sharing:
     )
 
     def may_share(digest: Digest) -> bool:
-        """In a keyed mesh everything; in an open one what anybody could get from the Hub."""
+        """Whether peers may have a blob: in a keyed mesh any; in an open one those that the Hub gives to anybody."""
         return auth.is_keyed or store.is_public(digest)
 
     mesh = Mesh(
@@ -212,7 +214,7 @@ async def _share(ground: Ground) -> _Sharing:
         disproved=ground.catalog.disprove,
         brought=ground.catalog.set_sources,
     )
-    # A machine that is switched off is found out while there is time to go elsewhere.
+    # A connect time-out short enough to notice a peer that is switched off while there is time to use another one.
     tls = None if auth.tls is None else auth.tls.client
     house.peer_connections = Connections(connect=3.0, proxies=False, tls=tls)
     stack.callback(house.close)
@@ -223,7 +225,7 @@ async def _share(ground: Ground) -> _Sharing:
 
 @dataclass(frozen=True, slots=True)
 class _Asking:
-    """What asks the Hub, and others for what it said, and knows for how long that holds."""
+    """The parts that ask the Hub, and peers for its answers, and keep those answers while they hold."""
 
     origin: Origin
     resolver: Resolver
@@ -251,7 +253,7 @@ def _ask(ground: Ground, sharing: _Sharing) -> _Asking:
 
 
 def _answer(ground: Ground, sharing: _Sharing, asking: _Asking) -> tuple[App, web.Application]:
-    """What answers clients, and what of it is about the node itself."""
+    """The parts that answer clients; the second one answers for the node's own pages."""
     settings, stats, catalog, blobs = ground.settings, ground.stats, ground.catalog, sharing.blobs
     origin, resolver, api = asking.origin, asking.resolver, asking.api
     outflow = Outflow(threads=_UPLOAD_THREADS, sent=lambda count: stats.add("client_sent", count))
@@ -315,7 +317,7 @@ async def _open_to_peers(ground: Ground, sharing: _Sharing, asking: _Asking, pre
 
 
 async def _tidy(store: Store, blobs: Blobs) -> None:
-    """What the last start left: more than `--max-size` is now, and files that somebody has written to since."""
+    """Settle what the last run left: more blobs than `--max-size` allows, and files that were written to since."""
     if not await store.fit():
         log.warning("%s are pinned or in use, more than --max-size %s", format_size(store.size), store.max_size)
     await blobs.settle_doubts()
@@ -334,7 +336,7 @@ def _start_discovery(ground: Ground, mesh: Mesh) -> None:
     mesh.start(settle=_settle_seconds(settings))
     Seeds([Address(seed.host, seed.port) for seed in settings.seeds], mesh.gossip, tasks).start()
     if settings.mdns:
-        from mesh.discovery.mdns import Mdns  # zeroconf is 8 MB that others need not hold
+        from mesh.discovery.mdns import Mdns  # zeroconf takes 8 MB, which other nodes can save
 
         mdns = Mdns(mesh.gossip, tasks, address=ground.advertised, mesh_id=mesh.auth.mesh_id)
         mdns.start()
@@ -342,7 +344,7 @@ def _start_discovery(ground: Ground, mesh: Mesh) -> None:
 
 
 def _announce(data_dir: Path, listen: HostPort, mesh_listen: HostPort, stack: AsyncExitStack) -> None:
-    """Tell the commands on this machine where the node is."""
+    """Write down where the node listens, for the commands on this machine."""
     file = data_dir / "node.json"
     temporary = file.with_suffix(".new")
     temporary.write_text(

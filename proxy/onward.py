@@ -1,4 +1,4 @@
-"""Messages on their way through: what of a request goes on to the Hub, and what of its answer to the client."""
+"""Forwarding of messages: which parts of a request go on to the Hub, and which parts of its answer to the client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from proxy.visible import visible_base
 
 log = logging.getLogger(__name__)
 
-# RFC 9110, section 7.6.1: these are about one connection, not about the message.
+# RFC 9110, section 7.6.1: fields about one connection, not about the message.
 _HOP_BY_HOP = {
     "connection",
     "keep-alive",
@@ -38,14 +38,14 @@ _HOP_BY_HOP = {
     "transfer-encoding",
     "upgrade",
 }
-# JSON that is full of addresses at the Hub: parquet files of a dataset.
+# JSON full of addresses at the Hub: the parquet files of a dataset.
 ADDRESSES = re.compile(r"/api/datasets/[^/]+/[^/]+/parquet\b")
 _VIEWER = "datasets-server."
 
 
 @dataclass
 class Copy:
-    """Of an answer, made while it is passed on; `body` is None when it is longer than `limit`."""
+    """A copy of a body, made while it is relayed; `body` is None once it is longer than `limit` bytes."""
 
     limit: int
     body: bytearray | None = field(default_factory=bytearray)
@@ -98,7 +98,7 @@ class Onward:
                 except (aiohttp.ClientError, TimeoutError) as error:
                     log.warning("%s broke off %s: %s", self.origin.host, request.rel_url.raw_path, error)
                     if request.transport is not None:
-                        request.transport.close()  # the client must not take this for the end
+                        request.transport.close()  # so that the client does not take this for the end
                     return response
                 if not part:
                     break
@@ -138,7 +138,7 @@ class Onward:
 
 
 def end_to_end(headers: Iterable[tuple[str, str]]) -> Fields:
-    """Without what is about the connection."""
+    """The header fields without those that concern only the connection."""
     fields = tuple(headers)
     dropped = _HOP_BY_HOP | _listed(caching.field(fields, "connection") or "")
     return tuple((name, value) for name, value in fields if name.lower() not in dropped)
@@ -149,5 +149,5 @@ def _listed(connection: str) -> set[str]:
 
 
 def is_for_viewer(request: web.BaseRequest) -> bool:
-    """Whether it is meant for the datasets viewer, which clients look for at a subdomain of the Hub."""
+    """Whether a request is for the datasets viewer, which clients expect at a subdomain of the Hub."""
     return request.host.startswith(_VIEWER)

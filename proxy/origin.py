@@ -1,4 +1,4 @@
-"""Requests to the Hub, with a client's own token or none: the one place they leave from."""
+"""Requests to the Hub, with a client's own token or none: the only place that sends them, except for file bodies."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from proxy.patience import Patience
 
 log = logging.getLogger(__name__)
 
-_MAX_ANSWER = 64 << 20  # a tree page of a thousand entries is 300 kB; whole listings are streamed, not kept
-_MAX_FIELD = 32 << 10  # signed addresses are long
-_MAX_QUESTIONS = 64  # at once; more of them wait
-# What the Hub may think about: a commit of thousands of files, a search. Browsers wait as long, and gateways less.
+_MAX_ANSWER = 64 << 20  # bytes; a tree page of a thousand entries is 300 kB, and longer listings are streamed
+_MAX_FIELD = 32 << 10  # bytes; signed addresses are long
+_MAX_QUESTIONS = 64  # at once; further ones wait
+# Seconds. The Hub may take long over a commit of thousands of files, or a search. Browsers wait as long, gateways less.
 _PATIENCE_SECONDS = 300.0
-_LONGEST_PAUSE = 300.0
+_LONGEST_PAUSE = 300.0  # seconds
 _MAX_PAUSES = 1000
-# After a failure, for as long: whoever has an older answer need not wait for the next one.
+# Seconds after a failure for which the origin counts as failing: clients that can have an older answer get it at once.
 _FAILING_SECONDS = 15.0
 _NO_HEADERS_OF_OURS = ("User-Agent", "Content-Type", "Accept")
-_AWAY = (502, 503, 504)  # nobody is there who could answer; a 500 may be about one repository alone
+_AWAY = (502, 503, 504)  # nobody there could answer; a 500 may concern a single repository
 _LIMIT = re.compile(r"\br=([0-9]{1,9})\s*;\s*t=([0-9]{1,9})\b")
 _SECONDS = re.compile(r"[0-9]{1,9}\Z")
 
@@ -46,7 +46,7 @@ class RequestMetrics(Protocol):
 
 
 class Question(msgspec.Struct, frozen=True):
-    """A small request. It holds no token: as whom it is asked is said apart."""
+    """A small request. It has no token, so that it can be sent to other nodes."""
 
     method: str
     target: str
@@ -57,15 +57,18 @@ class Question(msgspec.Struct, frozen=True):
 
 
 class Asker(Protocol):
-    """Somebody else who may ask the Hub for us."""
+    """A part of the node that may get the Hub's answer from another node."""
 
     async def ask(self, question: Question) -> Answer | None:
-        """The Hub's answer, None if we have to ask ourselves. Raises OriginUnavailable."""
+        """The Hub's answer; None if this node has to ask itself. Raises OriginUnavailable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A small answer, whole. `said_at` is when the Hub was asked for it, whoever asked: seconds since our epoch."""
+    """A small answer, read completely.
+
+    `said_at` is when the Hub was asked for it, by whichever node; in seconds since the epoch, by our clock.
+    """
 
     status: int
     headers: CIMultiDict[str]
@@ -74,15 +77,17 @@ class Answer:
 
 
 class _TooLong(OriginUnavailable):
-    """More than an answer may be: that is about what was asked."""
+    """The answer is longer than the limit. That is a property of the question, not a failure of the origin."""
 
 
 class Origin:
     """The Hub at `url`. Times are in seconds. With `offline` every request fails at once.
 
-    `answer_timeout`: for a question and its whole answer; `patience`: of what passes through, until an answer begins.
+    `answer_timeout` limits a question with its whole answer; `patience` limits the wait for the beginning of an answer
+    that passes through.
 
-    Raises OriginUnavailable for whatever is not an answer: no connection, no time left, 5xx, a pause that it asked for.
+    Raises OriginUnavailable for everything that is not an answer: no connection, a time-out, 5xx, a pause that the Hub
+    asked for.
     """
 
     def __init__(
@@ -100,7 +105,7 @@ class Origin:
         self.is_offline = offline
         self.relay: Asker | None = None
         self.on_pause: Callable[[tuple[str, str], float], None] = lambda quota, seconds: None
-        self.flights = Flights()  # questions on their way, for all who ask the same
+        self.flights = Flights()  # questions under way, shared by all who ask the same
         self._metrics = metrics
         self._connect_timeout = connect_timeout
         self._answer_timeout = answer_timeout
@@ -118,14 +123,14 @@ class Origin:
 
     @property
     def is_failing(self) -> bool:
-        """Whether it was asked just now, on behalf of our own clients, and nobody was there to answer."""
+        """Whether a question for our own clients found no origin a moment ago, or the node is offline."""
         return self.is_offline or time.monotonic() - self._failed_at < _FAILING_SECONDS
 
     def absolute(self, target: str) -> str:
         return self.url + target
 
     def follow(self, target: str, where: str) -> str:
-        """The target here that a redirect from `target` to `where` names. Raises OriginUnavailable if it leads away."""
+        """The target at the Hub that a redirect from `target` leads to. Raises OriginUnavailable for others."""
         hub, parts = urlsplit(self.url), urlsplit(urljoin(self.url + target, where))
         if not where or (parts.scheme, parts.netloc) != (hub.scheme, hub.netloc):
             raise OriginUnavailable(f"{self.host} redirects us to {parts.netloc if where else 'nowhere'}")
@@ -143,9 +148,9 @@ class Origin:
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
     ) -> Answer:
-        """One question and its whole answer, redirects included; they are not followed.
+        """Ask a question and return the whole answer. Redirects are returned, not followed.
 
-        What is asked as nobody in particular may be asked by another node for all of them.
+        An anonymous question may be asked by another node on behalf of all. Raises OriginUnavailable.
         """
         question = Question(method, target, kind, user_agent, dict(headers or {}), body)
         if token is None and self.relay is not None and not self.is_offline:
@@ -155,7 +160,11 @@ class Origin:
         return await self.ask_directly(question, token)
 
     async def ask_directly(self, question: Question, token: str | None = None, *, is_ours: bool = True) -> Answer:
-        """The same, by this node itself; not `is_ours`: for another node, which has clients of its own to think of."""
+        """Like `ask`, but never by way of another node.
+
+        Not `is_ours`: the question is another node's, which has clients of its own to think of. Raises
+        OriginUnavailable.
+        """
         quota = (token_key(token) if token else "", _window(question.target))
         self._mind_pause(quota)
         sent = {"Accept-Encoding": "identity", **question.headers}
@@ -181,7 +190,7 @@ class Origin:
         return answer
 
     def _note_failure(self, reason: str, *, is_ours: bool) -> None:
-        if is_ours:  # what others ask, they choose: it is not to make all that we say stale
+        if is_ours:  # other nodes choose their questions: these must not make all our answers stale
             if not self.is_failing:
                 log.warning("%s: what is known here is served as it was last said", reason)
             self._failed_at = time.monotonic()
@@ -207,12 +216,12 @@ class Origin:
     async def open(
         self, method: str, target: str, *, kind: str, headers: Mapping[str, str], body: Any = None, viewer: bool = False
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A client's request as it is, and its answer as a stream.
+        """Forward a client's request unchanged, and stream the answer.
 
-        Raises OriginUnavailable if the Hub takes or says nothing for too long before it answers. The client may send as
-        slowly as it likes, and an answer that has begun may be silent: events are.
+        Raises OriginUnavailable if the Hub neither accepts nor sends anything for too long before the answer begins.
+        The client may send as slowly as it likes, and an answer that has begun may pause: event streams do.
 
-        `viewer`: to the datasets viewer, which clients look for at a subdomain of the Hub.
+        `viewer`: send it to the datasets viewer, which clients expect at a subdomain of the Hub.
         """
         if self._streams is None:
             self._streams = self._session(0, decompress=False)
@@ -247,7 +256,7 @@ class Origin:
             raise OriginUnavailable(f"no connection to {self.host} in time", is_timeout=True) from error
         except TimeoutError as error:
             raise OriginUnavailable(f"no answer from {self.host} in time", is_timeout=True) from error
-        except aiohttp.ClientHttpProxyError as error:  # its text has the proxy's password
+        except aiohttp.ClientHttpProxyError as error:  # its text contains the proxy's password
             raise OriginUnavailable(f"cannot reach {self.host}: the proxy on the way answered {error.status}") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise OriginUnavailable(f"cannot reach {self.host}: {error}") from error
@@ -274,14 +283,14 @@ class Origin:
         except aiohttp.ClientConnectorError:
             raise
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            # A kept connection that the Hub closed just then. A GET is sent again by aiohttp itself, a POST is not.
+            # The Hub closed a kept connection at that moment. aiohttp itself repeats a GET, but not a POST.
             if method != "POST" or session is not self._questions:
                 raise
             return await send()
 
     def _session(self, limit: int, *, decompress: bool) -> aiohttp.ClientSession:
-        # Not trust_env: that would also send what ~/.netrc has for the Hub, with requests that are to prove what
-        # nobody in particular may read.
+        # Not trust_env: it would also send credentials from ~/.netrc, even with requests that are to prove what an
+        # anonymous client may read.
         hub = urlsplit(self.url)
         proxy = proxy_of(hub.scheme, hub.hostname or "")
         return aiohttp.ClientSession(
@@ -294,10 +303,10 @@ class Origin:
             max_line_size=_MAX_FIELD,
         )
 
-    # --- limits: all clients share our address, and the quota of nobody in particular
+    # --- limits: all clients share our address, and with it the quota of anonymous requests
 
     def pause(self, quota: tuple[str, str], seconds: float) -> None:
-        """Ask nothing that counts against a quota (a token's key or nothing, a window) for so many seconds."""
+        """Ask nothing for `seconds` that counts against a quota: (token's key or empty, rate limit window)."""
         now = time.monotonic()
         if len(self._paused) >= _MAX_PAUSES:
             self._paused = {key: until for key, until in self._paused.items() if until > now}
@@ -310,7 +319,7 @@ class Origin:
             raise OriginUnavailable(f"{self.host} asked us to wait", retry_after=seconds)
 
     def _note_limits(self, answer: Answer, quota: tuple[str, str]) -> None:
-        """Keep the pause that an answer asks for. Raises OriginUnavailable for a 429."""
+        """Start the pause that an answer asks for. Raises OriginUnavailable for a 429."""
         match = _LIMIT.search(answer.headers.get("RateLimit", ""))
         left, reset = (int(match[1]), float(match[2]) + 1) if match else (1, 5.0)
         if answer.status != 429 and left:
@@ -326,7 +335,7 @@ class Origin:
 
 
 def _window(target: str) -> str:
-    """Which of the Hub's rate limits counts a request."""
+    """The rate limit window of the Hub that a request counts against."""
     if "/resolve/" in target or target.startswith("/api/resolve-cache/"):
         return "resolvers"
     return "api" if target.startswith("/api/") else "pages"

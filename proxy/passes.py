@@ -1,4 +1,4 @@
-"""Passes of this node for its Xet server: who has which, on whose behalf. What one looks like: proxy/hub/xet.py."""
+"""Passes for this node's Xet server: which were given, and for which token. Their format is in proxy/hub/xet.py."""
 
 from __future__ import annotations
 
@@ -11,35 +11,38 @@ from proxy.hub.client import Client
 from proxy.hub.urls import Repo
 from proxy.hub.xet import Pass, read_pass, write_pass
 
-PASS_SECONDS = 900
-# An address is used later than it was given out: clients fetch what they asked about as they find room for it.
+PASS_SECONDS = 900  # life of an access token
+# Seconds. An address may be used long after it was given: clients fetch parts when they have room for them.
 _ADDRESS_SECONDS = 3600
 _MAX_HOLDERS = 10_000
 
 
 class Passes:
-    """Gives passes and knows them again, after a restart too; times are seconds since the epoch.
+    """Issues passes and recognises them, also after a restart; times are in seconds since the epoch.
 
-    The tokens that they were given to are in no pass, and not on disk: a pass for such a holder ends with the process.
+    Tokens are neither in a pass nor on disk, so passes that were given for a token end with the process.
     """
 
     def __init__(self, key: bytes) -> None:
         self._key = key
-        self._holders: OrderedDict[str, tuple[str, float]] = OrderedDict()  # tokens, and until when they are needed
+        self._holders: OrderedDict[str, tuple[str, float]] = OrderedDict()  # token key: token, end of need
 
     def grant(self, client: Client, repo: Repo, now: float) -> tuple[str, int]:
-        """An access token for a repository, and when it ends."""
+        """An access token for a repository, and when it expires."""
         until = int(now) + PASS_SECONDS
         return write_pass(self._key, Pass(self._hold(client, now), str(repo), int(now), until)), until
 
     def narrow(self, granted: Pass, xet_hash: str, now: float) -> str:
-        """What an access token is good for, for one file alone: to be put into an address."""
+        """A pass with the same rights for a single file, to be put into an address."""
         return write_pass(
             self._key, Pass(granted.holder, granted.repo, granted.since, int(now) + _ADDRESS_SECONDS, xet_hash)
         )
 
     def read(self, text: str, xet_hash: str, user_agent: str, now: float) -> tuple[Pass, Client] | None:
-        """A pass for a file (for none: an access token) and the client that it lets in; None for a bad one."""
+        """The pass in a text, and the client that it stands for; None if it is not valid for this file.
+
+        An access token is read with an empty `xet_hash`.
+        """
         granted = read_pass(self._key, text, now)
         if granted is None or granted.file != xet_hash:
             return None
@@ -63,7 +66,7 @@ class Passes:
 
 
 def load_key(data_dir: Path) -> bytes:
-    """The secret that signs passes, made at the first start: who downloads does not notice a restart."""
+    """The key that signs passes. It is created at the first start and kept, so that downloads survive a restart."""
     file = data_dir / "xet-key"
     try:
         if len(key := file.read_bytes()) == 32:

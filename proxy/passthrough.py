@@ -1,6 +1,6 @@
-"""Whatever we know nothing special of: sent on as it is, streamed both ways, with the client's own token.
+"""Requests without special treatment: forwarded as they are, streamed both ways, with the client's own token.
 
-What says itself that it may be kept, and is asked as nobody in particular, is kept as RFC 9111 has it.
+Answers to anonymous requests that say they may be kept are kept according to RFC 9111.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from proxy.reuse import Reuse, mind_gate
 from proxy.visible import visible_base
 
 _READS = ("GET", "HEAD", "OPTIONS")
-# What is sent with POST and changes nothing in a repository: git's and LFS's questions, and previews.
+# POST requests that change nothing in a repository: questions of git and LFS, and previews.
 _QUESTIONS = re.compile(r"/git-upload-pack\b|/info/lfs/objects/(batch|verify)\b|/preupload/|/paths-info/")
 _REPOS = re.compile(r"/api/repos/(create|delete|move)\b")
 _ACCESS = re.compile(r"/api/repos/|/settings\b")
@@ -36,11 +36,11 @@ _MAX_ORDER = 1 << 20
 _MAX_CHANGED = 16 << 20
 
 Effect = Literal["done", "doubtful", "none"]  # of a write
-Change = Callable[[bytes], bytes]  # a whole body of the Hub's, as the client is to get it
+Change = Callable[[bytes], bytes]  # maps the Hub's whole body to the one that the client gets
 
 
 class Passthrough:
-    """Sends requests on to the Hub. What writes to a repository makes this node forget what it knew of it."""
+    """Sends requests on to the Hub. After a write to a repository this node forgets what it knew about it."""
 
     def __init__(self, *, origin: Origin, catalog: Catalog) -> None:
         self._origin = origin
@@ -51,11 +51,11 @@ class Passthrough:
     async def handle(
         self, request: web.BaseRequest, route: Route, *, body: Any = None, change: Change | None = None
     ) -> web.StreamResponse:
-        """Send a request on, with `body` in place of its own, and its answer back, as `change` makes it if it succeeds.
+        """Forward a request, with `body` if given, and return its answer, changed by `change` if the status is 200.
 
         Raises OriginUnavailable when the Hub cannot be reached, ConnectionResetError when the client has gone.
         """
-        async with while_waiting(request):  # a Hub that says nothing is not asked to the end for nobody
+        async with while_waiting(request):  # stops waiting for a silent Hub when the client has gone
             return await self._handle(request, route, body, change)
 
     async def _handle(
@@ -68,7 +68,7 @@ class Passthrough:
         if change is not None:
             headers["Accept-Encoding"] = "identity"
         if isinstance(body, bytes):
-            headers.popall("Content-Length", None)  # of another body
+            headers.popall("Content-Length", None)  # it is the length of the original body
         elif body is None and request.can_read_body:
             body = request.content.iter_any()
             if _REPOS.match(route.target):
@@ -82,7 +82,7 @@ class Passthrough:
             async with self._onward.open(request, route, headers, body) as answer:
                 mind_gate(self._catalog, str(route.repo or ""), answer, asked_at)
                 effect = _effect(answer.status, effect)
-                if is_write:  # before the client knows, so that its next question brings what is new
+                if is_write:  # before the client gets the answer, so that its next request sees the new state
                     self._forget(repos, effect)
                 if request.method not in _READS and answer.status < 400:
                     self._reuse.void(request, route, answer)
@@ -96,12 +96,13 @@ class Passthrough:
                 effect = "none"
             raise
         finally:
-            if is_write:  # whatever came of it
+            if is_write:  # whatever the outcome
                 self._forget(repos, effect)
 
     def _forget(self, repos: list[Repo], effect: Effect) -> None:
         for repo in repos:
-            if effect != "none" and "/" not in repo.id:  # the writer's own, or one without an owner: only the Hub knows
+            # A name without an owner is in the writer's own name space, or an old id: only the Hub knows which.
+            if effect != "none" and "/" not in repo.id:
                 self._forget([Repo.parse(each) for each in self._catalog.namesakes(repo.type, repo.id)], "doubtful")
             if effect == "done":
                 self._catalog.changed(str(repo))
@@ -123,7 +124,7 @@ class Passthrough:
         return web.Response(headers=headers, body=change(bytes(body)))
 
     def _visible_addresses(self, request: web.BaseRequest, route: Route, body: bytes) -> bytes:
-        """JSON with the addresses at the Hub as clients are to see them."""
+        """A JSON body with addresses at the Hub replaced by ours."""
         visible = visible_base(request) + route.prefix
         for hub in {self._origin.url, "https://huggingface.co"}:
             body = body.replace(f'"{hub}/'.encode(), f'"{visible}/'.encode())
@@ -131,25 +132,25 @@ class Passthrough:
 
 
 def _unknown_effect(request: web.BaseRequest, route: Route) -> Effect:
-    """What a write may have done of whose answer nothing is known."""
+    """The effect to assume of a write whose outcome is not known."""
     if caching.may_share(request.headers.items()):
-        return "none"  # without a token or a cookie nobody writes to anything
-    return "done" if _ACCESS.search(route.target) else "doubtful"  # who may read is not left in doubt
+        return "none"  # a write needs a token or a cookie
+    return "done" if _ACCESS.search(route.target) else "doubtful"  # assume that access rights changed
 
 
 def _effect(status: int, unknown: Effect) -> Effect:
-    """What a write did that was answered so."""
+    """The effect of a write, from the status of its answer."""
     return "done" if status < 400 else "none" if status in _NOTHING_DONE else unknown
 
 
 def _never_left(error: OriginUnavailable) -> bool:
-    """Whether a request did not even begin to be sent: offline, or no connection."""
+    """Whether no byte of the request was sent: the node is offline, or there was no connection."""
     no_connection = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
     return error.__cause__ is None or isinstance(error.__cause__, no_connection)
 
 
 def _named_repos(body: bytes) -> list[Repo]:
-    """The repositories that an order to create, delete or move speaks of."""
+    """The repositories named in a request to create, delete or move one."""
     try:
         order = json.loads(body)
         repo_type = f"{order.get('type') or 'model'}s"

@@ -1,4 +1,4 @@
-"""How long somebody who was asked may be silent before the answer begins, however long it takes to ask."""
+"""A time-out for the beginning of an answer that does not count the time that sending the request takes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ T = TypeVar("T")
 
 
 class Patience:
-    """With one request: so many seconds, for each part of its body to be taken and then for the answer to begin."""
+    """The time-out of one request: `seconds` for the peer to accept each part of the body, then to begin its answer."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._timer: asyncio.Timeout | None = None
 
     async def wait(self, answer: Awaitable[T]) -> T:
-        """What comes in the end. Raises TimeoutError."""
+        """The result of `answer`. Raises TimeoutError."""
         async with asyncio.timeout(self._seconds) as self._timer:
             try:
                 return await answer
@@ -25,7 +25,7 @@ class Patience:
                 self._timer = None
 
     async def sending(self, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-        """The parts of the request's body: that their source takes its time is not the other side's silence."""
+        """The parts of the request's body. Waiting for their source does not count as silence of the other side."""
         self._give(None)
         async for part in body:
             self._give(self._seconds)
@@ -34,6 +34,6 @@ class Patience:
         self._give(self._seconds)
 
     def _give(self, seconds: float | None) -> None:
-        # An answer may begin before all of the body is sent, and there is nothing to wait for any more.
+        # The answer may begin before the whole body is sent; then there is nothing left to time.
         if self._timer is not None and not self._timer.expired():
             self._timer.reschedule(None if seconds is None else asyncio.get_running_loop().time() + seconds)

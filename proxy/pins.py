@@ -1,4 +1,4 @@
-"""What is pinned, in a file of its own: unlike what the catalog holds, nobody could be asked for it again."""
+"""The pins, in a file of their own: unlike the content of the catalog, they cannot be asked for again."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from proxy.aside import names_aside
 
 log = logging.getLogger(__name__)
 
-_Repos = dict[str, list[str]]  # digests, by repository
+_Repos = dict[str, list[str]]  # digests by repository
 
 
 class Pins:
-    """Blobs that are never evicted, each for the sake of a repository or more. Belongs to the event loop's thread.
+    """Blobs that are never evicted, each pinned for one or more repositories. Belongs to the event loop's thread.
 
-    `earlier`: what to begin with where there is no file: where earlier versions kept them.
+    `earlier`: the pins to begin with when there is no file, from where earlier versions kept them.
 
     Raises StoreUnusable for a file that cannot be read; a damaged one is put aside, and the log says so.
     """
@@ -36,20 +36,20 @@ class Pins:
         self._set(self._read(earlier))
 
     def repos_of(self, digest: Digest) -> set[str]:
-        """The repositories that a blob is pinned for; not to be changed."""
+        """The repositories that a blob is pinned for. Callers must not change the set."""
         return self._by_digest.get(str(digest), set())
 
     def of(self, repo: str) -> set[str]:
-        """Digests, as text."""
+        """The digests pinned for a repository, as text."""
         return set(self._repos.get(repo, ()))
 
     async def add(self, repo: str, digests: Iterable[str]) -> None:
-        """Raises StoreUnusable when it cannot be written down; then nothing has changed."""
+        """Pin more blobs. Raises StoreUnusable when the pins cannot be written; then nothing has changed."""
         async with self._changing:
             await self._change(self._repos | {repo: sorted({*self.of(repo), *digests})})
 
     async def keep(self, repo: str, digests: Iterable[str] = ()) -> int:
-        """Let go of all others of a repository; how many those are. Raises StoreUnusable as `add` does."""
+        """Unpin all blobs of a repository except `digests`; returns how many. Raises StoreUnusable as `add` does."""
         async with self._changing:
             kept = sorted(self.of(repo).intersection(digests))
             if gone := len(self.of(repo)) - len(kept):
@@ -67,7 +67,7 @@ class Pins:
 
     async def _change(self, repos: _Repos) -> None:
         before = self._repos
-        self._set(repos)  # at once: what is being pinned must not go meanwhile
+        self._set(repos)  # before writing, so that new pins protect their blobs at once
         try:
             await asyncio.to_thread(self._write, repos)
         except OSError as error:
@@ -79,7 +79,7 @@ class Pins:
             return msgspec.json.decode(self._file.read_bytes(), type=_Repos)
         except FileNotFoundError:
             repos = dict(earlier)
-        except ValueError as error:  # also of a file that is no text; it is not to hold up the node
+        except ValueError as error:  # also raised for a file that is not text; it must not stop the node from starting
             repos, aside = {}, self._put_aside()
             log.error(
                 "the pins in %s are damaged (%s): nothing is pinned now; it is kept in %s", self._file, error, aside
@@ -94,14 +94,14 @@ class Pins:
         return repos
 
     def _put_aside(self) -> Path:
-        """The last name is given again and again: a disk that damages so many has to be looked at."""
+        """Rename a damaged file. The last name is reused: a disk that damages so many files has to be looked at."""
         names = names_aside(self._file)
         aside = next((name for name in names if not name.exists()), names[-1])
         self._file.replace(aside)
         return aside
 
     def _write(self, repos: _Repos) -> None:
-        """All or nothing, whenever the power is cut. Raises OSError."""
+        """Replace the file atomically, even if the power fails. Raises OSError."""
         temporary = self._file.with_suffix(".new")
         temporary.touch(0o600)
         with temporary.open("wb") as written:

@@ -1,4 +1,4 @@
-"""The client port as a server: how it starts, and in which order it stops."""
+"""The server on the client port: how it starts, and in which order it stops."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from aiohttp import web
 
 from proxy.app import App
 
-_END_SECONDS = 0.2  # for the last bytes of what is answered, and then for handlers to notice that they are cancelled
+_END_SECONDS = 0.2  # seconds for the last bytes of answers, and then for handlers to notice that they are cancelled
 
 
 class ClientRunner(web.ServerRunner):
-    """Has `app` answer. `admin` is what it asks for what is under `/-/`; `drain` seconds are left to those being served
-    at the end."""
+    """Runs `app` on the client port.
+
+    `admin` handles the paths under `/-/`. On shutdown, running requests get `drain` seconds to finish.
+    """
 
     __slots__ = ("_admin", "_app", "_drain")
 
     def __init__(self, app: App, admin: web.Application, *, drain: float) -> None:
-        # Bodies go on as they came: git's are compressed when they are long.
+        # Bodies are forwarded as they came; git compresses long ones.
         server = web.Server(app.answer, access_log=None, keepalive_timeout=75, auto_decompress=False)
-        # We wait for those being served ourselves: aiohttp would wait twice, and for each of them anew.
+        # `shutdown` waits for running requests: aiohttp would wait twice, and for each connection anew.
         super().__init__(server, shutdown_timeout=_END_SECONDS)
         self._app, self._admin, self._drain = app, admin, drain
 
@@ -27,6 +29,6 @@ class ClientRunner(web.ServerRunner):
         await super().setup()
 
     async def shutdown(self) -> None:
-        """Nobody new is let in any more: those who look on are sent away, the others may have what they came for."""
+        """Stop after the listeners have closed: end the pages' event streams, then let running requests finish."""
         await self._admin.shutdown()
         await self._app.idle(self._drain)

@@ -1,8 +1,8 @@
-"""Bringing a repository in before anybody asks for it: here, and on as many other nodes as wanted.
+"""Fetching a repository before clients ask for it: on this node, and on as many others as wanted.
 
-An order that travels names a repository and globs, never a token. Whoever gets it asks the Hub as anybody could, so it
-reaches what is public. Files that are not follow in a keyed mesh alone: once they are here, the others are told their
-digests and take the bytes from us. Clients there still need the Hub's word before they may read them.
+An order to other nodes names a repository and globs, never a token. The receiver asks the Hub anonymously, so the order
+reaches only what is public. Other files spread in a keyed mesh alone: once they are here, the other nodes are told
+their digests and fetch the bytes from this node. Their clients still need the Hub's permission to read them.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from proxy.version import VERSION
 log = logging.getLogger(__name__)
 
 _TARGET = "/mesh/preheat"
-_MAX_MESSAGE = 96 << 10  # bytes; as many globs as there may be, of the longest characters, are less
-_MAX_ORDERS = 8  # of other nodes that anybody may be, under way at a time
-_ORDERS_AT_ONCE = 64  # of one host that may be anybody's (a script may go through all that a site needs), and then
-_ORDER_SECONDS = 4.0  # for each further one: each is also a question to the Hub
-_MAX_KEYED_ORDERS = 10_000  # of those with our key; they tell us of blobs one by one
+_MAX_MESSAGE = 96 << 10  # bytes; _MAX_GLOBS globs of the greatest length in the longest characters are less
+_MAX_ORDERS = 8  # under way at a time, in an open mesh, where anybody may send them
+_ORDERS_AT_ONCE = 64  # from one host in an open mesh; a script may order all repositories of a site
+_ORDER_SECONDS = 4.0  # for each further one, since each causes a question to the Hub
+_MAX_KEYED_ORDERS = 10_000  # under way at a time, in a keyed mesh, where each names a single blob
 _FILES_AT_A_TIME = 4
 _ASKED_AT_A_TIME = 32
 
-_MAX_GLOBS = 32  # of each kind, for other nodes; who sits at this one may have more
+_MAX_GLOBS = 32  # of each kind, in orders to other nodes; orders to this node alone may have more
 _MAX_GLOB = 200  # characters
 
 _Text = Annotated[str, msgspec.Meta(max_length=1000)]
@@ -58,7 +58,7 @@ _Globs = Annotated[tuple[_Glob, ...], msgspec.Meta(max_length=_MAX_GLOBS)]
 
 
 class Repository(msgspec.Struct, frozen=True, tag="repository"):
-    """The files of a public repository that match."""
+    """The matching files of a public repository."""
 
     repo: _Text  # "models/owner/name"
     revision: _Text
@@ -67,7 +67,7 @@ class Repository(msgspec.Struct, frozen=True, tag="repository"):
 
 
 class HeldBlob(msgspec.Struct, frozen=True, tag="held"):
-    """(digest, bytes) of a blob that the sender has; only heard in a keyed mesh."""
+    """A blob (digest and size in bytes) that the sender has; accepted in a keyed mesh alone."""
 
     digest: _Text
     size: Annotated[int, msgspec.Meta(ge=1, le=1 << 50)]
@@ -89,9 +89,9 @@ class _Sibling(msgspec.Struct):
 
 
 class _Info(msgspec.Struct):
-    """What the Hub says of a revision, as far as it matters here."""
+    """The part of the Hub's info on a revision that is needed here."""
 
-    sha: str | None = None  # of a repository without files
+    sha: str | None = None  # None for a repository without files
     siblings: tuple[_Sibling, ...] = ()
     private: bool | None = None
     gated: bool | str | None = None
@@ -102,7 +102,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Preheater:
-    """Carries orders out, passes them on, and takes those of others."""
+    """Carries orders out, passes them on to other nodes, and accepts theirs."""
 
     def __init__(self, *, api: Api, resolver: Resolver, blobs: Blobs, mesh: Mesh, tasks: Tasks) -> None:
         self._api = api
@@ -119,9 +119,10 @@ class Preheater:
         mesh_app.router.add_post(_TARGET, self._take)
 
     async def order(self, order: Preheat) -> int:
-        """Begin; how many files it is about.
+        """Start an order; returns the number of files.
 
-        Raises HubError, OriginUnavailable and StoreFull where it cannot come: now there is somebody to hear of it.
+        Raises HubError, OriginUnavailable and StoreFull when it cannot succeed, since the operator is still there to be
+        told.
         """
         client = Client(order.token, f"hubmesh/{VERSION}")
         request = Repository(order.repo, order.revision, order.include, order.exclude)
@@ -132,7 +133,7 @@ class Preheater:
         try:
             info = await self._sized_info(request, client)
             if files := await _files(request, info):
-                # Cards are given to those, too, who may have nothing else.
+                # A card proves nothing: the Hub also gives it to clients that may not have other files.
                 await self._resolver.file(next((file for file in files if not is_card(file.path)), files[0]), client)
         except HubError as error:
             raise _with_advice(error, order) from error
@@ -151,7 +152,7 @@ class Preheater:
     # --- inside
 
     async def _info(self, order: Repository, client: Client, query: str = "") -> _Info:
-        """What is in the repository that an order is about."""
+        """The Hub's info on the repository of an order."""
         prefix = Repo.parse(order.repo).api_prefix
         route = parse(f"{prefix}/revision/{quote(order.revision, safe='')}{query}")
         if not isinstance(route, ApiRoute):
@@ -163,14 +164,14 @@ class Preheater:
             raise OriginUnavailable(f"the Hub does not say what is in {order.repo}: {error}") from error
 
     async def _sized_info(self, order: Repository, client: Client) -> _Info:
-        """The same with the files' sizes, if they are to be had."""
+        """The info with the sizes of files, if they can be had."""
         try:
             return await self._info(order, client, "?blobs=true")
-        except OriginUnavailable:  # what is kept here may still do
+        except OriginUnavailable:  # the info without sizes may be known here
             return await self._info(order, client)
 
     def _check_room(self, paths: Container[str], info: _Info) -> None:
-        """Raise StoreFull if not all of these can be here at once."""
+        """Raise StoreFull if the files cannot all be here at once."""
         sizes: dict[Digest, int] = {}
         largest = ("", 0)
         for sibling in info.siblings:
@@ -186,7 +187,7 @@ class Preheater:
             ) from error
 
     def _others(self, order: Preheat) -> list[str]:
-        """The same ones each time, as long as they are there."""
+        """The other nodes that take part: the same for each order for a repository, as long as they are alive."""
         alive = ranked(order.repo, [member.node_id for member in self._mesh.members.alive()])
         return alive if order.nodes is None else alive[: order.nodes - 1]
 
@@ -221,7 +222,7 @@ class Preheater:
         await _some_at_a_time(map(bring, files), _FILES_AT_A_TIME)
 
     async def _take(self, request: web.Request) -> web.Response:
-        """An order of another node. Bounded: whoever reaches the port of an open mesh may give one."""
+        """Accept an order of another node. Bounded, since anybody may send one to the port of an open mesh."""
         if not self._mesh.auth.is_keyed and not self._quota.take(request.remote or "", time.monotonic()):
             raise web.HTTPTooManyRequests(text="too many orders\n", headers={"Retry-After": f"{_ORDER_SECONDS:.0f}"})
         try:
@@ -249,7 +250,7 @@ class Preheater:
         anybody = Client(None, f"hubmesh/{VERSION}")
         try:
             info = await self._info(order, anybody)
-            async with self._choosing:  # or each of several would have its turns of the loop
+            async with self._choosing:  # one at a time, else several would each take their share of the loop
                 files = await _files(order, info)
         except (HubError, OriginUnavailable, LookupError, ValueError) as error:
             log.warning("a peer's order to preheat %s: %s", order.repo, error)
@@ -275,14 +276,14 @@ async def _some_at_a_time(work: Iterator[Coroutine[Any, Any, None]], count: int)
 
 
 async def _files(order: Repository, info: _Info) -> list[FileRoute]:
-    """What an order is about, by commit."""
+    """The files that an order selects, at the commit of `info`."""
     repo = Repo.parse(order.repo)
     paths = await chosen((sibling.rfilename for sibling in info.siblings), order.include, order.exclude)
     return [FileRoute(repo, info.sha, path) for path in paths] if info.sha else []
 
 
 def _with_advice(error: HubError, order: Preheat) -> HubError:
-    """What the Hub said to who gave the order, and what to do about it. What is not there has words in proxy.admin."""
+    """The Hub's error with advice for the operator; proxy.admin has the words for repositories that do not exist."""
     if not error.is_refusal or error.code == "RepoNotFound":
         return error
     who = "this token" if order.token else "anybody without a token"
@@ -294,6 +295,6 @@ def _with_advice(error: HubError, order: Preheat) -> HubError:
 
 
 def _can_travel(order: Repository) -> bool:
-    """Whether other nodes take it."""
+    """Whether other nodes accept it."""
     globs = order.include + order.exclude
     return max(len(order.include), len(order.exclude)) <= _MAX_GLOBS and all(len(glob) <= _MAX_GLOB for glob in globs)

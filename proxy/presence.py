@@ -1,4 +1,4 @@
-"""What is done for one client alone ends when that client has gone."""
+"""Work for a single client, which ends when that client has gone."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _LOOK_SECONDS = 1.0
 
 @asynccontextmanager
 async def while_waiting(request: web.BaseRequest) -> AsyncIterator[None]:
-    """Break off what is inside when the client's connection has ended. Raises ConnectionResetError then.
+    """Cancel the body of the block when the client's connection has closed; then raises ConnectionResetError.
 
-    The server tells nobody that a client has gone until something is sent to it, and it cancels none of those who
-    answer: most of what they began is for others, too. Hence we look.
+    The server does not report that a client has gone until something is sent to it, and does not cancel handlers,
+    because most of what they start also serves others. Hence the connection is polled.
     """
     loop, scope = asyncio.get_running_loop(), asyncio.timeout(None)
     looks: list[asyncio.TimerHandle] = []

@@ -1,4 +1,4 @@
-"""Conditional and range requests: what to answer for a representation that never changes (RFC 9110). Pure."""
+"""Conditional and range requests (RFC 9110), for representations that never change. Pure."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-# RFC 9110, section 14.1.1; what does not match is not one range of bytes, and the header is then ignored (14.2).
-# Nothing is tried twice (`*+`): the time it takes grows with the header's length and no faster.
+# RFC 9110, section 14.1.1. A header that does not match is not a single byte range and is ignored (section 14.2).
+# Possessive quantifiers (`*+`) prevent backtracking: matching takes linear time.
 _RANGE = re.compile(r"\s*+bytes\s*+=\s*+(\d{0,19}+)\s*+-\s*+(\d{0,19}+)\s*+\Z", re.ASCII | re.IGNORECASE)
 _ENTITY_TAG = re.compile(r'(?:W/)?"[^"]*"')
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The answer's status, and the bytes from `start` up to `stop` that it carries.
+    """The status of an answer, and the bytes from `start` up to `stop` that it carries.
 
-    `is_rest`: the client goes on from `start` to the end, whatever that is, as one does that resumes a download.
+    `is_rest`: the client asked for everything from `start` on, as one does that resumes a download.
     """
 
     status: Literal[200, 206, 304, 412, 416]
@@ -25,7 +25,7 @@ class Selection:
     is_rest: bool = False
 
     def content_range(self, size: int) -> str | None:
-        """The `Content-Range` field (section 14.4), where the status has one."""
+        """The `Content-Range` field (section 14.4); None if the status has none."""
         if self.status == 206:
             return f"bytes {self.start}-{self.stop - 1}/{size}"
         return f"bytes */{size}" if self.status == 416 else None
@@ -42,15 +42,16 @@ def select(
 ) -> Selection:
     """What a GET asks for, of a representation of `size` bytes with the strong, quoted `etag`.
 
-    The arguments are the request's header fields. Several ranges in one request are answered with the whole, as
-    section 14.2 allows: no client of the Hub sends them. Preconditions are evaluated in the order of section 13.2.2.
+    The keyword arguments are header fields of the request. A request for several ranges is answered with the whole
+    representation, as section 14.2 allows: no client of the Hub sends them. Preconditions are evaluated in the order of
+    section 13.2.2.
     """
     if if_match is not None and not names(if_match, etag, weakly=False):
         return Selection(412)
     if if_none_match is not None and names(if_none_match, etag, weakly=True):
         return Selection(304)
     whole = Selection(200, 0, size)
-    # A date in If-Range can never match: we send no Last-Modified (section 13.1.5).
+    # A date in If-Range never matches, since we send no Last-Modified (section 13.1.5).
     if range_ is None or (if_range is not None and if_range.strip() != etag):
         return whole
     match = _RANGE.match(range_)
@@ -73,9 +74,9 @@ def select(
 
 
 def names(field: str, etag: str, *, weakly: bool) -> bool:
-    """Whether a list of entity tags (or `*`) names this one; strong or weak comparison (section 8.8.3.2).
+    """Whether a list of entity tags (or `*`) contains this one, by strong or weak comparison (section 8.8.3.2).
 
-    For a weak one `etag` has no `W/`.
+    For weak comparison `etag` must have no `W/`.
     """
     if field.strip() == "*":
         return True

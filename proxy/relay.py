@@ -1,8 +1,8 @@
-"""What anybody may ask of the Hub is asked once for the whole mesh: by the question's owner, for everybody.
+"""Anonymous questions to the Hub, asked once for the whole mesh: by the question's owner, on behalf of all nodes.
 
-Only questions without a token go this way; what the Hub says to one client's token stays on the node it came to. The
-answer comes back as the Hub gave it, signed addresses included, so each node keeps and judges it as its own: by when
-the Hub said it, and after what this node itself has heard since.
+Only questions without a token go this way; the Hub's answers to a client's token stay on the node that got the token.
+Other answers are returned as the Hub gave them, signed addresses included. Each node keeps and judges them as its own,
+by the time at which the Hub gave them and by what this node has heard since.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from proxy.hub.urls import FileRoute, OtherRoute, is_commit, parse
 from proxy.origin import Answer, Origin, Question
 from proxy.replies import Kept, Replies, Reply
 
-_KEPT_SECONDS = 20.0  # by the owner, for those who ask a little later
-_KEPT_COMMIT_SECONDS = 300.0  # the same, about a commit
-_WRITTEN_SECONDS = 60.0  # after a write through this node it asks the Hub itself: others may not know yet
-_PATIENCE = 5.0  # after so long a wait for the owner there is no time to ask the Hub as well: clients have 10 s
+_KEPT_SECONDS = 20.0  # for which the owner keeps a reply for nodes that ask a little later
+_KEPT_COMMIT_SECONDS = 300.0  # the same for questions about a commit
+_WRITTEN_SECONDS = 60.0  # after a write through this node, when it asks the Hub itself: others may not know yet
+_PATIENCE = 5.0  # after waiting longer for the owner there is no time to ask the Hub as well: clients have 10 s
 _TARGET = re.compile(r'/[!"$-~]{1,8191}\Z')
 _CONTENT_TYPE = re.compile(r"[ -~]{1,200}\Z")
 _NOT_PRINTABLE = re.compile(r"[^ -~]")
@@ -37,7 +37,7 @@ _REPLY: Decoder[Reply] = Decoder(Reply)
 
 
 class Relay:
-    """Both sides of it: `ask` before the Hub is asked, `answer` for others."""
+    """Both sides: `ask` gets the Hub's answer from the owner, `answer` answers as the owner."""
 
     def __init__(self, questions: Questions, origin: Origin, catalog: Catalog, freshness: Freshness) -> None:
         self._questions = questions
@@ -49,14 +49,15 @@ class Relay:
         origin.relay = self
 
     async def ask(self, question: Question) -> Answer | None:
-        """The Hub's answer by way of the owner; None when this node has to ask itself.
+        """The Hub's answer by way of the owner; None when this node has to ask the Hub itself.
 
-        Raises OriginUnavailable when nobody could get one, or when the Hub wants a pause: one node's is everyone's.
+        Raises OriginUnavailable when no node could get an answer, or when the Hub asked for a pause, which holds for
+        all nodes.
         """
         common = _Common.of(question)
         if common is None or common.question.target != question.target or self._questions.is_alone:
             return None
-        if "Cache-Control" in question.headers:  # a reload: not what the owner heard a moment ago
+        if "Cache-Control" in question.headers:  # a reload: an answer that the owner heard a moment ago will not do
             self._kept.drop(common.key)
             return None
         if time.time() - self._catalog.publicness(common.repo).changed_at <= _WRITTEN_SECONDS:
@@ -67,12 +68,12 @@ class Relay:
             reply = await self._own(common, is_ours=True)
             if not reply.status:
                 raise _unavailable(reply)
-            if owner:  # the Hub is there: it is the owner who does not reach it
+            if owner:  # the Hub is there, so it is the owner that cannot reach it
                 self._questions.pass_over(owner)
         return Answer(reply.status, reply.fields, reply.body, asked_at - reply.age)
 
     async def answer(self, encoded: bytes) -> bytes | None:
-        """As the owner: what the Hub says, or said a moment ago. None for what is not asked on behalf of others."""
+        """As the owner, return the Hub's new or recent answer; None if the question is not one to ask for others."""
         if self._origin.is_offline:
             return None
         try:
@@ -82,7 +83,10 @@ class Relay:
         return None if common is None else msgspec.msgpack.encode(await self._own(common, is_ours=False))
 
     async def _ask_owner(self, common: _Common) -> tuple[str, float, Reply | None]:
-        """Who failed to get an answer that we can perhaps get; when we asked; the reply, unless it is of no use."""
+        """Ask the owner: (owner, time of the question, reply).
+
+        `reply` is None when it is missing or of no use. `owner` is named only if it failed where this node may succeed.
+        """
         asked_at, began = time.time(), time.monotonic()
         told = await self._questions.ask(common.key, msgspec.msgpack.encode(common.question))
         try:
@@ -95,27 +99,30 @@ class Relay:
         if reply.retry_after is not None:
             raise _unavailable(reply)
         if reply.is_timeout and time.monotonic() - began > _PATIENCE:
-            self._questions.pass_over(owner)  # if it was the Hub's fault, asking it ourselves will show that
+            self._questions.pass_over(owner)  # if the Hub was at fault, asking it ourselves will show it
             raise _unavailable(reply)
         return owner, asked_at, None
 
     async def _own(self, common: _Common, *, is_ours: bool) -> Reply:
-        """What the Hub says to this node, or said a moment ago."""
+        """The Hub's answer to this node, new or recent."""
         now = time.monotonic()
         kept = self._kept.get(common.key, now)
         if kept is None or self._is_outdated(common, kept.reply, time.time() - (now - kept.asked_at)):
-            # Nobody joins a question from before something was heard that may have changed the answer.
+            # The key has the last change that was heard of: nobody joins a question that was asked before it.
             flight = ("relay", common.key, self._heard_at(common.repo))
             kept = await self._origin.flights.join(flight, lambda: self._ask_hub(common, is_ours=is_ours))
         return msgspec.structs.replace(kept.reply, age=max(0.0, now - kept.asked_at))
 
     def _heard_at(self, repo: str) -> float:
-        """When this node last heard that a repository changed, or is not for everybody."""
+        """When this node last heard that a repository was written to, closed or hidden."""
         known = self._catalog.publicness(repo)
         return max(known.changed_at, known.closed_at, known.hidden_at)
 
     def _is_outdated(self, common: _Common, reply: Reply, said_at: float) -> bool:
-        """Whether this node heard something since then that may have made it untrue. One refusal confirms another."""
+        """Whether this node has heard since `said_at` of anything that may contradict the reply.
+
+        A refusal is not contradicted by another refusal.
+        """
         if reply.is_refusal:
             return said_at <= self._catalog.publicness(common.repo).changed_at
         return said_at <= self._heard_at(common.repo)
@@ -131,14 +138,14 @@ class Relay:
         kept = Kept(asked_at, reply)
         is_steady = common.is_of_commit and reply.status < 400
         life = reply.life(_KEPT_COMMIT_SECONDS if is_steady else self._kept_seconds, time.time())
-        # Before the flight has landed: nobody is to ask in between.
+        # Before the flight lands, so that nobody asks again in between.
         self._kept.keep(common.key, kept, life, time.monotonic())
         return kept
 
 
 @dataclass(frozen=True, slots=True)
 class _Common:
-    """A question that is asked for all, and the repository it is about."""
+    """A question that may be asked on behalf of all nodes, and the repository that it is about."""
 
     question: Question
     repo: str
@@ -146,10 +153,10 @@ class _Common:
 
     @classmethod
     def of(cls, question: Question) -> _Common | None:
-        """What this node would ask itself, had a client asked it the same; None if it never would, as nobody.
+        """The question as this node would ask it itself, anonymously; None if it never would.
 
-        It is made anew of what was understood of it. Whoever asks may be a stranger, and nothing else of what he says
-        is to go to the Hub, on connections that our own questions share.
+        It is built anew from the parsed route. The asker may be a stranger, and nothing else of its message may go to
+        the Hub on connections that our own questions share.
         """
         if not _TARGET.match(question.target):
             return None
@@ -160,7 +167,7 @@ class _Common:
         if isinstance(route, FileRoute):
             kind, method, revision = "metadata", "HEAD", route.revision
             at_hub = question.target.removeprefix(route.prefix)
-            if at_hub.startswith("/api/resolve-cache/"):  # where the Hub leads to from a file's own address
+            if at_hub.startswith("/api/resolve-cache/"):  # where the Hub redirects to from the address of a small file
                 target = at_hub
         else:
             kind, method, revision = "api", "GET", route.revision or ""
@@ -171,14 +178,14 @@ class _Common:
                 method, headers, body = "POST", {"Content-Type": content_type}, question.body or None
         if question.method != method:
             return None
-        # What the asker has already (If-None-Match) is left out: the answer is for all who ask.
+        # If-None-Match is left out, since the answer is for all nodes. The User-Agent is kept for the Hub's statistics.
         user_agent = _NOT_PRINTABLE.sub("", question.user_agent[:_MAX_USER_AGENT])
         asked = Question(method, target, kind, user_agent, headers, body)
         return cls(asked, str(route.repo), is_commit(revision))
 
     @property
     def key(self) -> str:
-        """What tells it from others whose answers may differ. The User-Agent is for the Hub's statistics."""
+        """Distinguishes questions with different answers. The User-Agent makes no difference."""
         said = self.question
         body = hashlib.sha256(said.body).hexdigest() if said.body else ""
         return f"{said.method} {said.target} {said.headers.get('Content-Type', '')} {body}"

@@ -1,4 +1,4 @@
-"""What the Hub answered, as it goes from the node that asked to all others, and as that node keeps it a while. Pure."""
+"""The Hub's answers in the form in which one node passes them to others, and its cache of them. Pure."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from proxy.hub.errors import HubError
 
 _MAX_KEPT = 2000
 _MAX_BYTES = 16 << 20  # of all replies together
-_MAX_BODY = 1 << 20
-_OVERHEAD = 1000  # bytes: what Python needs for a reply besides its own
+_MAX_BODY = 1 << 20  # bytes; longer ones are passed on but not kept
+_OVERHEAD = 1000  # bytes of Python's overhead for each reply
 _SWEEP_SECONDS = 5.0
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What the Hub answered; status 0 when it did not, with the reason in `body`.
+    """An answer of the Hub; with status 0 there was none, and `body` has the reason.
 
-    `age`: for how many seconds it had been under way or kept when its question came. Not a time, since clocks differ.
-    Headers are bytes: what is not UTF-8 in them has to arrive as it was.
+    `age`: seconds since the Hub gave it, at the time of this question. An age and not a time, because clocks differ.
+    Header fields are bytes, so that those that are not UTF-8 arrive unchanged.
     """
 
     status: int
@@ -38,13 +38,13 @@ class Reply(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, status: int, headers: CIMultiDict[str], body: bytes) -> Reply:
-        """What aiohttp could not read as UTF-8, it left in the text as surrogates."""
+        """A reply from aiohttp's view of an answer, where bytes that are not UTF-8 are surrogates."""
         raw = ((name.encode(), value.encode(errors="surrogateescape")) for name, value in headers.items())
         return cls(status, tuple(raw), body)
 
     @property
     def fields(self) -> CIMultiDict[str]:
-        """The headers as they came to whoever asked."""
+        """The headers in the form in which aiohttp gave them."""
         return CIMultiDict(
             (name.decode(errors="replace"), value.decode(errors="surrogateescape")) for name, value in self.headers
         )
@@ -54,15 +54,18 @@ class Reply(msgspec.Struct, frozen=True):
         return self.status >= 400 and HubError.of(self.status, self.fields).is_refusal
 
     def life(self, longest: float, now: float) -> float:
-        """For how many seconds from `now` (since the epoch), which it came at, it may be given to others; 0: not."""
+        """For how many seconds from `now` it may be given to others; 0: not at all.
+
+        `now` is when it came, in seconds since the epoch.
+        """
         headers = tuple(self.fields.items())
         stored = Stored(self.status, "", headers, b"", now, now)
         if not self.status or {"no-store", "private", "no-cache"} & caching.directives(headers).keys():
             return 0.0
-        if caching.has_ended(stored, math.inf):  # it says how long it holds
+        if caching.has_ended(stored, math.inf):  # the answer says how long it is fresh
             longest = min(longest, caching.lifetime(stored) - caching.age(stored, now))
         if where := caching.field(headers, "location"):
-            # Whoever gets the address has to have something of its life.
+            # The node that gets the address must have time to use it.
             longest = min(longest, (metadata.expiry(where, now) - now) / 2)
         return longest
 
@@ -76,7 +79,7 @@ class Kept:
 
 
 class Replies:
-    """Replies by what was asked, each for a while; the oldest go first. Times are monotonic seconds."""
+    """Replies by question, each kept for a limited time; the oldest are dropped first. Times are monotonic seconds."""
 
     def __init__(self, max_bytes: int = _MAX_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -93,7 +96,7 @@ class Replies:
         return kept if now < until else None
 
     def keep(self, key: str, kept: Kept, seconds: float, now: float) -> None:
-        """Put it in the place of what was kept under this key, be it only to drop that."""
+        """Keep a reply in place of the one under this key. The old one is dropped even if the new one is not kept."""
         self._sweep(now)
         self.drop(key)
         reply = kept.reply
@@ -111,7 +114,7 @@ class Replies:
         self.size -= size
 
     def _sweep(self, now: float) -> None:
-        """What is over takes the room of what is not, and memory when nobody asks any more."""
+        """Drop expired replies: they take room from others, and memory even when there are no more questions."""
         if now - self._swept_at >= _SWEEP_SECONDS:
             self._swept_at = now
             for key in [key for key, (until, _, _) in self._kept.items() if until <= now]:

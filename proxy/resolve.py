@@ -1,4 +1,4 @@
-"""From (repository, revision, path) to a commit, a digest and a size, for those who may know."""
+"""Resolves (repository, revision, path) to a commit, a digest and a size, for clients that may know."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ log = logging.getLogger(__name__)
 Outcome = Literal["hit", "miss", "stale"]
 _MAX_HOPS = 5
 _ANYBODY = Client(None, f"hubmesh/{VERSION}")
-_HEARSAY_SECONDS = 0.4  # beyond our patience with the Hub: other nodes are near, and clients about to leave
+_HEARSAY_SECONDS = 0.4  # beyond `patience`: other nodes are near, and clients are about to give up
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ResolvedFile:
-    """A file of a commit that this client may read. `size` in bytes, `etag` bare.
+    """A file of a commit that this client may read. `size` is in bytes, `etag` is bare.
 
-    `is_public`: anybody may. `outcome`: known here, asked of the Hub just now, or the Hub could not be asked.
+    `is_public`: anybody may read it. `outcome`: hit: known here; miss: the Hub was asked; stale: it could not be asked.
     """
 
     repo: Repo
@@ -71,7 +71,7 @@ class ResolvedFile:
 
 
 class Hint(msgspec.Struct, frozen=True):
-    """What a seed needs to fetch a public file itself. No token, no signed address."""
+    """What a seed needs to fetch a public file itself: no token, no signed address."""
 
     repo: str
     commit: str
@@ -82,9 +82,9 @@ _hints: Decoder[Hint] = Decoder(Hint)
 
 
 class Resolver:
-    """Answers for files. Everything is asked of the Hub once, however many clients wait for it.
+    """Answers questions about files. Each is asked of the Hub once, however many clients wait for it.
 
-    `patience`: seconds after which a client is told that there is no answer; clients themselves give up after 10.
+    `patience`: seconds after which a client is told that there is no answer. Clients themselves give up after 10 s.
     """
 
     def __init__(
@@ -108,13 +108,13 @@ class Resolver:
 
     @property
     def may_ask(self) -> bool:
-        """Whether the origin can be asked at all."""
+        """Whether the origin may be asked at all (not --offline)."""
         return not self._origin.is_offline
 
     async def file(self, route: FileRoute, client: Client) -> ResolvedFile:
-        """Which file this is and whether the client may have it.
+        """The file that a route names, if the client may read it.
 
-        Raises HubError for what the Hub refuses, OriginUnavailable when it would have to be asked and cannot be.
+        Raises HubError for what the Hub refuses, OriginUnavailable when the Hub would have to be asked and cannot be.
         """
         until = asyncio.get_running_loop().time() + self._patience
         commit, is_fresh = route.revision, True
@@ -124,7 +124,7 @@ class Resolver:
             is_fresh = ref is not None and self._freshness.is_fresh(ref.said_at, time.time())
         if is_fresh and (known := self._known(route, commit, client, "hit")) is not None:
             return known
-        # Who has an older answer does not wait for the time-out that another just had.
+        # A client that can have an older answer need not wait for the time-out that another one has just had.
         if self._origin.is_failing and (stale := await self._told(route, client, until)) is not None:
             return stale
         try:
@@ -135,7 +135,7 @@ class Resolver:
                 return stale
             raise
         except HubError as error:
-            # What a filter says in the Hub's place is told only to those who cannot have an older answer.
+            # A bare error may be from a filter in the Hub's place. It is passed on only if there is no older answer.
             if error.is_bare and (stale := await self._told(route, client, until)) is not None:
                 return stale
             if error.code == "RevisionNotFound" and commit != route.revision and is_fresh:
@@ -143,7 +143,7 @@ class Resolver:
             raise
 
     async def if_public(self, route: FileRoute, digest: Digest, size: int) -> ResolvedFile | None:
-        """A file that anybody may have, if it is this blob; None if not, or if the Hub does not say so."""
+        """A file that anybody may read, if it is this blob; None if not, or if the Hub does not say so."""
         try:
             return await self.ask_public(route, digest, size)
         except OriginUnavailable as error:
@@ -151,7 +151,7 @@ class Resolver:
             return None
 
     async def ask_public(self, route: FileRoute, digest: Digest, size: int) -> ResolvedFile | None:
-        """The same, but raises OriginUnavailable when the Hub says nothing."""
+        """Like `if_public`, but raises OriginUnavailable when the Hub does not answer."""
         try:
             file = await self.file(route, _ANYBODY)
         except HubError as error:
@@ -163,9 +163,9 @@ class Resolver:
         return file
 
     async def locate(self, file: ResolvedFile, client: Client, refused: Location | None = None) -> Location:
-        """Where the bytes of a file can be had; one address serves many ranges until it expires.
+        """Where the bytes of a file are; one address serves many ranges until it expires.
 
-        `refused` is the address that was just turned down. Raises HubError and OriginUnavailable.
+        `refused` is the address that has just been rejected. Raises HubError and OriginUnavailable.
         """
         token = None if file.is_public else client.token
         if (location := self._locations.get(file.at_commit, token, time.time(), refused)) is not None:
@@ -184,28 +184,28 @@ class Resolver:
         return location
 
     async def again(self, file: ResolvedFile, client: Client, until: float) -> ResolvedFile:
-        """The same file as the Hub has it for this client now, whatever is known of it. Raises as `file` does.
+        """The same file, asked of the Hub again for this client, whatever is known here. Raises as `file` does.
 
         `until` is by the loop's clock.
         """
         return await self._ask_in_time(file.at_commit, client, until)
 
     def may_share(self, file: ResolvedFile) -> bool:
-        """Whether anybody may have a file now, as far as is known: its repository may have been closed since."""
+        """Whether anybody may read a file now, as far as is known: its repository may have been closed since."""
         return file.is_public and not self._catalog.publicness(str(file.repo)).is_shut
 
     def forget(self, route: FileRoute) -> None:
-        """Ask anew what a branch or tag means, whoever comes next."""
+        """Make the next client ask the Hub again what a branch or tag means."""
         self._catalog.forget_ref(str(route.repo), route.revision, time.time())
 
     def hint(self, file: ResolvedFile) -> bytes:
-        """What may be told to a seed so that it fetches this file for everyone; empty if nothing."""
+        """What a seed may be told so that it fetches this file for all nodes; empty if nothing."""
         if not file.is_public:
             return b""
         return msgspec.msgpack.encode(Hint(str(file.repo), file.commit, file.path))
 
     def of_hint(self, hint: bytes) -> FileRoute | None:
-        """The file that another node's hint speaks of, to be asked for as nobody; None for a bad hint."""
+        """The file that a hint from another node names, to be asked for anonymously; None for a bad hint."""
         try:
             said = _hints.decode(hint)
             repo = Repo.parse(said.repo)
@@ -218,7 +218,7 @@ class Resolver:
     # --- what is known
 
     def _known(self, route: FileRoute, commit: str, client: Client, outcome: Outcome) -> ResolvedFile | None:
-        """What the catalog has, if this client may know; None when the Hub must be asked.
+        """The file as the catalog has it, if this client may know; None when the Hub must be asked.
 
         Raises HubError for a file that this commit is known not to have.
         """
@@ -233,11 +233,11 @@ class Resolver:
         if known.metadata is None:
             raise errors.entry_not_found(route.path, commit)
         if known.is_listed and may_ask and client.hub_version is None:
-            return None  # others than huggingface_hub may look at the type of the content
+            return None  # clients other than huggingface_hub may use the Content-Type, which trees do not tell
         return ResolvedFile(route.repo, commit, route.path, known.metadata, is_open, outcome)
 
     def _listed(self, repo: str, commit: str, path: str) -> File | None:
-        """What a tree said of a file that the Hub was never asked for, in a commit that it said to be open."""
+        """A file that only a tree has told of, in a commit that the Hub said to be open."""
         listed = self._listings.find(repo, commit, path)
         if listed is None:
             return None
@@ -246,17 +246,17 @@ class Resolver:
         return file
 
     async def _told(self, route: FileRoute, client: Client, until: float) -> ResolvedFile | None:
-        """What was said before: to us, or to other nodes that we believe."""
+        """The last known answer: given to this node, or to another node that it trusts."""
         stale = self._known(route, self._last_commit(route), client, "stale")
         if stale is not None or self.hearsay is None:
             return stale
-        with contextlib.suppress(TimeoutError):  # the question goes on: the next one finds what comes of it
+        with contextlib.suppress(TimeoutError):  # the question goes on, and the next client finds its result
             async with asyncio.timeout_at(until + _HEARSAY_SECONDS):
                 await self.hearsay.learn(Lookup(str(route.repo), route.revision, route.path))
         return self._known(route, self._last_commit(route), client, "stale")
 
     def _last_commit(self, route: FileRoute) -> str:
-        """What a revision meant when the Hub was asked last; empty if it never was."""
+        """The commit that a revision meant when the Hub was last asked; empty if it never was."""
         if is_commit(route.revision):
             return route.revision
         ref = self._catalog.ref(str(route.repo), route.revision)
@@ -265,7 +265,7 @@ class Resolver:
     # --- asking the Hub
 
     async def _ask_in_time(self, route: FileRoute, client: Client, until: float) -> ResolvedFile:
-        """Ask, and leave the question running when the answer takes too long: the next one finds it."""
+        """Ask the Hub; after `until` the question goes on without this client, and the next one finds its result."""
         try:
             async with asyncio.timeout_at(until):
                 return await self._ask(route, client)
@@ -273,7 +273,7 @@ class Resolver:
             raise OriginUnavailable(f"no answer from {self._origin.host} in time", is_timeout=True) from error
 
     async def _ask(self, route: FileRoute, client: Client) -> ResolvedFile:
-        """Ask as nobody first: what nobody is refused, everybody may have, and one answer does for all."""
+        """Ask anonymously first: what an anonymous request gets, everybody may have, and one answer serves all."""
         publicness = self._catalog.publicness(str(route.repo))
         if client.token is None or not publicness.is_closed(time.time()):
             try:
@@ -282,7 +282,7 @@ class Resolver:
                 if client.token is None or not error.is_refusal:
                     raise
             except OriginUnavailable as error:
-                # When nobody's quota is used up, this client still has its own.
+                # The anonymous quota is used up, but this client has its own.
                 if client.token is None or error.retry_after is None:
                     raise
         return await self._ask_as(route, client.token, client.user_agent)
@@ -297,7 +297,7 @@ class Resolver:
         is_renewal: bool = False,
     ) -> ResolvedFile:
         repo = str(route.repo)
-        changed_at = self._catalog.publicness(repo).changed_at  # no joining a question from before a write
+        changed_at = self._catalog.publicness(repo).changed_at  # do not join a question from before a write
         asker = token_key(token) if token else ""
         key = ("file", repo, route.revision, route.path, asker, changed_at, known, is_renewal)
         return await self._origin.flights.join(key, lambda: self._fetch(route, token, user_agent, known, is_renewal))
@@ -305,10 +305,10 @@ class Resolver:
     async def _fetch(
         self, route: FileRoute, token: str | None, user_agent: str, known: FileMetadata | None, is_renewal: bool
     ) -> ResolvedFile:
-        """Ask the Hub for a file's metadata, following it where it leads within the Hub.
+        """Ask the Hub for a file's metadata, following redirects within the Hub.
 
-        `known` when all that is of interest is where these bytes are: then it ends where the Hub says that it has them.
-        `is_renewal` when what another node was told a moment ago is no good.
+        `known`: only the location of these bytes is wanted, so stop where the Hub confirms that it has them.
+        `is_renewal`: an answer that another node got earlier will not do.
         """
         target, said_at = route.target, time.time()
         wanted, commit = route.revision if is_commit(route.revision) else "", ""
@@ -317,7 +317,7 @@ class Resolver:
             answer = await self._origin.ask(
                 "HEAD", target, kind="metadata", token=token, user_agent=user_agent, headers=headers
             )
-            said_at = min(said_at, answer.said_at)  # another node may have heard it a while ago
+            said_at = min(said_at, answer.said_at)  # another node may have heard it earlier
             commit = commit or answer.headers.get("X-Repo-Commit", "")
             if answer.status >= 400:
                 raise self._refusal(route, wanted or commit, answer, token, said_at)
@@ -328,7 +328,8 @@ class Resolver:
             found = metadata.linked(answer.headers) if is_redirect else metadata.direct(answer.headers)
             if found is not None and found.contradicts_itself:
                 raise OriginUnavailable(f"{self._origin.host} says that {route.path} is empty, which its ETag denies")
-            if found is not None and is_commit(commit):  # only the Hub names it: others have pages for any address
+            # Only the Hub names a commit; other servers may have a page at any address.
+            if found is not None and is_commit(commit):
                 self._locations.keep(FileRoute(route.repo, commit, route.path), token, url, user_agent, said_at)
                 self._note(route, commit, File(found), token, said_at)
                 return ResolvedFile(route.repo, commit, route.path, found, self._may_all(route, token, said_at), "miss")
@@ -342,18 +343,18 @@ class Resolver:
         raise OriginUnavailable(f"{self._origin.host} sends us in circles for {route.repo}")
 
     def _may_all(self, route: FileRoute, token: str | None, said_at: float) -> bool:
-        """Whether what was just said to nobody in particular goes for all: others may have been refused meanwhile."""
+        """Whether an answer just given holds for everybody: it was anonymous, and no refusal has come meanwhile."""
         publicness = self._catalog.publicness(str(route.repo))
         return token is None and publicness.is_open(said_at, time.time(), may_ask=self.may_ask)
 
     def _address(self, target: str, where: str) -> str:
-        """The absolute address that a redirect from `target` leads to. Raises OriginUnavailable when it is none."""
+        """The absolute address of a redirect from `target`. Raises OriginUnavailable when it is not a valid one."""
         try:
             url = urljoin(self._origin.absolute(target), where)
             parts = urlsplit(url)
             if where and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
                 return url
-        except ValueError:  # brackets or a port that cannot be
+        except ValueError:  # impossible brackets or port
             pass
         raise OriginUnavailable(f"{self._origin.host} redirects us to nowhere")
 
@@ -373,9 +374,9 @@ class Resolver:
         return error
 
     def _note(self, route: FileRoute, commit: str, file: File, token: str | None, said_at: float) -> None:
-        """Keep what the Hub said, and what it proves about who may read.
+        """Keep the Hub's answer, and what it proves about who may read.
 
-        That a file is missing proves nothing: it may be said before anybody looks at the gate.
+        A missing file proves nothing: the Hub may say so before it checks access.
         """
         repo = str(route.repo)
         proves = file.metadata is not None and not is_card(route.path)
@@ -387,7 +388,7 @@ class Resolver:
             file = msgspec.structs.replace(file, open_at=known.open_at if known is not None else 0.0)
             if proves:
                 self._grants.allow(token, repo, time.monotonic(), said_at)
-        if file.metadata is None or file.metadata.is_provable:  # for ever: what no bytes can confirm may be wrong
+        if file.metadata is None or file.metadata.is_provable:  # kept permanently, hence only what bytes can prove
             self._catalog.set_file(repo, commit, route.path, file)
         if not is_commit(route.revision):
             self._catalog.set_ref(repo, route.revision, Ref(commit, said_at))

@@ -1,9 +1,9 @@
-"""Downloads that go on after bytes of their file turned out to be wrong. Pure.
+"""Resumed downloads of a file of which wrong bytes were sent earlier. Pure.
 
-A whole file that does not match its digest is broken off before its end. Clients then ask for the rest, put it behind
-what they have, wrong bytes and all, and compare nothing but the length in the end. So they are given no rest, but an
-error that says what to do. (To send the whole instead would do for some: huggingface_hub begins anew when it downloads
-a file, but not when it reads one as a stream, and says nothing of which it does.)
+When a whole file does not match its digest, its download is broken off before the end. Clients then ask for the rest,
+append it to what they have, wrong bytes included, and check only the length. So they get an error that says what to do,
+instead of the rest. (Sending the whole file instead would help only some: huggingface_hub starts over when it downloads
+a file, but not when it reads one as a stream, and the request does not tell which.)
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from proxy.catalog import Disproof
 from proxy.hub.errors import HubError
 from proxy.ranges import Selection
 
-_REST_SECONDS = 7 * 86400.0  # what is left of a download on a client's disk may be days old
-# Who fetches a file in several ranges tries one that broke again at once. Others read ranges for their own sake, and
-# what they read before has nothing to do with it.
+_REST_SECONDS = 7 * 86400.0  # a partial download on a client's disk may be days old
+# Seconds. A client that fetches one file in several ranges retries a broken one at once. Others read single ranges, and
+# what they read before does not matter to them.
 _RANGE_SECONDS = 300.0
-CLOCK = 3600.0  # a disproof that is further ahead was noted with a clock that has been set back since
+CLOCK = 3600.0  # seconds that a disproof may lie in the future; beyond, it was noted before the clock was set back
 
 
 def choose(selection: Selection, size: int, name: str, disproof: Disproof, now: float) -> Selection:
-    """What to answer with where `selection` is asked for, of a file called `name` that has `size` bytes.
+    """The selection to answer with, for a file called `name` of `size` bytes when `selection` was asked for.
 
-    `now` is in seconds since the epoch. Raises HubError.
+    `now` is in seconds since the epoch. Raises HubError when the client may hold wrong bytes of it.
     """
     is_whole = selection.status != 206 or (selection.start, selection.stop) == (0, size)
     at, seconds = (disproof.at, _REST_SECONDS) if selection.is_rest else (disproof.of_ranges, _RANGE_SECONDS)
@@ -36,7 +36,7 @@ def choose(selection: Selection, size: int, name: str, disproof: Disproof, now: 
 
 
 def anew(selection: Selection, size: int, disproof: Disproof, now: float) -> Selection:
-    """The same for a client that begins anew when it gets the whole, and checks it: git."""
+    """The same for git, which starts over and checks the digest when it gets the whole file."""
     is_rest = selection.status == 206 and _is_recent(disproof.at, now, _REST_SECONDS)
     return Selection(200, 0, size) if is_rest else selection
 

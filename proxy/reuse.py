@@ -1,4 +1,4 @@
-"""What passes through and says itself that it may be used again: kept for everybody, as RFC 9111 has it."""
+"""Answers that pass through and allow reuse: kept for everybody, according to RFC 9111."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from proxy.shelf import MAX_BODY, Shelf
 _FAULTS = (500, 502, 503, 504)
 _REFUSALS = (401, 403, 404, 410)
 _OF_WHOLE_REPO = ("RepoNotFound", "GatedRepo")
-# What the Hub said of one request's quota is not true of the next.
+# Headers about a single answer: the quota that one request had left is not that of the next.
 _OF_ONE_ANSWER = {"age", "ratelimit", "ratelimit-policy"}
 
 
 @dataclass(eq=False)
 class Reading:
-    """A question on its way; void when a write has overtaken it."""
+    """A question under way; void once a write has overtaken it."""
 
     key: str
     repo: str
@@ -36,7 +36,7 @@ class Reading:
 
 
 class Reuse:
-    """Answers questions: from what is kept where HTTP allows it, else from the Hub."""
+    """Answers questions from the shelf where HTTP allows it, else from the Hub."""
 
     def __init__(self, onward: Onward, catalog: Catalog) -> None:
         self._onward = onward
@@ -45,16 +45,16 @@ class Reuse:
         self._readings: set[Reading] = set()
 
     def drop(self, repo: Repo) -> None:
-        """Somebody wrote to a repository."""
+        """Drop what is kept of a repository after a write to it."""
         self._drop_repo(str(repo))
 
     def doubt(self, repo: Repo) -> None:
-        """Somebody may have written to a repository."""
+        """Have what is kept of a repository revalidated: a client may have written to it."""
         self._void(str(repo))
         self._shelf.doubt_repo(str(repo))
 
     async def answer(self, request: web.BaseRequest, route: Route) -> web.StreamResponse:
-        """Raises OriginUnavailable when the Hub cannot be asked and nothing is kept that may be told instead."""
+        """Answer a client. Raises OriginUnavailable when the Hub cannot be asked and nothing kept may be used."""
         reading = Reading(_key(request, route), str(route.repo or ""))
         self._readings.add(reading)
         try:
@@ -103,7 +103,7 @@ class Reuse:
         asked_at: float,
         reading: Reading,
     ) -> web.StreamResponse:
-        """The Hub's answer, kept on its way when it may be."""
+        """Relay the Hub's answer, and keep a copy if that is allowed."""
         asked, headers, now = tuple(request.headers.items()), end_to_end(answer.headers.items()), time.time()
         head = Stored(answer.status, answer.reason or "", headers, b"", asked_at, now)
         kept = caching.keep(asked, head) if request.method == "GET" else None
@@ -125,19 +125,19 @@ class Reuse:
         *,
         is_kept: bool,
     ) -> None:
-        """Drop what the origin has taken back: with the origin away it would be told as if it still held."""
+        """Drop what the origin has revoked; else it would still be served while the origin is away."""
         is_anonymous = caching.may_share(request.headers.items())
         mind_gate(self._catalog, reading.repo, answer, asked_at)
         if answer.status in _REFUSALS:
             if answer.status == 401 and not is_anonymous:
-                return  # about this token, and nothing about those who have none
+                return  # this is about the token, not about anonymous requests
             self._drop(reading.key)
             if reading.repo and HubError.of(answer.status, answer.headers).code in _OF_WHOLE_REPO:
                 self._drop_repo(reading.repo)
             return
         is_final = answer.status < 400 and answer.status not in (206, 304)
         if is_final and is_anonymous and request.method == "GET" and not is_kept:
-            self._drop(reading.key)  # another answer stands in its place, which is not to be kept
+            self._drop(reading.key)  # replaced by another answer, which may not be kept
 
     def _put(self, reading: Reading, asked: Fields, stored: Stored) -> None:
         kept = caching.keep(asked, stored)
@@ -147,7 +147,7 @@ class Reuse:
             self._shelf.add(reading.key, reading.repo, kept)
 
     def _from_shelf(self, request: web.BaseRequest, route: Route, stored: Stored, how: str) -> web.Response:
-        """What is kept, or the part of it that is asked for."""
+        """The kept answer, or the range of it that is asked for."""
         request["outcome"] = "stale" if "unavailable" in how else "hit"
         seconds = caching.age(stored, time.time())
         kept = [(name, value) for name, value in stored.headers if name.lower() not in _OF_ONE_ANSWER]
@@ -169,7 +169,7 @@ class Reuse:
         return web.Response(status=status, reason=reason, headers=headers, body=body)
 
     def void(self, request: web.BaseRequest, route: Route, answer: aiohttp.ClientResponse) -> None:
-        """What was kept of the addresses that a write concerned (RFC 9111, section 4.4)."""
+        """Drop what is kept under the addresses that a write concerns (RFC 9111, section 4.4)."""
         self._drop(_key(request, route))
         for name in ("Location", "Content-Location"):
             if where := answer.headers.get(name):
@@ -192,7 +192,7 @@ class Reuse:
 
 
 def mind_gate(catalog: Catalog, repo: str, answer: aiohttp.ClientResponse, asked_at: float) -> None:
-    """Files are not everybody's any more when anybody at all is told so, whatever the question was."""
+    """Close a repository whenever any client is told of its gate, whatever it asked."""
     if repo and answer.status in _REFUSALS and answer.headers.get("X-Error-Code") == "GatedRepo":
         catalog.closed(repo, asked_at)
 

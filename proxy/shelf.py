@@ -1,4 +1,4 @@
-"""Answers that are kept as HTTP has it, in memory: what passes through and says itself that it may be kept."""
+"""A cache in memory for answers that pass through and say that they may be kept."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import replace
 from proxy import caching
 from proxy.caching import Fields, Stored
 
-MAX_BODY = 1 << 20  # bytes; what is larger passes through and is not kept
-_MAX_SIZE = 8 << 20  # bytes of all
-_MAX_VARIANTS = 8  # of one address
+MAX_BODY = 1 << 20  # bytes; longer bodies pass through and are not kept
+_MAX_SIZE = 8 << 20  # bytes of all answers together
+_MAX_VARIANTS = 8  # answers for one address, by `Vary`
 
 
 class Shelf:
-    """Variants of answers by address; what was not used for longest goes first."""
+    """Variants of answers by address; the least recently used address is dropped first."""
 
     def __init__(self, limit: int = _MAX_SIZE) -> None:
         self._limit = limit
@@ -25,7 +25,7 @@ class Shelf:
         return key in self._kept
 
     def find(self, key: str, request: Fields) -> Stored | None:
-        """What was kept last of what this request would get."""
+        """The most recently kept variant that matches the request."""
         _, variants = self._kept.get(key, ("", []))
         found = next((stored for stored in variants if caching.matches(stored, request)), None)
         if found is not None:
@@ -33,7 +33,7 @@ class Shelf:
         return found
 
     def add(self, key: str, repo: str, stored: Stored) -> None:
-        """Keep an answer in place of the one for the same request; `repo` is what it speaks of, if anything."""
+        """Keep an answer in place of the variant for the same request. `repo`: what it is about, or empty."""
         _, variants = self._kept.get(key, ("", []))
         others = [other for other in variants if other.varied != stored.varied][: _MAX_VARIANTS - 1]
         self.drop(key)
@@ -51,7 +51,7 @@ class Shelf:
             self.drop(key)
 
     def doubt_repo(self, repo: str) -> None:
-        """Whatever is kept of a repository is to be asked for again before it is used, unless the origin is away."""
+        """Have everything kept of a repository revalidated before it is used again, unless the origin is away."""
         for key, (about, variants) in self._kept.items():
             if about == repo:
                 self._kept[key] = about, [replace(stored, is_doubtful=True) for stored in variants]

@@ -1,4 +1,4 @@
-"""Which hubmesh this is."""
+"""The version of hubmesh that is installed."""
 
 from importlib.metadata import version
 

@@ -1,4 +1,4 @@
-"""Where clients see this node, which may be through a proxy of theirs."""
+"""The address under which clients see this node, possibly through a reverse proxy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from aiohttp import web
 
 
 def visible_base(request: web.BaseRequest) -> str:
-    """Scheme and host under which the client sees this node, through whatever stands between."""
+    """Scheme, host and path prefix under which the client sees this node, from its `X-Forwarded-*` fields if any."""
     scheme = request.headers.get("X-Forwarded-Proto", request.scheme).partition(",")[0].strip()
     host = request.headers.get("X-Forwarded-Host", request.host).partition(",")[0].strip()
     return f"{scheme}://{host}{request.headers.get('X-Forwarded-Prefix', '').rstrip('/')}"

@@ -1,8 +1,9 @@
-"""The node as a Xet server, for files that clients take over Xet alone: the bytes come as all bytes do.
+"""The node as a Xet server, for files that clients fetch over Xet only; the bytes come the same way as all others.
 
-A client asks the Hub for a token to read a repository: we answer with a pass and name ourselves as the server. With it
-the client asks how a file is put together, and is sent to xorbs under addresses that carry a pass for this one file.
-Each request is checked as one for the file itself is: by its repository, and by the token that the pass was given to.
+A client asks the Hub for a token to read a repository; this node answers with a pass and names itself as the server.
+With the pass the client asks how a file is put together, and gets addresses of xorbs that contain a pass for this one
+file. Each request is checked like one for the file itself: by its repository, and by the token that the pass was given
+for.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _STALL_SECONDS = 300.0  # clients may pause a download; a dead one is dropped af
 
 
 class Xet:
-    """Reconstructions and xorbs, for who has a pass."""
+    """Answers requests for reconstructions and xorbs from clients with a pass."""
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class Xet:
     async def answer(
         self, request: web.BaseRequest, route: ReconstructionRoute | XorbRoute | UnknownRoute, client: Client
     ) -> web.StreamResponse:
-        """A request below `/-/xet/`. Raises HubError and OriginUnavailable."""
+        """Answer a request below `/-/xet/`. Raises HubError and OriginUnavailable."""
         if request.method in ("GET", "HEAD"):
             if isinstance(route, ReconstructionRoute):
                 return await self._reconstruction(request, route, client)
@@ -81,7 +82,7 @@ class Xet:
         return web.Response(status=404, text="not here\n")
 
     async def _file(self, granted: Pass, xet_hash: str, client: Client) -> ResolvedFile:
-        """The file that a hash names, if the client may have it now. Raises HubError and OriginUnavailable."""
+        """The file with a Xet hash, if the client may read it now. Raises HubError and OriginUnavailable."""
         name = self._catalog.xet_name(granted.repo, xet_hash) if is_hash(xet_hash) else None
         if name is None:
             raise HubError(404, code="EntryNotFound", message=f"{granted.repo} has no file that Xet calls {xet_hash}")
@@ -91,12 +92,12 @@ class Xet:
         return file
 
     def _is_void(self, granted: Pass, file: ResolvedFile) -> bool:
-        """Whether its client may have got wrong bytes before: no right ones must then complete the file."""
+        """Whether this client may hold wrong bytes of the file, which correct ones must not complete."""
         if file.digest is None:
             return False
         return granted.since <= self._catalog.disproof(file.digest).at < time.time() + resumed.CLOCK
 
-    # --- what clients of a Xet server ask
+    # --- requests of the Xet protocol
 
     async def _reconstruction(
         self, request: web.BaseRequest, route: ReconstructionRoute, asker: Client
@@ -145,7 +146,8 @@ class Xet:
         spans = list(xorb.spans(selection.start, selection.stop))
         source = await self._files.open(file, client, spans[0].start, spans[-1].stop, until, is_whole=False)
         try:
-            if self._is_void(granted, file):  # what was wrong has ended before a new source could be opened
+            # A disproof is noted before a new source of the file can be opened.
+            if self._is_void(granted, file):
                 raise HubError(403, message=f"some bytes of {file.path} were wrong: begin again")
             request["outcome"] = "hit" if source.is_here else "miss"
             response = web.StreamResponse(status=selection.status, headers=headers)
@@ -157,13 +159,13 @@ class Xet:
             except (ConnectionError, TimeoutError, MeshError, OSError) as error:
                 log.info("%s: broken off: %s", file.path, error)
                 if request.transport is not None:
-                    request.transport.close()  # the client must not take this for the end
+                    request.transport.close()  # so that the client does not take this for the end
             return response
         finally:
             source.close()
 
     async def _send(self, response: web.StreamResponse, source: Blob | Reader, spans: list[Span]) -> None:
-        """Send what is there, up to so many chunks at once, and wait for the rest."""
+        """Send the spans that are available, up to _BATCH chunks at once, and wait for the rest."""
         while spans:
             ready = source.ready(spans[0].start)
             while ready < spans[0].stop:
@@ -180,12 +182,15 @@ class Xet:
 
 
 def _select(request: web.BaseRequest, size: int, etag: str) -> Selection:
-    """A range is one of a GET (RFC 9110, section 14.2)."""
+    """The selected bytes; only a GET can have a range (RFC 9110, section 14.2)."""
     return select(size, f'"{etag}"', range_=request.headers.get("Range") if request.method == "GET" else None)
 
 
 def _read(fd: int, spans: list[Span]) -> bytearray:
-    """Headers and bytes, each where it belongs."""
+    """Read spans from a file, each with its chunk header before it. Blocks: call it in a thread.
+
+    Raises OSError when the file is too short.
+    """
     body = bytearray(sum(len(span.header) + span.stop - span.start for span in spans))
     view, place, parts = memoryview(body), 0, []
     for span in spans:

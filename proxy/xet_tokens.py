@@ -1,4 +1,4 @@
-"""`xet-read-token`: where a client with a Xet hash begins. It is sent to this node, if the hash can be told here."""
+"""`xet-read-token`: the first request for a file with a Xet hash. This node answers it if it can resolve the hash."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from proxy.visible import visible_base
 
 log = logging.getLogger(__name__)
 
-_MAX_WALKS = 1000
-_MAX_PAGES = 100
+_MAX_WALKS = 1000  # commits remembered
+_MAX_PAGES = 100  # of a tree
 _WALK_SECONDS = 8.0
 
 
 class XetTokens:
-    """A token is for a whole repository, so all of its hashes are learned before one is given."""
+    """Answers token requests. A token is for a whole repository, so all of its hashes are learned first."""
 
     def __init__(self, *, use: XetUse, passes: Passes, api: Api, resolver: Resolver, catalog: Catalog) -> None:
         self._use = use
@@ -39,14 +39,14 @@ class XetTokens:
         self._api = api
         self._resolver = resolver
         self._catalog = catalog
-        # A file of each commit that was looked through, or "" where Xet knows none.
+        # The path of a file with a Xet hash, for each commit that was walked; "" where there is none.
         self._walked: OrderedDict[tuple[Repo, str], str] = OrderedDict()
 
     async def answer(self, request: web.BaseRequest, route: OtherRoute, client: Client) -> web.Response | None:
-        """A pass for a repository at a revision, with ourselves as the server.
+        """A pass for a repository at a revision, which names this node as the server.
 
-        None when the Hub is to answer: we do not speak Xet, or what the repository holds is not known in time. Raises
-        HubError for who may not read it, and OriginUnavailable.
+        None when the Hub is to answer: Xet is turned off, or the files of the repository are not known in time. Raises
+        HubError for clients that may not read it, and OriginUnavailable.
         """
         asked = token_route(route)
         if self._use == "never" or asked is None or request.method != "GET":
@@ -62,7 +62,7 @@ class XetTokens:
             path = await self._some_file(repo, commit, client)
         if not path:
             return None
-        await self._resolver.file(FileRoute(repo, commit, path), client)  # may this client read at all?
+        await self._resolver.file(FileRoute(repo, commit, path), client)  # raises HubError if this client may not read
         token, until = self._passes.grant(client, repo, time.time())
         base = f"{visible_base(request)}{route.prefix}/-/xet"
         request["outcome"] = "hit"
@@ -85,9 +85,9 @@ class XetTokens:
         return answer.commit
 
     async def _some_file(self, repo: Repo, commit: str, client: Client) -> str:
-        """Learn the Xet hashes of a commit: any may be asked for, a client can have them from another day.
+        """Learn all Xet hashes of a commit, since a client may have any of them from an earlier listing.
 
-        The path of a file that has one; empty if there is none, or if it takes too long to see them all.
+        Returns the path of a file that has one; empty if there is none, or if listing them takes too long.
         """
         if (known := self._walked.get((repo, commit))) is not None:
             return known
