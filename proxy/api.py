@@ -107,7 +107,7 @@ class Api:
         try:
             return msgspec.json.encode(rewrite.strip_xet(msgspec.json.decode(body), self._xet))
         except msgspec.DecodeError as error:
-            raise OriginUnavailable(f"{self._origin.host} does not answer as a Hub would") from error
+            raise OriginUnavailable(f"{self._origin.host} sent invalid JSON: is --origin a Hub?") from error
 
     async def ask(
         self,
@@ -151,7 +151,7 @@ class Api:
         if not is_reload and (known := self._known(route, question, client)) is not None:
             return known, "hit"
         if is_kept_only:
-            raise HubError(504, message="this is not kept here, and the client wants only what is")
+            raise HubError(504, message="no answer to this is kept here, and only that is asked for (only-if-cached)")
         if self._origin.is_failing and (stale := await self._told(route, question, client)) is not None:
             return stale, "stale"
         try:
@@ -191,7 +191,7 @@ class Api:
         if outcome == "stale" and ref is not None:
             return ref.commit, True
         if not answer.commit:
-            raise OriginUnavailable(f"{self._origin.host} names no commit for {route.repo}")
+            raise OriginUnavailable(f"{self._origin.host} named no commit of {route.repo}")
         return answer.commit, outcome == "stale"
 
     # --- what is known
@@ -323,7 +323,7 @@ class Api:
                 break
             target = self._origin.follow(target, answer.headers.get("Location", ""))  # renamed
         else:
-            raise OriginUnavailable(f"{self._origin.host} sends us in circles for {route.repo}")
+            raise OriginUnavailable(f"{self._origin.host} sent {_MAX_HOPS} redirects in a row for {route.repo}")
         if answer.status == 304 and known is not None:
             if route.kind in ("info", "revision"):  # the Hub has just confirmed what it says of the gate
                 self._learn(route, known.commit, msgspec.json.decode(known.body), token, said_at)
@@ -337,7 +337,7 @@ class Api:
         try:
             document = msgspec.json.decode(answer.body)
         except msgspec.DecodeError as error:
-            raise OriginUnavailable(f"{self._origin.host} does not answer as a Hub would") from error
+            raise OriginUnavailable(f"{self._origin.host} sent invalid JSON: is --origin a Hub?") from error
         return self._keep(route, question, answer, document, token, said_at)
 
     def _note_refusal(self, repo: str, error: HubError, token: str | None, said_at: float) -> None:

@@ -82,13 +82,13 @@ def _aside(root: Path) -> Path:
             return aside
     raise StoreUnusable(
         f"the catalog in {root} is damaged, as {len(names)} were before it: "
-        f"check the disk, then delete what is called {root}.damaged…"
+        f"check the disk, then delete {root}.damaged and those with numbers"
     )
 
 
 def _refusal(root: Path, error: Exception) -> StoreUnusable:
     reason = "another program has locked it" if isinstance(error, diskcache.Timeout) else error
     return StoreUnusable(
-        f"cannot open the catalog in {root}: {reason}. Nothing in it was changed: make room on the disk, end what else "
-        "uses it, or see to it that this user may write there, and start again; or move it away: it is begun anew"
+        f"cannot open the catalog in {root}: {reason}. It was not changed. Make room on the disk, stop what else uses "
+        "it, or let this user write there, and start again; or move it away, and the node makes a new one"
     )

@@ -114,7 +114,7 @@ class Files:
             if error.code != "RevisionNotFound" or file.commit == route.revision:
                 raise
             self._resolver.forget(route)  # the branch was rewritten since: it exists, but means another commit now
-            raise errors.come_again(f"{route.revision} was rewritten a moment ago", client) from error
+            raise errors.come_again(f"{route.revision} of {file.repo} has just changed: try again", client) from error
 
     def _head(
         self,
@@ -192,7 +192,9 @@ class Files:
         self, file: ResolvedFile, client: Client, start: int, stop: int, until: float, *, is_whole: bool
     ) -> Blob | Reader:
         if file.digest is None:
-            raise HubError(502, message=f"the ETag of {file.path} is no digest: its bytes could not be proven")
+            raise HubError(
+                502, message=f"the origin's ETag of {file.path} is not a digest, so its bytes cannot be verified"
+            )
         access = HubAccess(self._resolver, file, client) if self._resolver.may_ask else None
         wanted = Wanted(file.digest, file.size, file.path, is_public=self._resolver.may_share(file))
         return await open_blob(self._blobs, wanted, start, stop, access, client, until, is_whole=is_whole)
@@ -243,7 +245,9 @@ async def open_blob(
         if source is not None:
             source.close()
         if isinstance(error, TimeoutError):
-            raise errors.come_again(f"{wanted.name} is on its way, but its bytes did not come yet", client) from error
+            raise errors.come_again(
+                f"{wanted.name} is being fetched, but these bytes have not come yet: try again", client
+            ) from error
         if isinstance(error, MeshError):
             raise _as_hub_error(error, wanted.name, client) from error
         raise

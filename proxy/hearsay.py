@@ -167,7 +167,7 @@ class Hearsay:
             raise web.HTTPBadRequest(text=f"{error}\n") from error
         if isinstance(heard, Pause):
             if not self._mesh.auth.is_keyed:
-                raise web.HTTPForbidden(text="an open mesh takes no orders\n")
+                raise web.HTTPForbidden(text="pauses are accepted in a mesh with a key only\n")
             self._origin.pause((heard.asker, heard.window), heard.seconds)
             return web.Response()
         encoded = msgspec.msgpack.encode(self._tell(heard))

@@ -91,7 +91,9 @@ class Lfs:
         """
         body = await bodies.read(request, _MAX_QUESTION)
         if not isinstance(body, bytes):
-            raise HubError(413, message=f"a batch of more than {_MAX_QUESTION} bytes")
+            raise HubError(
+                413, message=f"a batch request of more than {_MAX_QUESTION} bytes: ask for fewer objects at a time"
+            )
         asked = lfs.over_http(body)
         client, now = lfs.client_of(request.headers), time.time()
         if asked is None or client is None:
@@ -192,7 +194,7 @@ class Lfs:
             self._said.pop((repo, route.digest.hex, _key(client)), None)
             raise HubError(found.status if 400 <= found.status < 500 else 502, message=found.message)
         if found is None:
-            raise OriginUnavailable(f"{self._origin.host} says nothing of where {route.digest.hex} is")
+            raise OriginUnavailable(f"{self._origin.host} did not say where the bytes of {route.digest.hex} are")
         self._keep(repo, client, found, said_at)
         return found
 

@@ -133,7 +133,9 @@ class Origin:
         """The target at the Hub that a redirect from `target` leads to. Raises OriginUnavailable for others."""
         hub, parts = urlsplit(self.url), urlsplit(urljoin(self.url + target, where))
         if not where or (parts.scheme, parts.netloc) != (hub.scheme, hub.netloc):
-            raise OriginUnavailable(f"{self.host} redirects us to {parts.netloc if where else 'nowhere'}")
+            raise OriginUnavailable(
+                f"{self.host} sent a redirect away from --origin, to {parts.netloc if where else 'no address'}"
+            )
         path = parts.path.removeprefix(hub.path)
         return f"{path}?{parts.query}" if parts.query else path
 
@@ -209,7 +211,7 @@ class Origin:
         except TimeoutError as error:
             raise OriginUnavailable(f"no answer from {self.host} in time", is_timeout=True) from error
         except aiohttp.ClientError as error:
-            raise OriginUnavailable(f"{self.host} broke off its answer: {error}") from error
+            raise OriginUnavailable(f"{self.host} broke off before the end of its answer: {error}") from error
         return Answer(response.status, CIMultiDict(response.headers), bytes(answer), said_at)
 
     @asynccontextmanager
@@ -245,7 +247,7 @@ class Origin:
         patience: Patience | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         if self.is_offline:
-            raise OriginUnavailable("this node is offline (--offline)")
+            raise OriginUnavailable("this node is offline (--offline), and what it holds does not answer this")
         began = time.perf_counter()
         status = 0
         try:
@@ -316,7 +318,9 @@ class Origin:
     def _mind_pause(self, quota: tuple[str, str]) -> None:
         seconds = self._paused.get(quota, 0.0) - time.monotonic()
         if seconds > 0:
-            raise OriginUnavailable(f"{self.host} asked us to wait", retry_after=seconds)
+            raise OriginUnavailable(
+                f"{self.host} limits requests, and allows no more for now: try again later", retry_after=seconds
+            )
 
     def _note_limits(self, answer: Answer, quota: tuple[str, str]) -> None:
         """Start the pause that an answer asks for. Raises OriginUnavailable for a 429."""
@@ -331,7 +335,9 @@ class Origin:
         self.on_pause(quota, pause)
         log.warning("%s has had enough requests (%s) for now: none for %.0f s", self.host, quota[1], pause)
         if answer.status == 429:
-            raise OriginUnavailable(f"{self.host} has had too many requests", retry_after=pause)
+            raise OriginUnavailable(
+                f"{self.host} limits requests, and refused this one: try again later", retry_after=pause
+            )
 
 
 def _window(target: str) -> str:

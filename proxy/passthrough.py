@@ -167,5 +167,5 @@ async def _read(request: web.BaseRequest) -> bytes:
     async for part in request.content.iter_any():
         body += part
         if len(body) > _MAX_ORDER:
-            raise HubError(413, message=f"an order of more than {_MAX_ORDER} bytes")
+            raise HubError(413, message=f"the request about a repository is longer than {_MAX_ORDER} bytes")
     return bytes(body)

@@ -156,12 +156,12 @@ class Preheater:
         prefix = Repo.parse(order.repo).api_prefix
         route = parse(f"{prefix}/revision/{quote(order.revision, safe='')}{query}")
         if not isinstance(route, ApiRoute):
-            raise HubError(400, message=f"nothing at the Hub can be called {order.repo} at {order.revision!r}")
+            raise HubError(400, message=f"{order.repo} at {order.revision!r} is not a possible name at the Hub")
         answer, _ = await self._api.ask(route, client)
         try:
             return msgspec.json.decode(answer.body, type=_Info)
         except msgspec.DecodeError as error:
-            raise OriginUnavailable(f"the Hub does not say what is in {order.repo}: {error}") from error
+            raise OriginUnavailable(f"the Hub's list of the files in {order.repo} is not valid: {error}") from error
 
     async def _sized_info(self, order: Repository, client: Client) -> _Info:
         """The info with the sizes of files, if they can be had."""
@@ -224,12 +224,14 @@ class Preheater:
     async def _take(self, request: web.Request) -> web.Response:
         """Accept an order of another node. Bounded, since anybody may send one to the port of an open mesh."""
         if not self._mesh.auth.is_keyed and not self._quota.take(request.remote or "", time.monotonic()):
-            raise web.HTTPTooManyRequests(text="too many orders\n", headers={"Retry-After": f"{_ORDER_SECONDS:.0f}"})
+            raise web.HTTPTooManyRequests(
+                text="too many orders from this host\n", headers={"Retry-After": f"{_ORDER_SECONDS:.0f}"}
+            )
         try:
             order = _orders.decode(await read_message(request, _MAX_MESSAGE))
             if isinstance(order, HeldBlob):
                 if not self._mesh.auth.is_keyed:
-                    raise web.HTTPForbidden(text="not without a key\n")
+                    raise web.HTTPForbidden(text="orders for blobs are accepted in a mesh with a key only\n")
                 work = self._join(Digest.parse(order.digest), order.size)
             else:
                 Repo.parse(order.repo)
@@ -288,9 +290,9 @@ def _with_advice(error: HubError, order: Preheat) -> HubError:
         return error
     who = "this token" if order.token else "anybody without a token"
     advice = (
-        "give a token that may (--token, HF_TOKEN or `hf auth login`), ask for access on its page, or mend its name"
+        "use a token with access (--token, HF_TOKEN, `hf auth login`), ask for access on its page, or correct its name"
     )
-    said = error.message.rstrip(".") or "no such repository, or none that may be seen"
+    said = error.message.rstrip(".") or "no such repository, or no access to it"
     return HubError(error.status, message=f"the Hub does not let {who} read it ({error.status}: {said}): {advice}")
 
 

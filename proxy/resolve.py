@@ -180,7 +180,7 @@ class Resolver:
             token = client.token
             await self._ask_as(file.at_commit, token, client.user_agent, known, is_renewal=refused is not None)
         if (location := self._locations.get(file.at_commit, token, time.time(), refused)) is None:
-            raise OriginUnavailable(f"{self._origin.host} says nothing of where {file.path} is")
+            raise OriginUnavailable(f"{self._origin.host} did not say where the bytes of {file.path} are")
         return location
 
     async def again(self, file: ResolvedFile, client: Client, until: float) -> ResolvedFile:
@@ -322,25 +322,25 @@ class Resolver:
             if answer.status >= 400:
                 raise self._refusal(route, wanted or commit, answer, token, said_at)
             if commit and wanted and commit != wanted:
-                raise OriginUnavailable(f"{self._origin.host} answers for another commit than {wanted}")
+                raise OriginUnavailable(f"{self._origin.host} answered for commit {commit} instead of {wanted}")
             is_redirect, where = answer.status >= 300, answer.headers.get("Location", "")
             url = self._address(target, where) if is_redirect else self._origin.absolute(target)
             found = metadata.linked(answer.headers) if is_redirect else metadata.direct(answer.headers)
             if found is not None and found.contradicts_itself:
-                raise OriginUnavailable(f"{self._origin.host} says that {route.path} is empty, which its ETag denies")
+                raise OriginUnavailable(f"{self._origin.host} says that {route.path} is empty, contrary to its ETag")
             # Only the Hub names a commit; other servers may have a page at any address.
             if found is not None and is_commit(commit):
                 self._locations.keep(FileRoute(route.repo, commit, route.path), token, url, user_agent, said_at)
                 self._note(route, commit, File(found), token, said_at)
                 return ResolvedFile(route.repo, commit, route.path, found, self._may_all(route, token, said_at), "miss")
             if not is_redirect:
-                raise OriginUnavailable(f"{self._origin.host} does not answer as a Hub would")
+                raise OriginUnavailable(f"{self._origin.host} left out the commit, ETag or size: is --origin a Hub?")
             target = self._origin.follow(target, where)
             if known is not None and is_commit(commit) and metadata.named(target) == known.etag:
                 url, at_commit = self._origin.absolute(target), FileRoute(route.repo, commit, route.path)
                 self._locations.keep(at_commit, token, url, user_agent, said_at)
                 return ResolvedFile(route.repo, commit, route.path, known, self._may_all(route, token, said_at), "miss")
-        raise OriginUnavailable(f"{self._origin.host} sends us in circles for {route.repo}")
+        raise OriginUnavailable(f"{self._origin.host} sent {_MAX_HOPS} redirects in a row for {route.repo}")
 
     def _may_all(self, route: FileRoute, token: str | None, said_at: float) -> bool:
         """Whether an answer just given holds for everybody: it was anonymous, and no refusal has come meanwhile."""
@@ -356,7 +356,7 @@ class Resolver:
                 return url
         except ValueError:  # impossible brackets or port
             pass
-        raise OriginUnavailable(f"{self._origin.host} redirects us to nowhere")
+        raise OriginUnavailable(f"{self._origin.host} sent a redirect without a valid address")
 
     def _refusal(self, route: FileRoute, commit: str, answer: Answer, token: str | None, said_at: float) -> HubError:
         error = HubError.of(answer.status, answer.headers, answer.body)

@@ -30,8 +30,8 @@ def choose(selection: Selection, size: int, name: str, disproof: Disproof, now: 
         return selection
     raise HubError(
         412,
-        message=f"some bytes of {name} that were sent lately were wrong, and yours may be among them: delete what you "
-        "have of it and download it anew, from its beginning (huggingface_hub: force_download=True)",
+        message=f"some bytes of {name} that were sent recently were wrong, and may be in your partial download: delete "
+        "what you have of it and download it again from the beginning (huggingface_hub: force_download=True)",
     )
 
 

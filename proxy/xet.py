@@ -79,16 +79,18 @@ class Xet:
                 return await self._reconstruction(request, route, client)
             if isinstance(route, XorbRoute):
                 return await self._xorb(request, route)
-        return web.Response(status=404, text="not here\n")
+        return web.Response(status=404, text="hubmesh has no such Xet route\n")
 
     async def _file(self, granted: Pass, xet_hash: str, client: Client) -> ResolvedFile:
         """The file with a Xet hash, if the client may read it now. Raises HubError and OriginUnavailable."""
         name = self._catalog.xet_name(granted.repo, xet_hash) if is_hash(xet_hash) else None
         if name is None:
-            raise HubError(404, code="EntryNotFound", message=f"{granted.repo} has no file that Xet calls {xet_hash}")
+            raise HubError(
+                404, code="EntryNotFound", message=f"no file of {granted.repo} is known by the Xet hash {xet_hash}"
+            )
         file = await self._resolver.file(FileRoute(Repo.parse(granted.repo), name.commit, name.path), client)
         if file.digest is None or not file.size:
-            raise HubError(404, code="EntryNotFound", message=f"{name.path} is nothing for Xet")
+            raise HubError(404, code="EntryNotFound", message=f"{name.path} cannot be served over Xet")
         return file
 
     def _is_void(self, granted: Pass, file: ResolvedFile) -> bool:
@@ -104,11 +106,13 @@ class Xet:
     ) -> web.StreamResponse:
         xet_hash, now = route.hash, time.time()
         if (read := self._passes.read(asker.token or "", "", asker.user_agent, now)) is None:
-            raise HubError(401, message="no pass of this node, or one whose time is over")
+            raise HubError(
+                401, message="this access token was not issued by this node, or has expired: ask for a new one"
+            )
         granted, client = read
         file = await self._file(granted, xet_hash, client)
         if self._is_void(granted, file):
-            raise HubError(401, message=f"some bytes of {file.path} were wrong: begin again with a new token")
+            raise HubError(401, message=f"some bytes of {file.path} were wrong: start again with a new token")
         selection = _select(request, file.size, xet_hash)
         if selection.status == 416:
             return web.Response(status=416, headers={"Content-Range": f"bytes */{file.size}"})
@@ -127,7 +131,7 @@ class Xet:
         text, user_agent = request.query.get("signature", ""), agent_of(request.headers)
         read = self._passes.read(text, xet_hash, user_agent, time.time()) if is_hash(xet_hash) else None
         if read is None:
-            raise HubError(403, message="no address of this node, or one whose time is over")  # clients ask anew
+            raise HubError(403, message="this address was not issued by this node, or has expired")  # clients ask anew
         granted, client = read
         file = await self._file(granted, xet_hash, client)
         try:
@@ -148,7 +152,7 @@ class Xet:
         try:
             # A disproof is noted before a new source of the file can be opened.
             if self._is_void(granted, file):
-                raise HubError(403, message=f"some bytes of {file.path} were wrong: begin again")
+                raise HubError(403, message=f"some bytes of {file.path} were wrong: start its download again")
             request["outcome"] = "hit" if source.is_here else "miss"
             response = web.StreamResponse(status=selection.status, headers=headers)
             response.content_length = selection.stop - selection.start

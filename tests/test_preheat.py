@@ -191,7 +191,7 @@ def test_what_nothing_at_the_hub_can_be_called_is_said(
         answer = ask(f"{node.url}/-/preheat", "POST", body=body, Content_Type="application/json")
         assert (answer.status, json.loads(answer.body)) == (
             400,
-            {"error": f"nothing at the Hub can be called models/{repo} at {revision!r}"},
+            {"error": f"models/{repo} at {revision!r} is not a possible name at the Hub"},
         )
         assert "Traceback" not in node.log()
 

@@ -90,7 +90,7 @@ def _explain(error: HubError, repo: str) -> str:
     # For a repository that does not exist the Hub says "Invalid username or password.", even to anonymous requests.
     if error.code == "RepoNotFound":
         return f"there is no {repo}, or it is private and the token may not read it"
-    return error.message or f"the Hub says {error.status}"
+    return error.message or f"the Hub answered {error.status}"
 
 
 ACTIONS: dict[str, Callable[[web.Request, NodeView, str, Order], Awaitable[dict[str, int]]]] = {
@@ -107,7 +107,7 @@ async def _read(request: web.Request) -> bytes:
     async for data in request.content.iter_chunked(_MAX_BODY):
         body += data
         if len(body) > _MAX_BODY:
-            raise ValueError(f"more than {_MAX_BODY} bytes are no order")
+            raise ValueError(f"the body is longer than {_MAX_BODY} bytes")
     return bytes(body)
 
 
@@ -116,14 +116,14 @@ def _refuse(request: web.Request) -> str | None:
     host = request.headers.get("Host", "")
     is_forwarded = "X-Forwarded-For" in request.headers or "Forwarded" in request.headers
     if is_forwarded or not is_loopback(request.remote or "") or not is_loopback(_without_port(host)):
-        return "only this machine may do that: run it on the node's own host, against localhost"
+        return "this is allowed from the node's own machine only: send it to localhost there"
     # Browsers say which site sent a request, and ask (CORS preflight) before they send JSON to another site.
     if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
-        return "another site's page may not do that"
+        return "a page of another site may not do this: use the dashboard of the node itself"
     if request.headers.get("Origin", f"http://{host}") != f"http://{host}":
-        return "another site's page may not do that"
+        return "a page of another site may not do this: use the dashboard of the node itself"
     if request.content_type != "application/json":
-        return "the body has to be application/json"
+        return "the Content-Type has to be application/json"
     return None
 
 

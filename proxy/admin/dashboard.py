@@ -64,7 +64,7 @@ class Dashboard:
     async def events(self, request: web.Request) -> web.StreamResponse:
         """The event stream of one listener: first all sections, then those that have changed."""
         if self._listeners >= _MAX_LISTENERS or self._is_closing:
-            raise web.HTTPServiceUnavailable(text="too many dashboards are open\n")
+            raise web.HTTPServiceUnavailable(text="too many dashboards are open: close one\n")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **_HEADERS})
         await response.prepare(request)
         request[FIRST_BYTE_AT] = time.perf_counter()

@@ -121,23 +121,25 @@ def findings(view: NodeView, recent_failures: int) -> Iterator[Finding]:
     """Problems that the node can see by itself; `hubmesh doctor` looks further."""
     is_ready, reason = view.ready()
     if not is_ready:
-        yield Finding("bad", f"not ready: {reason}", "wait a moment; see the log if it stays so")
+        yield Finding("bad", f"not ready: {reason}", "wait a moment; if it stays so, read the log")
     if recent_failures:
         yield Finding(
             "bad",
             f"{recent_failures} requests to the origin failed in the last minute",
-            "run `hubmesh doctor`: it tries the way to the origin",
+            "run `hubmesh doctor`: it checks the connection to the origin",
         )
     for source, count in sorted(view.stats.pieces_rejected.copy().items()):
-        yield Finding("bad", f"{count} pieces from {source} were wrong and were dropped", "look at its disk and memory")
+        yield Finding("bad", f"{count} pieces from {source} were wrong and were dropped", "check its disk and memory")
     everybody = view.peers()
     gone = sum(not peer.is_alive for peer in everybody)
     if not everybody:
         yield Finding("note", "no other node is known: everything comes from the origin", "start one, or name a --seed")
     elif gone == len(everybody):
-        yield Finding("bad", "no other node answers any more", "run `hubmesh doctor` here and there")
+        yield Finding("bad", "no other node answers any more", "run `hubmesh doctor` on this node and on others")
     elif gone:
         yield Finding("note", f"{gone} of {len(everybody)} other nodes do not answer", "")
     usage = view.usage()
     if usage.max_bytes and usage.blob_bytes > 0.95 * usage.max_bytes:
-        yield Finding("note", "the budget is full: what was not used for longest goes", "give it a larger --max-size")
+        yield Finding(
+            "note", "the store is full: the least recently used blobs are evicted", "start with a larger --max-size"
+        )

@@ -132,7 +132,7 @@ def objects(body: bytes, now: float) -> dict[Digest, Object | Missing]:
             if "error" in said:
                 found[digest] = Missing(int(said["error"]["code"]), str(said["error"].get("message", "")))
             elif size == 0 and not metadata.is_empty(digest):
-                found[digest] = Missing(502, f"{digest.hex} is said to be empty, which its digest denies")
+                found[digest] = Missing(502, f"the origin says that {digest.hex} is empty, contrary to its digest")
             elif isinstance(download := said["actions"]["download"], dict) and isinstance(size, int) and size >= 0:
                 headers = {str(name): str(value) for name, value in (download.get("header") or {}).items()}
                 url, ends = str(download["href"]), metadata.expiry(str(download["href"]), now)
