@@ -34,7 +34,7 @@ FIRST_BYTE_AT = web.RequestKey("first_byte_at", float)
 SMALL = 256 << 10  # bytes of a body up to which the loop sends it itself: a thread would cost more than it saves
 _WINDOW = 4 << 20  # bytes per send
 _TLS_WINDOW = 256 << 10  # bytes encrypted at once: this blocks the loop for about a millisecond
-_QUANTUM = 32 << 20  # bytes after which a thread turns to another body; under a rate limit, one portion of the limit
+_QUANTUM = 32 << 20  # bytes until a thread turns to a body that waits for one; under a rate limit, a portion of that
 _LINGER_MS = 20  # for which a thread waits on a full socket: a reader about as fast as the sender frees it in this time
 _BULK = 2  # TC_PRIO_BULK of linux/pkt_sched.h: see tc-prio(8)
 _STALL_SECONDS = 300.0  # clients may pause a download; a dead client is dropped after this long
@@ -88,6 +88,8 @@ class Outflow:
         gives_way: bool = False,
     ) -> None:
         self._gives_way = gives_way
+        self._threads = threads
+        self._turns = 0  # of threads: under way, or waiting for one
         self._pool = bulk_pool(threads, "outflow", NICE_OF_UPLOADS)
         self._limiter = limiter or Limiter(None)
         self._sent = sent
@@ -113,7 +115,7 @@ class Outflow:
             body = _read_cached(source.fd, start, stop)
             if body is None:
                 # Not in the loop's default executor: its threads may all be flushing large files to disk.
-                body = await asyncio.get_running_loop().run_in_executor(self._pool, _read, source.fd, start, stop)
+                body = await self._turn(None, _read, source.fd, start, stop)
             if source.stamp is not None:
                 source.stamp.check(source.fd)
             self._sent(len(body))
@@ -142,7 +144,6 @@ class Outflow:
     async def _send(self, transport: asyncio.Transport, source: Source, start: int, stop: int) -> None:
         await _flushed(transport)
         transport_socket = transport.get_extra_info("socket")
-        loop = asyncio.get_running_loop()
         # A duplicate: the transport may close its own descriptor while a thread still uses this one.
         with socket.socket(fileno=os.dup(transport_socket.fileno())) as sock:
             position = start
@@ -153,21 +154,19 @@ class Outflow:
                     if transport.is_closing():
                         raise ConnectionResetError("the client has gone")
                     continue
-                turn = loop.run_in_executor(self._pool, self._push, sock, source, position, ready)
-                position, is_blocked = await _to_its_end(turn, sock)
+                position, is_blocked = await self._turn(sock, self._push, sock, source, position, ready)
                 if is_blocked:
                     await _writable(sock)
 
     async def _write(self, response: web.StreamResponse, source: Source, start: int, stop: int) -> None:
         """Send through the transport, which encrypts in the loop's thread and says when its buffer is full."""
-        loop = asyncio.get_running_loop()
         position = start
         while position < stop:
             ready = min(stop, source.ready(position), position + _TLS_WINDOW)
             if ready <= position:
                 await source.wait(position)
                 continue
-            data = await _to_its_end(loop.run_in_executor(self._pool, self._copy, source, position, ready))
+            data = await self._turn(None, self._copy, source, position, ready)
             try:
                 async with asyncio.timeout(_STALL_SECONDS):
                     await response.write(data)
@@ -175,6 +174,14 @@ class Outflow:
                 raise ConnectionResetError("the client took no byte for too long") from None
             position = ready
             self._sent(len(data))
+
+    async def _turn(self, sock: socket.socket | None, work: Callable[..., _T], *args: object) -> _T:
+        """Have a thread do `work`, which may use `sock`, and return what that returns."""
+        self._turns += 1
+        try:
+            return await _to_its_end(asyncio.get_running_loop().run_in_executor(self._pool, work, *args), sock)
+        finally:
+            self._turns -= 1
 
     def _copy(self, source: Source, start: int, stop: int) -> bytes:
         self._limiter.take(stop - start)
@@ -188,7 +195,8 @@ class Outflow:
 
         Returns the position reached, and whether the socket is full.
         """
-        end = min(stop, position + (self._limiter.portion(_WINDOW) or _QUANTUM))
+        portion = self._limiter.portion(_WINDOW)
+        end = min(stop, position + (portion or _QUANTUM))
         began = position
         poll = select.poll()
         poll.register(sock, select.POLLOUT)
@@ -203,6 +211,10 @@ class Outflow:
                     continue
                 position += count
                 self._limiter.take(count)
+                if position >= end < stop and not portion and self._turns <= self._threads:
+                    # No other body waits for a thread: giving this one back to the loop would cost time for nothing.
+                    self._sent(position - began)
+                    began, end = position, min(stop, position + _QUANTUM)
         finally:
             _cork(sock, False)
             self._sent(position - began)
