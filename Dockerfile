@@ -13,7 +13,7 @@ RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin hubmesh \
     && install --directory --owner=hubmesh --group=hubmesh /data
 COPY --from=build /opt/hubmesh /opt/hubmesh
 USER hubmesh
-# Inside a container all interfaces are the container's own; what of them the world sees is decided by -p.
+# Listen on all interfaces of the container: -p decides which addresses of the host reach them.
 ENV PATH=/opt/hubmesh/bin:$PATH \
     HUBMESH_DATA_DIR=/data \
     HUBMESH_LISTEN=0.0.0.0:8090 \

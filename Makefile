@@ -1,20 +1,20 @@
-# Needs only Python 3.11+; everything is installed into .venv.
+# Requires Python 3.11 or later; installs everything into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable
 
-# `make swarm N=200 SIZE=1GiB`: how many nodes, and how large a file.
+# For `make swarm`: the number of nodes and the size of the file.
 N ?= 8
 SIZE ?= 64MiB
 
 .PHONY: help environment demo test test-all lint bench swarm clean
 
 help:
-	@echo 'make demo      a real model through real nodes, with unchanged clients, in a few minutes'
-	@echo 'make test      the tests (test-all: the slow ones too); make lint: style and types'
-	@echo 'make bench     how fast, beside nginx, squid and olah; about ten minutes'
-	@echo 'make swarm     N=$(N) nodes ask for a file of SIZE=$(SIZE) at once'
+	@echo 'make demo      download a real model through real nodes with unmodified clients; a few minutes'
+	@echo 'make test      run the tests (test-all: also the slow ones); make lint: check style and types'
+	@echo 'make bench     compare the speed with nginx, squid and olah; about ten minutes'
+	@echo 'make swarm     let N=$(N) nodes request a file of SIZE=$(SIZE) at once'
 
 $(VENV)/.tests: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -45,8 +45,7 @@ lint: environment
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-
-# nginx and squid take part where they are installed; `make bench JOBS=warm` runs some of it.
+# Includes nginx and squid where they are installed. `make bench JOBS=warm` runs only some jobs.
 bench: $(VENV)/.loadtests
 	$(BIN)/python -m loadtests.bench $(if $(JOBS),--jobs $(JOBS))
 
