@@ -38,9 +38,10 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(VERSION, prog_name="hubmesh")
 def hubmesh() -> None:
-    """A local stand-in for huggingface.co: the nodes of a site bring every byte from the Hub in once.
+    """Local stand-in for huggingface.co: the nodes of a site fetch every byte from the Hub once and share it.
 
-    Start one with `hubmesh serve`, then set HF_ENDPOINT=http://localhost:8090 for whatever downloads.
+    Start a node with `hubmesh serve`, then set HF_ENDPOINT=http://localhost:8090 for every program that downloads
+    from the Hub.
     """
 
 

@@ -65,12 +65,12 @@ def _setting(
 
 def _path(text: object) -> Path:
     if "\0" in str(text):
-        raise ValueError(f"{text!r} is no path: there is a NUL character in it")
+        raise ValueError(f"{text!r} is not a path: it contains a NUL character")
     try:
         return Path(str(text)).expanduser()
     except RuntimeError:
         raise ValueError(
-            f"{text!r}: no such home directory is known here; give the whole path, such as --data-dir /var/lib/hubmesh"
+            f"{text!r}: cannot find that home directory; give an absolute path, such as --data-dir /var/lib/hubmesh"
         ) from None
 
 
@@ -117,112 +117,123 @@ class Settings:
     """
 
     listen: HostPort = _setting(
-        "127.0.0.1:8090", "Where clients connect. Port 0 takes any free one.", HostPort.parse, "HOST:PORT"
+        "127.0.0.1:8090", "Address for clients. Port 0 picks a free port.", HostPort.parse, "HOST:PORT"
     )
     mesh_listen: HostPort = _setting(
-        "0.0.0.0:8091", "Where peers connect. Port 0 takes any free one.", HostPort.parse, "HOST:PORT"
+        "0.0.0.0:8091", "Address for peers. Port 0 picks a free port.", HostPort.parse, "HOST:PORT"
     )
     advertise: HostPort | None = _setting(
         None,
-        "The address peers should use, when it differs from --mesh-listen as seen from outside.",
+        "Address that peers use to reach this node, if they cannot use --mesh-listen.",
         HostPort.parse,
         "HOST:PORT",
     )
     allow_hosts: tuple[str, ...] = _setting(
         None,
-        "A further host name clients may use for this node; '*.example.org' covers all below, '*' any. "
-        "Requests for unknown names are refused, so that no web page can reach the node by DNS rebinding.",
+        "Another host name that clients may use for this node; repeat for several. '*.example.org' allows every name "
+        "below example.org, '*' any. Requests for other names are refused, so that web pages "
+        "cannot reach the node by DNS rebinding.",
         parse_host_pattern,
         "NAME",
         repeated_as="allow_host",
     )
     origin: str = _setting(
-        "https://huggingface.co", "The Hub, or a mirror of it. TLS is always verified.", _origin, "URL"
+        "https://huggingface.co",
+        "URL of the Hub, or of a mirror. TLS certificates are always verified.",
+        _origin,
+        "URL",
     )
-    offline: bool = _setting(False, "Never go to the origin: serve what is here or with peers.")
+    offline: bool = _setting(False, "Never contact the origin: serve only what this node and its peers hold.")
     xet: XetUse = _setting(
         "auto",
-        "Speak Xet to clients: for files above their plain HTTP limit of 50 GB (auto), for all large ones, or none.",
+        "Files to serve over Xet: those above 50 GB, which clients refuse over plain HTTP (auto), "
+        "all large files (always), or none (never).",
         choices=("auto", "always", "never"),
     )
 
-    data_dir: Path = _setting("~/.cache/hubmesh", "Where blobs and the catalog are kept.", _path, "DIR")
+    data_dir: Path = _setting("~/.cache/hubmesh", "Directory for blobs and the catalog.", _path, "DIR")
     # None: 90 % of what is free but for its own files (see proxy/budget.py).
     max_size: int | None = _setting(
         None,
-        "Keep at most this much, e.g. 200GiB; what was not used for longest goes first. "
-        "Default: 90 % of what would be free without these.",
+        "Disk space for blobs, e.g. 200GiB; the least recently used are evicted first. "
+        "Default: 90 % of the space that is free or taken by blobs already.",
         parse_size,
         "SIZE",
     )
     hf_cache: Path | None = _setting(
-        None, "An existing Hugging Face cache to serve from and to share disk blocks with.", _path, "DIR"
+        None, "Existing Hugging Face cache to serve files from and to share disk space with.", _path, "DIR"
     )
 
-    role: Role = _setting("peer", "A seed goes to the origin on behalf of the others.", choices=("peer", "seed"))
+    role: Role = _setting("peer", "A seed fetches from the origin for all other nodes.", choices=("peer", "seed"))
     seeds: tuple[HostPort, ...] = _setting(
         None,
-        "The mesh address of a seed; repeat for several. A DNS name with several addresses is several seeds.",
+        "Mesh address of a seed, or of any running node; repeat for several. "
+        "A DNS name with several addresses stands for several seeds.",
         HostPort.parse,
         "HOST:PORT",
         repeated_as="seed",
     )
-    mdns: bool = _setting(True, "Find and be found by nodes on the local network (_hubmesh._tcp.local.).")
+    mdns: bool = _setting(True, "Discover nodes on the local network by multicast DNS (_hubmesh._tcp.local.).")
     mesh_key_file: Path | None = _setting(None, "File with the secret that all nodes of the mesh share.", _path, "FILE")
     mesh_tls_cert_file: Path | None = _setting(
-        None, "Speak TLS with peers, and show them the certificate in this PEM file.", _path, "FILE"
+        None, "Certificate of this node (PEM), for mutual TLS with peers. Needs the next two flags too.", _path, "FILE"
     )
-    mesh_tls_private_key_file: Path | None = _setting(None, "The private key of that certificate.", _path, "FILE")
+    mesh_tls_private_key_file: Path | None = _setting(None, "Private key of that certificate (PEM).", _path, "FILE")
     mesh_tls_ca_file: Path | None = _setting(
-        None, "Let in whoever has a certificate of this authority, which signs for this mesh alone.", _path, "FILE"
+        None,
+        "Certificate of the authority that signs the nodes' certificates (PEM). It must sign for this mesh only.",
+        _path,
+        "FILE",
     )
 
-    max_upload: int | None = _setting(None, "Send peers at most this, e.g. 500MB/s.", parse_rate, "RATE")
-    max_download: int | None = _setting(None, "Take from peers at most this.", parse_rate, "RATE")
-    max_origin: int | None = _setting(None, "Take from the origin at most this.", parse_rate, "RATE")
+    max_upload: int | None = _setting(None, "Limit on what is sent to peers, e.g. 500MB/s.", parse_rate, "RATE")
+    max_download: int | None = _setting(None, "Limit on what is taken from peers.", parse_rate, "RATE")
+    max_origin: int | None = _setting(None, "Limit on what is taken from the origin.", parse_rate, "RATE")
 
     # Hugging Face clients give up after 10 s without an answer or a byte, and nobody changes that: the
     # limits towards the origin leave us time to say so, or to try again, before they do.
-    origin_connect_timeout: float = _setting("4s", "Give up connecting to the origin or its CDN.", _time_limit, "TIME")
+    origin_connect_timeout: float = _setting("4s", "Time to connect to the origin or its CDN.", _time_limit, "TIME")
     origin_metadata_timeout: float = _setting(
-        "8s", "Give up waiting for an answer about a file or repository.", _time_limit, "TIME"
+        "8s", "Time to wait for an answer from the origin about a file or a repository.", _time_limit, "TIME"
     )
     origin_first_byte_timeout: float = _setting(
-        "8s", "Give up waiting for the first byte of a body, and ask again.", _time_limit, "TIME"
+        "8s", "Time to wait for the first byte of a body from the origin before asking again.", _time_limit, "TIME"
     )
     origin_stall_timeout: float = _setting(
-        "5s", "Break off a body that brings no byte for this long, and resume it.", _time_limit, "TIME"
+        "5s", "Time a body from the origin may pause before the node breaks it off and resumes it.", _time_limit, "TIME"
     )
     freshness: float = _setting(
         "60s",
-        "Ask the origin again what a branch or a listing holds when the answer is older. 0 asks always.",
+        "Time for which an answer about a branch or a listing is used before asking the origin again. "
+        "0 asks every time.",
         _age,
         "TIME",
     )
     grant_life: float = _setting(
         "5m",
-        "Ask the Hub again whether a token may read a repository when its last word is older. 0 asks always.",
+        "Time for which the Hub's permission for a token to read a repository is remembered. 0 asks every time.",
         _age,
         "TIME",
     )
     # None: see proxy/node.py.
     discovery_timeout: float | None = _setting(
         None,
-        "Call the node ready when no peer has answered for this long. "
-        "Default: 3s where seeds are named, 0.6s with mDNS alone.",
+        "Time to look for peers before the node counts as ready. Default: 3s if seeds are named, 0.6s with mDNS only.",
         _time_limit,
         "TIME",
     )
     # Container engines kill 10 s after they asked politely.
     drain_timeout: float = _setting(
         "8s",
-        "When stopping, let running downloads go on for this long before breaking them off.",
+        "Time that running downloads have to finish when the node stops.",
         _wait,
         "TIME",
     )
 
-    log_format: LogFormat = _setting("text", "Lines for people or for machines.", choices=("text", "json"))
-    log_level: str = _setting("info", "Log this and what is worse.", choices=("debug", "info", "warning", "error"))
+    log_format: LogFormat = _setting(
+        "text", "Log lines for people (text), or one JSON object per line.", choices=("text", "json")
+    )
+    log_level: str = _setting("info", "Least severe level to log.", choices=("debug", "info", "warning", "error"))
 
     @property
     def mesh_tls_files(self) -> tuple[Path, Path, Path] | None:
@@ -231,26 +242,30 @@ class Settings:
         if cert is None and private_key is None and ca is None:
             return None
         if cert is None or private_key is None or ca is None:
-            raise ValueError("mesh-tls-cert-file, mesh-tls-private-key-file and mesh-tls-ca-file go together")
+            raise ValueError(
+                "mesh-tls-cert-file, mesh-tls-private-key-file and mesh-tls-ca-file go together: set all or none"
+            )
         return cert, private_key, ca
 
     def __post_init__(self) -> None:
         _ = self.mesh_tls_files
         own = self.advertise or self.mesh_listen
         if _collide(self.listen, self.mesh_listen):
-            raise ValueError(f"listen and mesh-listen are both {self.listen}: clients and peers need a port each")
+            raise ValueError(
+                f"listen {self.listen} and mesh-listen {self.mesh_listen} overlap: clients and peers need a port each"
+            )
         if self.advertise is not None and (self.advertise.wildcard or not self.advertise.port):
-            raise ValueError(f"advertise is {self.advertise}: nobody can connect to that")
+            raise ValueError(f"advertise {self.advertise}: no peer can connect to this; give a host and a port")
         for seed in self.seeds:
             if seed.wildcard or not seed.port:
-                raise ValueError(f"seed is {seed}: nobody can connect to that")
+                raise ValueError(f"seed {seed}: no node can connect to this; give a host and a port")
             # A list that all seeds share names each of them; anybody else has it from a mistake.
             if seed == own and self.role != "seed":
-                raise ValueError(f"seed {seed} is this node itself: give it the role seed, or name another")
+                raise ValueError(f"seed {seed} is this node itself: set role to seed, or name another node")
         origin = urlsplit(self.origin)
         port = origin.port or {"http": 80, "https": 443}[origin.scheme]
         if HostPort(origin.hostname or "", port) == self.listen.reachable:
-            raise ValueError(f"origin {self.origin} is this node itself: name the Hub or another mirror of it")
+            raise ValueError(f"origin {self.origin} is this node itself: name the Hub or a mirror of it")
 
 
 def _collide(one: HostPort, other: HostPort) -> bool:

@@ -162,7 +162,7 @@ def test_what_cannot_come_is_said_by_the_command(hub: HubProcess, mesh: Start) -
         True,
     )
     code, out, _ = say(node, "acme/gated", "acme/tiny", "--nodes", "all", "--include", "*.json", token="hf_alice")
-    assert (code, out.count("1 files are on their way")) == (0, 2)
+    assert (code, out.count("downloads started; files: 1.")) == (0, 2)
 
 
 def test_what_there_is_no_room_for_is_said_by_the_command(hub: HubProcess, tmp_path: Path) -> None:

@@ -50,7 +50,10 @@ def node(status: Status | None, url: str, settings: Settings) -> Iterator[Findin
             yield Finding("good", "node", f"{status.node_id} answers at {url} and is ready")
         else:
             yield Finding(
-                "bad", "node", f"it is not ready: {status.reason}", "wait a moment; see its log if it stays so"
+                "bad",
+                "node",
+                f"the node is not ready: {status.reason}",
+                "wait a moment; if that does not help, read its log",
             )
         return
     for name, address in (("listen", settings.listen), ("mesh-listen", settings.mesh_listen)):
@@ -58,24 +61,24 @@ def node(status: Status | None, url: str, settings: Settings) -> Iterator[Findin
             yield Finding(
                 "bad",
                 "ports",
-                f"something that is no hubmesh node has {address}",
-                f"stop it, or give --{name} another port",
+                f"a program that does not answer as a hubmesh node uses {address}",
+                f"stop it, or set --{name} to another port",
             )
             return
-    yield Finding("bad", "node", f"none answers at {url}", "start it: hubmesh serve")
+    yield Finding("bad", "node", f"no node answers at {url}", "start one: hubmesh serve")
 
 
 def origin(settings: Settings) -> Iterator[Finding]:
     """Can the Hub be reached from here, and does it agree on the time?"""
     if settings.offline:
-        yield Finding("note", "origin", "--offline: it is never asked, so it was not tried")
+        yield Finding("note", "origin", "not tried, because of --offline")
         return
     hub = urlsplit(settings.origin)
     host = hub.hostname or ""
     try:
         proxy_of(hub.scheme, host)
     except ValueError as error:
-        yield Finding("bad", "origin", f"a node does not start here: {error}", "set it to that, or name it in NO_PROXY")
+        yield Finding("bad", "origin", f"a node cannot start here: {error}", f"correct it, or add {host} to NO_PROXY")
         return
     try:
         with urllib.request.urlopen(f"{settings.origin}/api/models?limit=1", timeout=_TIMEOUT) as answer:
@@ -85,7 +88,7 @@ def origin(settings: Settings) -> Iterator[Finding]:
             date = error.headers.get("Date")
         if error.code >= 500:
             yield Finding(
-                "bad", "origin", f"{settings.origin} answers {error.code}", "wait, or name another with --origin"
+                "bad", "origin", f"{settings.origin} answers HTTP {error.code}", "wait, or name a mirror with --origin"
             )
             return
     except OSError as error:
@@ -106,28 +109,30 @@ def clock(date: str | None, now: float) -> Iterator[Finding]:
         yield Finding(
             "bad",
             "clock",
-            f"it is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} the Hub's: signed addresses and other "
-            "nodes will be refused",
-            "switch on time synchronisation (timedatectl set-ntp true)",
+            f"this machine's clock is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} the Hub's: signed "
+            "URLs and requests between nodes may be refused",
+            "enable time synchronisation (timedatectl set-ntp true)",
         )
     else:
-        yield Finding("good", "clock", "it agrees with the Hub's")
+        yield Finding("good", "clock", "this machine's clock agrees with the Hub's")
 
 
 def token(settings: Settings, known: str | None) -> Iterator[Finding]:
     """Does the Hub accept the token that clients on this machine would send?"""
     if known is None or settings.offline:
-        yield Finding("note", "token", "none here, or not tried: gated and private repositories cannot be had")
+        yield Finding(
+            "note", "token", "none found, or not tried because of --offline: gated and private repositories need one"
+        )
         return
     request = urllib.request.Request(f"{settings.origin}/api/whoami-v2", headers={"Authorization": f"Bearer {known}"})
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
-            name = json.loads(answer.read()).get("name", "somebody")
-        yield Finding("good", "token", f"the Hub knows it as {name}")
+            name = json.loads(answer.read()).get("name", "unknown")
+        yield Finding("good", "token", f"the Hub accepts it, for the user {name}")
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in (401, 403):
-            yield Finding("bad", "token", "the Hub does not accept it", "hf auth login, or set HF_TOKEN to a new one")
+            yield Finding("bad", "token", "the Hub rejects it", "run `hf auth login`, or set HF_TOKEN to a valid token")
     except (OSError, ValueError):
         return  # the origin's own finding says it
 
@@ -136,16 +141,14 @@ def disk(settings: Settings, status: Status | None) -> Iterator[Finding]:
     """Can blobs be written, and is there room for as many as are allowed?"""
     folder = next(path for path in (settings.data_dir, *settings.data_dir.absolute().parents) if path.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        yield Finding(
-            "bad", "disk", f"{folder} cannot be written", "give --data-dir another place, or yourself the right"
-        )
+        yield Finding("bad", "disk", f"{folder} is not writable", "set another --data-dir, or change its permissions")
         return
     usage = shutil.disk_usage(folder)
     held = status.usage.blob_bytes if status is not None else 0
     limit = status.usage.max_bytes if status is not None else settings.max_size or 0
     if usage.free < usage.total * _LOW:
-        cure = "make room, set a smaller --max-size, or move --data-dir"
-        yield Finding("bad", "disk", f"only {format_size(usage.free)} of {folder} are free", cure)
+        cure = "free some space, lower --max-size, or move --data-dir"
+        yield Finding("bad", "disk", f"only {format_size(usage.free)} are free in {folder}", cure)
     elif limit > held + usage.free:
         cure = f"set --max-size to {format_size(held + usage.free * 0.9)} or less"
         yield Finding(
@@ -160,23 +163,27 @@ def mesh(settings: Settings, status: Status | None) -> Iterator[Finding]:
     alive = [peer for peer in status.peers if peer.is_alive] if status is not None else []
     if status is not None and alive:
         gone = len(status.peers) - len(alive)
-        yield Finding("good", "peers", f"{len(alive)} answer" + (f", {gone} do not any more" if gone else ""))
+        yield Finding("good", "peers", f"answering: {len(alive)}" + (f", no longer answering: {gone}" if gone else ""))
     elif status is not None:
-        cure = "start a second node, or name one with --seed" if not settings.seeds else "see the seeds below"
-        yield Finding("note", "peers", "no other node answers: everything comes from the Hub to this node alone", cure)
+        cure = (
+            "start a second node, or name one with --seed"
+            if not settings.seeds
+            else "see the findings for the seeds below"
+        )
+        yield Finding("note", "peers", "no peer answers: this node fetches everything from the Hub by itself", cure)
     yield from seeds(settings)
     if settings.mesh_listen.host in ("127.0.0.1", "::1", "localhost") and (settings.seeds or settings.mdns):
         yield Finding(
             "note",
             "ports",
             f"other machines cannot reach --mesh-listen {settings.mesh_listen}",
-            "use 0.0.0.0 unless all nodes are here",
+            "use 0.0.0.0, unless all nodes run on this machine",
         )
     if settings.mdns and not settings.seeds and not alive:
         yield from multicast()
     for key in (settings.mesh_key_file, settings.mesh_tls_private_key_file):
         if key is not None and key.exists() and stat.S_IMODE(key.stat().st_mode) & 0o077:
-            yield Finding("bad", "key", f"others on this machine can read {key}", f"chmod 600 {key}")
+            yield Finding("bad", "key", f"other users of this machine can read {key}", f"chmod 600 {key}")
     yield from certificate(settings, time.time())
 
 
@@ -188,13 +195,13 @@ def seeds(settings: Settings) -> Iterator[Finding]:
     try:
         auth = auth_of(settings, uuid.uuid4().hex)
     except (OSError, ValueError) as error:
-        yield Finding("bad", "mesh", f"a node with these settings does not start: {error}", "see docs/security.md")
+        yield Finding("bad", "mesh", f"a node cannot start with these settings: {error}", "see docs/security.md")
         return
     for seed in settings.seeds:
         if (found := trouble(seed, auth)) is not None:
             yield Finding("bad", "seed", *found)
         else:
-            yield Finding("good", "seed", f"{seed} answers, and takes this node in")
+            yield Finding("good", "seed", f"{seed} answers and accepts this node")
 
 
 def certificate(settings: Settings, now: float) -> Iterator[Finding]:
@@ -204,16 +211,21 @@ def certificate(settings: Settings, now: float) -> Iterator[Finding]:
     try:
         tls = load_tls(*settings.mesh_tls_files)
     except (OSError, ValueError) as error:
-        yield Finding("bad", "certificate", str(error), "see docs/security.md for how to make one")
+        yield Finding("bad", "certificate", str(error), "docs/security.md says how to make one")
         return
     file, days = settings.mesh_tls_cert_file, (tls.ends_at - now) / 86400
     if trouble := tls.trouble(now):
-        yield Finding("bad", "certificate", f"{file} {trouble}", "correct the clock, or sign a new one; then restart")
+        yield Finding(
+            "bad",
+            "certificate",
+            f"{file} {trouble}",
+            "correct the clock, or sign a new certificate; then restart the node",
+        )
     elif days < _CERTIFICATE_DAYS:
-        what = f"{file} expires in {days:.0f} days: then no other node lets this one in"
-        yield Finding("bad", "certificate", what, "sign a new one, and restart the node")
+        what = f"{file} expires in {days:.0f} days; after that, peers refuse this node"
+        yield Finding("bad", "certificate", what, "sign a new certificate, and restart the node")
     else:
-        yield Finding("good", "certificate", f"{file} holds for {days:.0f} days")
+        yield Finding("good", "certificate", f"{file} is valid for another {days:.0f} days")
 
 
 def multicast() -> Iterator[Finding]:
@@ -227,8 +239,8 @@ def multicast() -> Iterator[Finding]:
             link.sendto(b"hubmesh", (_MULTICAST, link.getsockname()[1]))
             link.recv(16)
         except OSError as error:
-            cure = "name a node with --seed: that needs no multicast"
-            yield Finding("bad", "multicast", f"it does not work here ({error}), so nodes cannot find each other", cure)
+            cure = "name a node with --seed, which needs no multicast"
+            yield Finding("bad", "multicast", f"it does not work here ({error}): mDNS finds no nodes", cure)
         else:
             yield Finding("good", "multicast", "it works on this machine")
 
@@ -238,24 +250,24 @@ def clients(environment: Mapping[str, str], url: str) -> Iterator[Finding]:
     endpoint = environment.get("HF_ENDPOINT", "")
     parts = urlsplit(endpoint)
     if not endpoint:
-        yield Finding("bad", "HF_ENDPOINT", "it is not set: clients go past the node", f"export HF_ENDPOINT={url}")
+        yield Finding("bad", "HF_ENDPOINT", "it is not set: clients bypass the node", f"export HF_ENDPOINT={url}")
     elif parts.scheme not in ("http", "https") or not parts.hostname:
-        yield Finding("bad", "HF_ENDPOINT", f"{endpoint!r} is no URL", f"export HF_ENDPOINT={url}")
+        yield Finding("bad", "HF_ENDPOINT", f"{endpoint!r} is not a URL", f"export HF_ENDPOINT={url}")
     elif endpoint.endswith("/"):
         cure = f"export HF_ENDPOINT={endpoint.rstrip('/')}"
-        yield Finding("bad", "HF_ENDPOINT", "it ends with a slash, which some clients cannot take", cure)
+        yield Finding("bad", "HF_ENDPOINT", "it ends with a slash, which some clients do not accept", cure)
     elif not _is_node(endpoint):
         yield Finding("bad", "HF_ENDPOINT", f"no hubmesh node answers at {endpoint}", f"export HF_ENDPOINT={url}")
     else:
-        yield Finding("good", "HF_ENDPOINT", f"clients come to {endpoint}")
+        yield Finding("good", "HF_ENDPOINT", f"clients use the node at {endpoint}")
     host = parts.hostname or "localhost"
     proxies = {name for name in environment if name.lower() in ("http_proxy", "all_proxy") and environment[name]}
     if proxies and not _is_exempt(host, environment):
         cure = f"export NO_PROXY={host} no_proxy={host}"
-        yield Finding("bad", "proxy", f"{min(proxies)} sends clients past the node", cure)
+        yield Finding("bad", "proxy", f"{min(proxies)} makes clients bypass the node", cure)
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HUGGINGFACE_CO_STAGING"):
         if environment.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
-            yield Finding("bad", name, "it is set: clients ask nobody, or somebody else", f"unset {name}")
+            yield Finding("bad", name, "it is set: clients contact no server, or another one", f"unset {name}")
     for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
         if (limit := environment.get(name, "")).isdigit() and int(limit) < 10:
             yield Finding("bad", name, f"clients give up after {limit} s instead of 10", f"unset {name}")
@@ -264,23 +276,21 @@ def clients(environment: Mapping[str, str], url: str) -> Iterator[Finding]:
 def xet(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Do clients take files over HTTP, from the node, or by Xet past it?"""
     if settings.xet == "never":
-        what = "--xet never: clients refuse files above 50 GB, which they take over Xet alone"
-        yield Finding("note", "Xet", what, "use --xet auto if you have any")
+        what = "--xet never: clients refuse files above 50 GB, which they take only over Xet"
+        yield Finding("note", "Xet", what, "use --xet auto if you need such files")
     elif environment.get("HF_HUB_DISABLE_XET", "").upper() in ("1", "ON", "YES", "TRUE"):
         what = "HF_HUB_DISABLE_XET is set: clients refuse files above 50 GB"
-        yield Finding("note", "Xet", what, "unset HF_HUB_DISABLE_XET: it is not needed with a node")
+        yield Finding("note", "Xet", what, "unset HF_HUB_DISABLE_XET; with a node it is not needed")
     else:
-        yield Finding("good", "Xet", "the node answers for it: nothing goes past")
+        yield Finding("good", "Xet", "the node serves Xet itself: no download bypasses it")
 
 
 def _cure(reason: object, host: str) -> str:
     if isinstance(reason, ssl.SSLError):
-        return "correct the clock, or install the certificate authority of your proxy; TLS is never left unverified"
+        return "correct the clock, or install your proxy's certificate authority; TLS certificates are always verified"
     if isinstance(reason, socket.gaierror):
         return f"make {host} resolve (DNS, /etc/hosts), set HTTPS_PROXY, or name a mirror with --origin"
-    return (
-        f"let this machine out to {host}, set HTTPS_PROXY, or name a mirror with --origin; --offline if that is meant"
-    )
+    return f"allow this machine to connect to {host}, set HTTPS_PROXY, name a mirror with --origin, or set --offline"
 
 
 def _is_free(address: HostPort) -> bool:

@@ -21,13 +21,13 @@ _MARKS = {"good": "ok ", "note": "-- ", "bad": "BAD"}
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="For tools: a list of objects.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects.")
 @node_settings()
 def doctor(as_json: bool, **flags: Any) -> int:
-    """Find what is wrong, and say what to do about it. Exit 1 if there is anything.
+    """Find mistakes in the setup and say how to correct them. Exits with 1 if there are any.
 
-    Run it where the clients run, with the settings the node has: it looks at both. It asks the origin two small
-    questions, one of them with your token.
+    Run it where the clients run, with the settings of the node: it checks both. It sends the origin two small
+    requests, one of them with your token.
     """
     settings = load(flags)
     findings = list(examine(settings, os.environ, is_listen_given=is_told(settings, flags)))

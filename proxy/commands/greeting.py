@@ -28,17 +28,23 @@ def trouble(seed: HostPort, auth: Auth) -> tuple[str, str] | None:
     try:
         asyncio.run(_greet(Address(seed.host, seed.port), auth))
     except NotAuthentic as error:
-        return f"{seed} and this node do not trust each other: {error}", "the same settings of the mesh on all nodes"
+        return (
+            f"{seed} and this node do not trust each other: {error}",
+            "use the same key or certificates on all nodes, and correct their clocks",
+        )
     except MeshError as error:
         if str(error).endswith(_WELCOME):
             return None
-        return f"what is at {seed} is no mesh port: {error}", "name the port of --mesh-listen, which is usually 8091"
+        return f"{seed} is not the mesh port of a node: {error}", "give the port of its --mesh-listen, usually 8091"
     except TimeoutError:
-        return f"{seed} does not answer within {_TIMEOUT:.0f} s", "see its log, and what is between it and this machine"
+        return (
+            f"{seed} does not answer within {_TIMEOUT:.0f} s",
+            "read its log; check firewalls and the network between it and this machine",
+        )
     except OSError as error:
         cure = f"start the seed, open port {seed.port} to this machine, or correct --seed"
         if auth.tls is None and "disconnected" in str(error).lower():
-            cure = "if it has certificates, this node needs some, too: --mesh-tls-cert-file; or correct --seed"
+            cure = "if the seed uses certificates, set --mesh-tls-cert-file on this node too; or correct --seed"
         return f"{seed} does not answer: {error}", cure
     finally:
         log.setLevel(level)
@@ -48,4 +54,4 @@ async def _greet(address: Address, auth: Auth) -> NoReturn:
     """Raises what `ask` does, whoever answers: a node has nothing to say to that."""
     async with asyncio.timeout(_TIMEOUT), aiohttp.ClientSession() as session:
         await ask(session, auth, address, TARGET, b"", limit=1 << 16)
-    raise Unavailable(f"{address} takes everything for a message")
+    raise Unavailable(f"{address} accepts an empty message")

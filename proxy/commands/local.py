@@ -96,7 +96,7 @@ class LocalNode:
         try:
             return decode(document)
         except ValueError as error:
-            raise click.ClickException(f"what answers at {self.url} is not a hubmesh node of this version") from error
+            raise click.ClickException(f"the server at {self.url} is not a hubmesh node of this version") from error
 
     def get(self, path: str) -> bytes:
         return self._open(urllib.request.Request(f"{self.url}{path}"))
@@ -111,7 +111,7 @@ class LocalNode:
         try:
             done: dict[str, int] = json.loads(answer)
         except ValueError as error:
-            raise click.ClickException(f"what answers at {self.url} is not a hubmesh node of this version") from error
+            raise click.ClickException(f"the server at {self.url} is not a hubmesh node of this version") from error
         return done
 
     def _open(self, request: urllib.request.Request, timeout: float = _TIMEOUT) -> bytes:
@@ -122,13 +122,15 @@ class LocalNode:
         except urllib.error.HTTPError as error:
             with error:
                 if error.code == 404 and request.selector == _STATUS:
-                    raise click.ClickException(f"what answers at {self.url} is not a hubmesh node") from error
-                raise click.ClickException(_said(error) or f"{self.url} answered {error.code}") from error
+                    raise click.ClickException(f"the server at {self.url} is not a hubmesh node") from error
+                raise click.ClickException(
+                    _said(error) or f"the node at {self.url} answered HTTP {error.code}"
+                ) from error
         except OSError as error:
             reason = getattr(error, "reason", error)
             raise click.ClickException(
-                f"no node answers at {self.url} ({reason}). Start one with `hubmesh serve`, or say where it is "
-                "with --listen or --data-dir"
+                f"no node answers at {self.url} ({reason}). Start one with `hubmesh serve`, or give its address "
+                "with --listen, or its directory with --data-dir"
             ) from error
 
 

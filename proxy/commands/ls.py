@@ -16,7 +16,7 @@ from proxy.units import format_size
 
 @click.command()
 @click.argument("repo", required=False)
-@click.option("--json", "as_json", is_flag=True, help="For tools: a list of objects.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects.")
 @node_flags
 def ls(repo: str | None, as_json: bool, **flags: Any) -> None:
     """List the repositories this node holds, or the files of one."""

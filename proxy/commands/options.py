@@ -48,7 +48,7 @@ def node_settings(*only: str) -> Callable[[_Command], _Command]:
         return click.option(
             "--config",
             type=click.Path(path_type=Path),
-            help=f"File with settings.  [{' or else '.join(CONFIG_FILES)}, if there]",
+            help=f"TOML file with settings.  [{' or else '.join(CONFIG_FILES)}, if present]",
         )(command)
 
     return decorate
@@ -132,7 +132,9 @@ def _parse_one(about: About, raw: Any) -> Any:
             raise ValueError(f"{raw!r} is neither true nor false")
         return answer
     if not isinstance(raw, str | int | float) or isinstance(raw, bool) or str(raw).strip() == "":
-        raise ValueError(f"{raw!r} is not {about.metavar or 'one of ' + ', '.join(about.choices)}")
+        raise ValueError(
+            f"{raw!r} is not {'a valid ' + about.metavar if about.metavar else 'one of ' + ', '.join(about.choices)}"
+        )
     if about.choices and str(raw).lower() not in about.choices:
         raise ValueError(f"{raw!r} is not one of {', '.join(about.choices)}")
     return about.parse(raw if not about.choices else str(raw).lower())

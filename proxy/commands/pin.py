@@ -14,15 +14,15 @@ from proxy.commands.uri import REPO, HfUri
 @click.argument("repo", type=REPO)
 @node_flags
 def pin(repo: HfUri, **flags: Any) -> None:
-    """Keep what is here of REPO, whatever else needs room."""
+    """Protect the files of REPO that this node holds from eviction."""
     files = find(flags).act("pin", {"repo": repo.repo, "revision": repo.revision})["files"]
-    click.echo(f"{repo.id}: {files} files stay")
+    click.echo(f"{repo.id}: pinned; files protected from eviction: {files}")
 
 
 @click.command()
 @click.argument("repo", type=REPO)
 @node_flags
 def unpin(repo: HfUri, **flags: Any) -> None:
-    """Let what is here of REPO make room for others again."""
+    """Allow the files of REPO to be evicted again."""
     files = find(flags).act("unpin", {"repo": repo.repo})["files"]
-    click.echo(f"{repo.id}: {files} files may go when room is needed")
+    click.echo(f"{repo.id}: unpinned; files no longer protected: {files}")

@@ -14,9 +14,9 @@ from proxy.commands.uri import REPO, HfUri
 
 @click.command()
 @click.argument("repos", metavar="REPO...", type=REPO, nargs=-1, required=True)
-@click.option("--nodes", default="1", metavar="all|N", help="How many nodes shall have it, this one first.  [1]")
-@click.option("--include", multiple=True, metavar="GLOB", help="Only files that match; repeat for several.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Not the files that match; repeat for several.")
+@click.option("--nodes", default="1", metavar="all|N", help="Number of nodes that fetch it, including this one.  [1]")
+@click.option("--include", multiple=True, metavar="GLOB", help="Only files that match GLOB; repeat for several.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Skip files that match GLOB; repeat for several.")
 @token_option
 @node_flags
 def preheat(
@@ -27,12 +27,12 @@ def preheat(
     token: str | None,
     **flags: Any,
 ) -> int:
-    """Bring repositories in before anybody asks for them; REPO is owner/name, or datasets/owner/name@revision.
+    """Fetch repositories before clients ask for them. REPO is owner/name or, for example, datasets/owner/name@rev.
 
-    Returns at once: `hubmesh status` shows how far it is.
+    Returns when the downloads have started; `hubmesh status` shows the progress.
     """
     if nodes != "all" and not re.fullmatch(r"0*[1-9]\d{0,5}", nodes, re.ASCII):
-        raise click.BadParameter(f"--nodes: {nodes[:20]!r} is neither all nor a number of nodes up to 999999")
+        raise click.BadParameter(f"--nodes: {nodes[:20]!r} is not 'all' or a number from 1 to 999999")
     node = find(flags)
 
     def begin(repo: HfUri) -> int:
@@ -45,8 +45,8 @@ def preheat(
         }
         files = node.act("preheat", order, token or usual())["files"]
         if not files:
-            raise click.ClickException("no file of it matches")
-        click.echo(f"{repo.id}: {files} files are on their way; `hubmesh status` shows how far they are")
+            raise click.ClickException("it has no file that matches: check --include and --exclude")
+        click.echo(f"{repo.id}: downloads started; files: {files}. `hubmesh status` shows the progress")
         return 0
 
     return each(repos, begin)

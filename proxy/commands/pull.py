@@ -44,12 +44,14 @@ class NotAllowed(click.ClickException):
 
 @click.command()
 @click.argument("uri", metavar="hf://[models/|datasets/|spaces/]OWNER/NAME[@REVISION][/PATH]")
-@click.option("-O", "--output", "dest", type=click.Path(path_type=Path), help="Where to; without it: the client cache.")
-@click.option("-r", "--recursive", is_flag=True, help="PATH is a folder: take all below it.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Only files that match; repeat for several.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Not the files that match; repeat for several.")
+@click.option(
+    "-O", "--output", "dest", type=click.Path(path_type=Path), help="Destination. Without it: the Hugging Face cache."
+)
+@click.option("-r", "--recursive", is_flag=True, help="PATH is a folder: download everything below it.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Only files that match GLOB; repeat for several.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Skip files that match GLOB; repeat for several.")
 @token_option
-@click.option("-q", "--quiet", is_flag=True, help="Only say what went wrong.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @node_flags
 def pull(
     uri: str,
@@ -61,14 +63,15 @@ def pull(
     quiet: bool,
     **flags: Any,
 ) -> None:
-    """Download a repository, a folder or a file of the Hub through the local node.
+    """Download from the Hub through the local node.
 
-    With -O a file goes to that name (or into that directory), and everything else keeps its place below it. Without it
-    files go where every Hugging Face client looks for them. What is there already and right is not downloaded again.
-    Everything is checked against the Hub's own hashes.
+    The URI names a repository, a folder (with -r) or a file. With -O, a file is written to that name (or into that
+    directory), and the files of a repository or folder keep their structure below it. Without -O, files go to the
+    cache that all Hugging Face clients use. Files that are already there and correct are not downloaded again. Every
+    file is checked against the digest from the Hub.
 
-    Exit code: 0 all is there and right, 1 something failed, 2 bad command line, 3 no such repository, revision or file,
-    4 not allowed, 130 interrupted.
+    Exit code: 0 all files are there and correct, 1 something failed, 2 bad command line, 3 no such repository, revision
+    or file, 4 access denied, 130 interrupted.
     """
     try:
         what = HfUri.parse(uri)
@@ -87,7 +90,7 @@ def pull(
         commit, files = _list(api, what, is_folder=recursive)
         jobs = [Job(what, commit, file) for file in _chosen(files, include, exclude)]
         if not jobs:
-            raise NotFound(f"nothing in {uri} matches")
+            raise NotFound(f"no file in {uri} matches")
         where = _place(what, dest, is_folder=recursive or not what.path)
         size = sum(job.file.size for job in jobs)
         progress = Progress(size, len(jobs), sys.stderr, lambda: _sources(node, before))
@@ -103,7 +106,7 @@ def pull(
     if not quiet:
         seconds = time.monotonic() - began
         speed = f"{format_size(size)} in {seconds:.1f} s ({format_size(size / max(seconds, 0.001))}/s)"
-        click.echo(f"{len(jobs)} files, {speed}, every hash right; {_sources(node, before)}", err=True)
+        click.echo(f"files: {len(jobs)}, {speed}, all digests correct; {_sources(node, before)}", err=True)
         click.echo(str(where))
 
 
@@ -157,14 +160,14 @@ def _list(api: HfApi, what: HfUri, *, is_folder: bool) -> tuple[str, list[RepoFi
         if (entry := _entry(api, what, commit)) is None:
             raise NotFound(f"there is no {what.path} in {what.repo}")
         if not isinstance(entry, RepoFile):
-            raise click.UsageError(f"{what.path} is a folder: add -r to take all below it")
+            raise click.UsageError(f"{what.path} is a folder: add -r to download everything below it")
         return commit, [entry]
     tree = api.list_repo_tree(what.id, what.path or None, recursive=True, revision=commit, repo_type=what.repo_type)
     try:
         return commit, [entry for entry in tree if isinstance(entry, RepoFile)]
     except EntryNotFoundError:  # there is no such folder
         if what.path and isinstance(_entry(api, what, commit), RepoFile):
-            raise click.UsageError(f"{what.path} is a file: leave out -r to take it") from None
+            raise click.UsageError(f"{what.path} is a file: leave out -r to download it") from None
         raise
 
 
@@ -192,7 +195,7 @@ def _place(what: HfUri, dest: Path | None, *, is_folder: bool) -> Place:
         return Place(None)
     if is_folder:
         if dest.exists() and not dest.is_dir():
-            raise click.UsageError(f"{dest} is a file, and there is more than one to write")
+            raise click.UsageError(f"{dest} is a file: give a directory with -O, for several files")
         return Place(dest, dest / ".hubmesh-pull", below=what.path)
     name = what.path.rpartition("/")[2]
     if dest.is_dir() or str(dest).endswith("/"):
@@ -244,7 +247,9 @@ def _bring(api: HfApi, job: Job, where: Place, progress: Progress, endpoint: str
                 break
             bar.update(-bar.n)
         else:
-            raise click.ClickException(f"{job.file.path}: what came is not {job.digest}")
+            raise click.ClickException(
+                f"{job.file.path}: the downloaded bytes do not match {job.digest}, twice in a row"
+            )
         if final is not None:
             final.parent.mkdir(parents=True, exist_ok=True)
             Path(got).replace(final)
@@ -282,11 +287,13 @@ def _explain(error: Exception, what: HfUri) -> click.ClickException:
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
-        return NotAllowed(f"{what.repo} is gated: ask for access on its page at the Hub, then pass its token")
+        return NotAllowed(
+            f"{what.repo} is gated: request access on its page at the Hub, then give your token with --token"
+        )
     if isinstance(error, errors.RevisionNotFoundError):
         return NotFound(f"{what.repo} has no revision {what.revision}")
     if isinstance(error, errors.LocalEntryNotFoundError):  # which says that nobody could be asked
-        return click.ClickException(f"{what.repo} cannot be had now: {error.__cause__ or error}")
+        return click.ClickException(f"{what.repo} cannot be downloaded now: {error.__cause__ or error}")
     if isinstance(error, errors.EntryNotFoundError):
         return NotFound(f"there is no {what.path or 'such file'} in {what.repo}")
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -294,7 +301,7 @@ def _explain(error: Exception, what: HfUri) -> click.ClickException:
     if isinstance(error, errors.HfHubHTTPError) and error.response.status_code == 404:
         return NotFound(f"{what.repo}: not found: {error}")
     if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
-        return NotAllowed(f"{what.repo}: not allowed: {error}")
+        return NotAllowed(f"{what.repo}: access denied: {error}")
     if isinstance(error, OSError | ValueError):
         return click.ClickException(str(error) or type(error).__name__)
-    return click.ClickException(f"the download broke off, and the node's log says why: {error}")
+    return click.ClickException(f"the download broke off; the node's log may say why: {error}")

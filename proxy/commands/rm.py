@@ -15,10 +15,10 @@ from proxy.units import format_size
 @click.argument("repos", metavar="REPO...", type=REPO, nargs=-1, required=True)
 @node_flags
 def rm(repos: tuple[HfUri, ...], **flags: Any) -> int:
-    """Drop repositories from this node.
+    """Remove repositories from this node.
 
-    Files that a pinned repository has too stay. So do those that somebody reads now, or that are arriving, with their
-    pin; the exit code is 1 then.
+    Files that a pinned repository also contains are kept. So are files that are being read or downloaded, and their
+    pins; the exit code is then 1.
     """
     node = find(flags)
 
@@ -26,9 +26,9 @@ def rm(repos: tuple[HfUri, ...], **flags: Any) -> int:
         done = node.act("rm", {"repo": repo.repo})
         said = f"{repo.id}: {format_size(done['bytes'])} freed"
         if pinned := done["pinned"]:
-            said += f"; {pinned} files stay, for a pinned repository has them too"
+            said += f"; files kept because a pinned repository contains them: {pinned}"
         if in_use := done["in_use"]:
-            said += f"; {in_use} files stay, for they are being read or fetched: try again later"
+            said += f"; files kept because they are being read or downloaded: {in_use}. Try again later"
         click.echo(said)
         return int(bool(in_use))
 

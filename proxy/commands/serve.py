@@ -28,8 +28,8 @@ _NO_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS
 def serve(**flags: Any) -> int:
     """Run a node until SIGTERM or Ctrl-C.
 
-    Each flag is also an environment variable (--max-size is HUBMESH_MAX_SIZE) and a key of the configuration file; a
-    flag counts more than the environment, the environment more than the file.
+    Each flag is also an environment variable (--max-size is HUBMESH_MAX_SIZE) and a key of the configuration file. A
+    flag overrides the environment, and the environment overrides the file.
     """
     settings = load(flags)
     _check_paths(settings)

@@ -14,10 +14,10 @@ from proxy.units import format_size
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="The document at /-/status as it is.")
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON document of /-/status.")
 @node_flags
 def status(as_json: bool, **flags: Any) -> None:
-    """Show what this node and its peers hold and did."""
+    """Show what this node and its peers hold and do."""
     node = find(flags)
     if as_json:
         click.echo(node.get("/-/status"))
@@ -31,13 +31,13 @@ def describe(status: Status, url: str, now: float) -> Iterator[str]:
     yield f"node      {status.node_id} ({status.role}, hubmesh {status.version}) at {url}: {state}"
     complete = sum(blob.have == blob.size for blob in status.blobs)
     room = f"{format_size(status.usage.blob_bytes)} of {format_size(status.usage.max_bytes)}"
-    yield f"holds     {complete} files and {len(status.blobs) - complete} parts of files: {room}"
+    yield f"holds     {complete} complete and {len(status.blobs) - complete} incomplete files: {room}"
     origin, peers, sent, given = (
         status.metrics.get(f"hubmesh_{name}_bytes_total", 0)
         for name in ("origin_received", "peer_received", "client_sent", "peer_sent")
     )
-    yield f"took in   {format_size(origin)} from the Hub, {format_size(peers)} from peers"
-    yield f"gave out  {format_size(sent)} to clients, {format_size(given)} to peers{_saved(origin, sent + given)}"
+    yield f"received  {format_size(origin)} from the Hub, {format_size(peers)} from peers"
+    yield f"sent      {format_size(sent)} to clients, {format_size(given)} to peers{_saved(origin, sent + given)}"
     if status.peers:
         yield ""
         yield from table(
@@ -47,7 +47,7 @@ def describe(status: Status, url: str, now: float) -> Iterator[str]:
                     peer.node_id,
                     peer.address,
                     peer.role,
-                    f"{peer.seen_seconds_ago:.0f} s ago" + " (gone?)" * (not peer.is_alive),
+                    f"{peer.seen_seconds_ago:.0f} s ago" + " (no answer)" * (not peer.is_alive),
                 )
                 for peer in status.peers
             ),
@@ -85,4 +85,4 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 
 def _saved(origin: float, delivered: float) -> str:
-    return f" ({1 - origin / delivered:.1%} of it without the Hub)" if delivered > origin else ""
+    return f" ({1 - origin / delivered:.1%} of it not from the Hub)" if delivered > origin else ""

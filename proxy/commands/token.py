@@ -16,7 +16,7 @@ class _Token(click.ParamType[str]):
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         # A newline at the end is the file's that it was read from. The text itself is nobody's to see.
         if not _TOKEN.fullmatch(token := value.strip()):
-            self.fail("a token has neither blanks nor other than ASCII characters in it", param, ctx)
+            self.fail("the token contains blanks or non-ASCII characters", param, ctx)
         return token
 
 
@@ -25,7 +25,7 @@ token_option = click.option(
     "--token",
     type=_TYPE,
     metavar="TEXT",
-    help="For gated and private repositories.  [HF_TOKEN, else the one of `hf auth login`]",
+    help="For gated and private repositories.  [HF_TOKEN, or the one saved by `hf auth login`]",
 )
 
 

@@ -55,7 +55,8 @@ class HfUri:
         path = path.strip("/")
         if not all(map(_NAME.fullmatch, name.split("/"))) or revision == "" or ".." in path.split("/"):
             raise ValueError(
-                f"{text!r} is not a repository or a file in one: hf://[datasets/|spaces/]owner/name[@revision][/path]"
+                f"{text!r} is not a repository or a file in one: "
+                "expected hf://[datasets/|spaces/]owner/name[@revision][/path]"
             )
         return cls(repo_type, name, revision, path)
 
@@ -71,7 +72,7 @@ class _Repo(click.ParamType[HfUri]):
         except ValueError as error:
             self.fail(str(error), param, ctx)
         if uri.path:
-            self.fail(f"{value!r} is more than a repository", param, ctx)
+            self.fail(f"{value!r} contains a path: name the repository only", param, ctx)
         return uri
 
 

@@ -39,7 +39,7 @@ def hubmesh(tmp_path, node):
 
 
 def test_preheat_then_pull_costs_the_hub_one_copy(hub, node, hubmesh, tmp_path):
-    assert "3 files are on their way" in hubmesh("preheat", REPO)
+    assert "downloads started; files: 3." in hubmesh("preheat", REPO)
     until = time.monotonic() + 30
     while sum(row["have"] for row in json.loads(hubmesh("ls", "--json"))) < sum(map(len, FILES.values())):
         assert time.monotonic() < until
@@ -55,12 +55,12 @@ def test_preheat_then_pull_costs_the_hub_one_copy(hub, node, hubmesh, tmp_path):
 def test_what_is_here_is_listed_pinned_and_dropped(hubmesh, node):
     hubmesh("pull", f"hf://{REPO}", "--quiet")
     assert "acme/tiny   3      3 MB  100%" in hubmesh("ls")
-    assert "3 files stay" in hubmesh("pin", REPO)
+    assert "files protected from eviction: 3" in hubmesh("pin", REPO)
     assert "pinned" in hubmesh("ls")
-    assert "3 files may go" in hubmesh("unpin", REPO)
+    assert "files no longer protected: 3" in hubmesh("unpin", REPO)
     assert "acme/tiny: 3 MB freed" in hubmesh("rm", REPO)
     assert node.metric("hubmesh_blob_bytes") == 0
-    assert "holds     0 files" in hubmesh("status")
+    assert "holds     0 complete and 0 incomplete files" in hubmesh("status")
 
 
 def test_doctor_finds_nothing_wrong(hub, hubmesh):

@@ -140,11 +140,11 @@ async def test_status_for_people_and_for_tools(run, node):
     assert code == 0
     for shown in (
         "node-a (peer, hubmesh 0.1.0)",
-        "2 files and 1 parts of files: 2.02 kB of 10 kB",
+        "2 complete and 1 incomplete files: 2.02 kB of 10 kB",
         "1 kB from the Hub",
-        "75.0% of it without the Hub",
+        "75.0% of it not from the Hub",
         "node-b  10.0.0.2:8091  seed  0 s ago",
-        "50 s ago (gone?)",
+        "50 s ago (no answer)",
         "datasets/acme/rows/data.parquet",
         "20%",
     ):

@@ -77,7 +77,7 @@ async def test_what_one_repository_fails_with_does_not_keep_the_others(run_at, n
 
 async def test_orders_reach_the_node(run_at, node, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_environment\n")
-    assert (await run_at("pin", "acme/tiny@v1"))[1] == "acme/tiny: 1 files stay\n"
+    assert (await run_at("pin", "acme/tiny@v1"))[1] == "acme/tiny: pinned; files protected from eviction: 1\n"
     assert (await run_at("unpin", "acme/tiny"))[0] == 0
     assert (await run_at("rm", "datasets/acme/rows", "acme/tiny"))[1] == "acme/rows: 3 B freed\nacme/tiny: 4 B freed\n"
     assert (await run_at("preheat", "acme/tiny", "--nodes", "all", "--exclude", "*.bin"))[0] == 0
@@ -97,7 +97,7 @@ async def test_what_stays_is_said(run_at, node):
     code, out, _ = await run_at("rm", "acme/tiny")
     assert (code, out) == (
         1,
-        "acme/tiny: 1 B freed; 2 files stay, for they are being read or fetched: try again later\n",
+        "acme/tiny: 1 B freed; files kept because they are being read or downloaded: 2. Try again later\n",
     )
 
 

@@ -61,7 +61,7 @@ async def test_a_port_that_somebody_else_has(settings):
         port = other.getsockname()[1]
         mine = settings(listen=f"127.0.0.1:{port}")
         assert (
-            f"127.0.0.1:{port} → stop it, or give --listen"
+            f"127.0.0.1:{port} → stop it, or set --listen"
             in (await found(checks.node, None, "http://x", mine))["ports"]
         )
 
@@ -74,9 +74,9 @@ async def test_an_origin_that_is_away_broken_or_not_who_it_says(settings, origin
     nameless = await found(checks.origin, settings(origin="http://hub.invalid"))
     assert "make hub.invalid resolve" in nameless["origin"]
     untrusted = await found(checks.origin, settings(origin=origin.url.replace("http:", "https:")))
-    assert "TLS is never left unverified" in untrusted["origin"]
+    assert "TLS certificates are always verified" in untrusted["origin"]
     origin.status = 503
-    assert "answers 503" in (await found(checks.origin, settings(origin=origin.url)))["origin"]
+    assert "answers HTTP 503" in (await found(checks.origin, settings(origin=origin.url)))["origin"]
 
 
 async def test_a_proxy_that_no_node_can_use(settings, origin, monkeypatch):
@@ -101,7 +101,7 @@ async def test_a_token_the_hub_does_not_know(settings, origin):
 
 async def test_a_disk_that_is_too_small_or_not_ours(settings):
     assert "set --max-size to" in (await found(checks.disk, settings(max_size="900PB"), None))["disk"]
-    assert "cannot be written" in (await found(checks.disk, settings(data_dir="/dev/null/data"), None))["disk"]
+    assert "is not writable" in (await found(checks.disk, settings(data_dir="/dev/null/data"), None))["disk"]
 
 
 async def test_a_seed_that_does_not_answer_and_a_key_for_all_to_read(settings, home, unused_tcp_port):
@@ -145,9 +145,9 @@ async def test_seeds_that_would_not_take_the_node_in(settings, home, unused_tcp_
         assert "--mesh-tls-cert-file" in await said(certain.mesh)
         assert "does not speak TLS" in await said(plain.mesh, **certified(mine))
         assert "another authority signed it" in await said(certain.mesh, **certified(others))
-        assert "is no mesh port" in await said(plain.url)
+        assert "is not the mesh port" in await said(plain.url)
     bad = await found(checks.seeds, settings(mesh_key_file=str(home / "nowhere")))
-    assert "does not start: " in bad["mesh"]
+    assert "cannot start with these settings: " in bad["mesh"]
     assert "nowhere" in bad["mesh"]
 
 
@@ -173,7 +173,7 @@ async def test_a_network_without_multicast(monkeypatch):
     ("environment", "about", "words"),
     [
         ({}, "HF_ENDPOINT", "it is not set"),
-        ({"HF_ENDPOINT": "localhost:8090"}, "HF_ENDPOINT", "is no URL"),
+        ({"HF_ENDPOINT": "localhost:8090"}, "HF_ENDPOINT", "is not a URL"),
         ({"HF_ENDPOINT": "{node}/"}, "HF_ENDPOINT", "slash"),
         ({"HF_ENDPOINT": "http://127.0.0.1:1"}, "HF_ENDPOINT", "no hubmesh node answers"),
         (

@@ -130,7 +130,7 @@ async def test_a_repository_goes_to_the_client_cache(pull, repository, home):
     snapshot = home / "hf" / "hub" / "models--acme--tiny" / "snapshots" / COMMIT
     assert out.strip() == str(snapshot)
     assert tree(snapshot) == FILES
-    assert "4 files, 306 kB in" in err
+    assert "files: 4, 306 kB in" in err
     assert repository.tokens == {"Bearer hf_one"}
     assert (await pull("acme/tiny", "--quiet"))[::2] == (0, "")
     assert sorted(repository.bodies) == sorted(FILES)  # nothing was fetched twice
@@ -175,7 +175,7 @@ async def test_wrong_bytes_are_fetched_again(pull, repository, tmp_path):
         (["hf://acme/none"], 3, "there is no models/acme/none"),
         (["hf://acme/tiny@v9"], 3, "models/acme/tiny has no revision v9"),
         (["hf://acme/tiny/none.bin"], 3, "there is no none.bin in models/acme/tiny"),
-        (["hf://acme/tiny", "--include", "*.gguf"], 3, "nothing in hf://acme/tiny matches"),
+        (["hf://acme/tiny", "--include", "*.gguf"], 3, "no file in hf://acme/tiny matches"),
         (["hf://acme/tiny/sub"], 2, "sub is a folder: add -r"),
         (["hf://acme/tiny/config.json", "-r"], 2, "config.json is a file: leave out -r"),
         (["hf://acme/tiny/none", "-r"], 3, "there is no none in models/acme/tiny"),
@@ -189,7 +189,7 @@ async def test_what_cannot_be_pulled_is_one_line_and_its_own_exit_code(pull, arg
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize(("what", "message"), [("is_away", "cannot be had now"), ("is_cut", "broke off")])
+@pytest.mark.parametrize(("what", "message"), [("is_away", "cannot be downloaded now"), ("is_cut", "broke off")])
 async def test_what_fails_on_the_way_is_one_line_and_not_taken_for_missing(pull, repository, tmp_path, what, message):
     setattr(repository, what, True)
     code, out, err = await pull("hf://acme/tiny/model.safetensors", "-O", str(tmp_path / "w.bin"))

@@ -150,13 +150,13 @@ def test_a_bad_environment_is_one_clear_line(environment, message):
     ("text", "message"),
     [
         ("listn = 'x'", "{}: listn: no such setting (did you mean listen?)"),
-        ("max-size = true", "{}: max-size: True is not SIZE"),
+        ("max-size = true", "{}: max-size: True is not a valid SIZE"),
         ("mdns = 'perhaps'", "{}: mdns: 'perhaps' is neither true nor false"),
-        ("listen = ['a:1']", "{}: listen: ['a:1'] is not HOST:PORT"),
+        ("listen = ['a:1']", "{}: listen: ['a:1'] is not a valid HOST:PORT"),
         ("seed = [1]", "{}: seed: 1 is not HOST:PORT such as 127.0.0.1:8090 or [::1]:8090"),
-        ("data-dir = ''", "{}: data-dir: '' is not DIR"),
-        ('hf-cache = "a\\u0000b"', "{}: hf-cache: 'a\\x00b' is no path: there is a NUL character in it"),
-        ("data-dir = '~nosuchuser/x'", "{}: data-dir: '~nosuchuser/x': no such home directory is known here"),
+        ("data-dir = ''", "{}: data-dir: '' is not a valid DIR"),
+        ('hf-cache = "a\\u0000b"', "{}: hf-cache: 'a\\x00b' is not a path: it contains a NUL character"),
+        ("data-dir = '~nosuchuser/x'", "{}: data-dir: '~nosuchuser/x': cannot find that home directory"),
         ("[mesh]\nmdns = true", "{}: mesh: no such setting"),
     ],
 )
