@@ -1,4 +1,4 @@
-"""The `hubmesh` command. Each sub-command is a file of its own, imported only when it is used."""
+"""The `hubmesh` command. Each sub-command is a module of its own, imported only when it is used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 from proxy.version import VERSION
 
-# Command → module under proxy.commands, in the order of the help page.
+# Command → module under proxy.commands, in the order of the help text.
 _COMMANDS = {
     "serve": "serve",
     "status": "status",
@@ -46,7 +46,7 @@ def hubmesh() -> None:
 
 
 def main() -> None:
-    """Run the command line. Whatever is wrong is one line on stderr; exit 2 when it is a flag or a setting."""
+    """Run the command line and exit. Errors are one line on stderr; the exit code is 2 for a bad flag or setting."""
     try:
         code = hubmesh.main(prog_name="hubmesh", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

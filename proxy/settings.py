@@ -1,11 +1,11 @@
-"""What a node can be told: every setting once, with its default and its explanation. Pure.
+"""The settings of a node: each defined once, with its default and its help text. Pure.
 
 Flags, environment variables and keys of the configuration file are all derived from the fields of
 `Settings` (see proxy/commands/options.py), so a new setting is one field here and one entry in
 config/node.toml.
 """
 
-# ruff: noqa: RUF009 -- _setting is dataclasses.field with our metadata; it runs once, as it should
+# ruff: noqa: RUF009 -- _setting is dataclasses.field with our metadata; it is meant to run once
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ LogFormat = Literal["text", "json"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
-    """How one setting is written and explained; kept in its field's metadata under "about"."""
+    """How one setting is written and explained; stored in its field's metadata under "about"."""
 
     help: str
-    # Reads one value from text (or a TOML number); raises ValueError. None: yes or no.
+    # Parses one value from text or a TOML number; raises ValueError. None: the setting is true or false.
     parse: Callable[[Any], object] | None
     # The default as a user would write it; None: not set.
     default: str | bool | None
     metavar: str | None
     choices: tuple[str, ...]
-    # Given as often as wanted, under this name in the singular.
+    # Name of the flag in the singular, if the setting may be given several times.
     repeated_as: str | None
 
 
@@ -75,7 +75,7 @@ def _path(text: object) -> Path:
 
 
 def _origin(text: object) -> str:
-    """An http(s) URL without a trailing slash; it may have a path, nothing after it, and no user name."""
+    """Parse an http(s) URL without query, fragment and user name; the result has no trailing slash."""
     url = str(text).strip().rstrip("/")
     try:
         parts = urlsplit(url)
@@ -88,7 +88,7 @@ def _origin(text: object) -> str:
 
 
 def _wait(text: str | float) -> float:
-    """What a clock is set to. The system's own limit for a socket is 24 days."""
+    """Parse the seconds that something waits: at most a day, since sockets take no more than 24 days."""
     return _at_most("1d", text)
 
 
@@ -99,7 +99,7 @@ def _time_limit(text: str | float) -> float:
 
 
 def _age(text: str | float) -> float:
-    """What the age of something is compared with; as good as for ever, too."""
+    """Parse the seconds that an age is compared with: at most ten years, in effect without limit."""
     return _at_most("3650d", text)
 
 
@@ -113,7 +113,7 @@ def _at_most(limit: str, text: str | float) -> float:
 class Settings:
     """One node's settings. Durations are seconds, sizes bytes, rates bytes per second.
 
-    Raises ValueError when two of them cannot go together.
+    Raises ValueError when two settings contradict each other.
     """
 
     listen: HostPort = _setting(
@@ -152,7 +152,7 @@ class Settings:
     )
 
     data_dir: Path = _setting("~/.cache/hubmesh", "Directory for blobs and the catalog.", _path, "DIR")
-    # None: 90 % of what is free but for its own files (see proxy/budget.py).
+    # None: 90 % of the space that is free or taken by the node's own blobs (see proxy/budget.py).
     max_size: int | None = _setting(
         None,
         "Disk space for blobs, e.g. 200GiB; the least recently used are evicted first. "
@@ -190,8 +190,8 @@ class Settings:
     max_download: int | None = _setting(None, "Limit on what is taken from peers.", parse_rate, "RATE")
     max_origin: int | None = _setting(None, "Limit on what is taken from the origin.", parse_rate, "RATE")
 
-    # Hugging Face clients give up after 10 s without an answer or a byte, and nobody changes that: the
-    # limits towards the origin leave us time to say so, or to try again, before they do.
+    # Hugging Face clients give up after 10 s without an answer or a byte, by defaults that hardly anyone changes. These
+    # timeouts leave time to report the failure, or to try again, before that.
     origin_connect_timeout: float = _setting("4s", "Time to connect to the origin or its CDN.", _time_limit, "TIME")
     origin_metadata_timeout: float = _setting(
         "8s", "Time to wait for an answer from the origin about a file or a repository.", _time_limit, "TIME"
@@ -215,14 +215,14 @@ class Settings:
         _age,
         "TIME",
     )
-    # None: see proxy/node.py.
+    # None: chosen in proxy/node.py.
     discovery_timeout: float | None = _setting(
         None,
         "Time to look for peers before the node counts as ready. Default: 3s if seeds are named, 0.6s with mDNS only.",
         _time_limit,
         "TIME",
     )
-    # Container engines kill 10 s after they asked politely.
+    # Container engines send SIGKILL 10 s after SIGTERM.
     drain_timeout: float = _setting(
         "8s",
         "Time that running downloads have to finish when the node stops.",
@@ -237,7 +237,10 @@ class Settings:
 
     @property
     def mesh_tls_files(self) -> tuple[Path, Path, Path] | None:
-        """Certificate, private key and authority: what `mesh.tls.load_tls` wants, where the mesh has certificates."""
+        """Files with certificate, private key and authority, for `mesh.tls.load_tls`; None without certificates.
+
+        Raises ValueError when only some of the three are set.
+        """
         cert, private_key, ca = self.mesh_tls_cert_file, self.mesh_tls_private_key_file, self.mesh_tls_ca_file
         if cert is None and private_key is None and ca is None:
             return None
@@ -259,7 +262,7 @@ class Settings:
         for seed in self.seeds:
             if seed.wildcard or not seed.port:
                 raise ValueError(f"seed {seed}: no node can connect to this; give a host and a port")
-            # A list that all seeds share names each of them; anybody else has it from a mistake.
+            # Seeds may share one list that names all of them. For any other node, its own address is a mistake.
             if seed == own and self.role != "seed":
                 raise ValueError(f"seed {seed} is this node itself: set role to seed, or name another node")
         origin = urlsplit(self.origin)
@@ -269,5 +272,5 @@ class Settings:
 
 
 def _collide(one: HostPort, other: HostPort) -> bool:
-    """Whether two sockets cannot be bound at these addresses together."""
+    """Whether sockets cannot be bound to both addresses at once."""
     return one.port == other.port != 0 and (one.host == other.host or one.wildcard or other.wildcard)

@@ -1,4 +1,4 @@
-"""Sizes, rates, durations and addresses as people write them. Pure."""
+"""Parsing and formatting of sizes, rates, durations and addresses. Pure."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _UNITS = {
 }
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _NUMBER = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([a-z]*)", re.IGNORECASE | re.ASCII)
-# What a resolver could be asked; deliberately wider than RFC 1123 (container names may hold "_").
+# Any name that a resolver may know; wider than RFC 1123, since container names may contain "_".
 _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
 _HOST_PATTERN = re.compile(r"[A-Za-z0-9_*](?:[A-Za-z0-9_.*-]{0,251}[A-Za-z0-9_*])?")
 
 
 def parse_host_pattern(text: str) -> str:
-    """A host name without a port, or a pattern of some: ``*.example.org``. Raises ValueError for anything else."""
+    """Parse a host name without a port, or a pattern such as ``*.example.org``. Raises ValueError for anything else."""
     name = str(text).strip().rstrip(".")
     if _HOST_PATTERN.fullmatch(name) is None and not _is_ip(name.strip("[]"), version=6):
         raise ValueError(f"{text!r} is not a host name such as hub.example.org or *.example.org (without a port)")
@@ -31,9 +31,10 @@ def parse_host_pattern(text: str) -> str:
 
 
 def parse_size(text: str | float) -> int:
-    """Bytes: ``200GiB`` and ``200Gi`` count in 1024s, ``5GB`` and ``5G`` in 1000s; a bare number is bytes.
+    """Parse a number of bytes.
 
-    Raises ValueError for anything else, for less than one byte, and for more than 64 bits count.
+    ``200GiB`` and ``200Gi`` are multiples of powers of 1024, ``5GB`` and ``5G`` of powers of 1000; a bare number is
+    bytes. Raises ValueError for anything else, for less than one byte and for 2**63 bytes or more.
     """
     match = _NUMBER.fullmatch(str(text).strip())
     unit = _UNITS.get(match[2].lower().removesuffix("b")) if match else None
@@ -43,7 +44,7 @@ def parse_size(text: str | float) -> int:
 
 
 def parse_rate(text: str | float) -> int:
-    """Bytes per second: a size, with or without ``/s``. Raises ValueError for anything else."""
+    """Parse a rate in bytes per second: a size, with or without ``/s``. Raises ValueError for anything else."""
     try:
         return parse_size(re.sub(r"\s*/\s*s\s*\Z", "", str(text)))
     except ValueError:
@@ -51,7 +52,10 @@ def parse_rate(text: str | float) -> int:
 
 
 def parse_duration(text: str | float) -> float:
-    """Seconds: ``250ms``, ``10s``, ``5m``, ``1h``; a bare number is seconds. Raises ValueError otherwise."""
+    """Parse a duration in seconds: ``250ms``, ``10s``, ``5m``, ``1h``, ``2d``; a bare number is seconds.
+
+    Raises ValueError for anything else.
+    """
     match = _NUMBER.fullmatch(str(text).strip())
     unit = _SECONDS.get(match[2].lower()) if match else None
     if match is None or unit is None:
@@ -60,9 +64,9 @@ def parse_duration(text: str | float) -> float:
 
 
 def format_size(size: float) -> str:
-    """Bytes for people, in the 1000s that the Hub and disk makers count in: ``90.9 MB``."""
+    """Format a number of bytes in decimal units, as the Hub and disk makers do: ``90.9 MB``."""
     power = 0
-    # From 999.5 on, rounding would print "1000": that is one of the next unit.
+    # Rounding to three digits prints 999.5 and more as 1000, which is 1 of the next unit.
     while size >= 999.5 and power < 5:
         size /= 1000
         power += 1
@@ -72,7 +76,7 @@ def format_size(size: float) -> str:
 
 @dataclass(frozen=True, slots=True, order=True)
 class HostPort:
-    """Where to listen or connect: a host name or an IP address (without brackets), and a port."""
+    """An address to listen on or to connect to: a host name or IP address (without brackets), and a port."""
 
     host: str
     port: int
@@ -82,7 +86,7 @@ class HostPort:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``name:8090``, ``127.0.0.1:8090`` or ``[::1]:8090``. Raises ValueError for anything else."""
+        """Parse ``name:8090``, ``127.0.0.1:8090`` or ``[::1]:8090``. Raises ValueError for anything else."""
         host, _, port = str(text).strip().rpartition(":")
         if host.startswith("[") and host.endswith("]"):
             good_host = _is_ip(host[1:-1], version=6)
@@ -95,12 +99,12 @@ class HostPort:
 
     @property
     def wildcard(self) -> bool:
-        """Whether it stands for every address of this machine: good to listen on, not to connect to."""
+        """Whether the host stands for all addresses of this machine: usable to listen on, not to connect to."""
         return self.host in ("0.0.0.0", "::")
 
     @property
     def reachable(self) -> HostPort:
-        """Where a process on this machine connects to get to a server that listens here."""
+        """The address by which a process on this machine reaches a server that listens on this one."""
         return HostPort({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host), self.port)
 
 

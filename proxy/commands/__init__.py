@@ -1,1 +1,1 @@
-"""The sub-commands of `hubmesh`, one a file. Each imports what is heavy only when it runs."""
+"""The sub-commands of `hubmesh`, one per module. Each imports slow modules only when it runs."""

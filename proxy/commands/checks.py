@@ -1,4 +1,4 @@
-"""What can be wrong with the set-up of a node and of the clients beside it, each with its cure."""
+"""Checks of the setup of a node and of the clients on its machine. Each yields findings, with a cure for a mistake."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from proxy.units import HostPort, format_size
 
 _TIMEOUT = 5.0  # seconds
 _MULTICAST = "224.0.0.251"
-_CLOCK_SECONDS = 30  # nodes with a key refuse each other from 60 on
-_CERTIFICATE_DAYS = 14  # before its end
-_LOW = 0.05  # of a disk
+_CLOCK_SECONDS = 30  # nodes with a mesh key refuse each other from 60 s apart
+_CERTIFICATE_DAYS = 14  # warn that many days before a certificate expires
+_LOW = 0.05  # share of the disk below which free space is low
 
 Level = Literal["good", "note", "bad"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at. `cure` says what to do about it; empty when there is nothing to do."""
+    """The result of one check. `cure` says what to do about it; empty when there is nothing to do."""
 
     level: Level
     about: str
@@ -44,7 +44,10 @@ class Finding:
 
 
 def node(status: Status | None, url: str, settings: Settings) -> Iterator[Finding]:
-    """Is it there, and if not, could it be? `status` is what it said, None when nothing answered at `url`."""
+    """Check that a node answers and is ready, and if not, that its ports are free.
+
+    `status` is the answer of the node; None when no node answered at `url`.
+    """
     if status is not None:
         if status.ready:
             yield Finding("good", "node", f"{status.node_id} answers at {url} and is ready")
@@ -69,7 +72,7 @@ def node(status: Status | None, url: str, settings: Settings) -> Iterator[Findin
 
 
 def origin(settings: Settings) -> Iterator[Finding]:
-    """Can the Hub be reached from here, and does it agree on the time?"""
+    """Check that the Hub can be reached from this machine and that the clocks agree."""
     if settings.offline:
         yield Finding("note", "origin", "not tried, because of --offline")
         return
@@ -100,7 +103,7 @@ def origin(settings: Settings) -> Iterator[Finding]:
 
 
 def clock(date: str | None, now: float) -> Iterator[Finding]:
-    """Compare a Date header with our time (`now`, seconds since the epoch)."""
+    """Compare a Date header with `now`, in seconds since the epoch; nothing if it is missing or malformed."""
     try:
         apart = now - email.utils.parsedate_to_datetime(date or "").timestamp()
     except ValueError:
@@ -118,7 +121,7 @@ def clock(date: str | None, now: float) -> Iterator[Finding]:
 
 
 def token(settings: Settings, known: str | None) -> Iterator[Finding]:
-    """Does the Hub accept the token that clients on this machine would send?"""
+    """Check that the Hub accepts `known`, the token that clients on this machine would send, if any."""
     if known is None or settings.offline:
         yield Finding(
             "note", "token", "none found, or not tried because of --offline: gated and private repositories need one"
@@ -134,11 +137,11 @@ def token(settings: Settings, known: str | None) -> Iterator[Finding]:
         if error.code in (401, 403):
             yield Finding("bad", "token", "the Hub rejects it", "run `hf auth login`, or set HF_TOKEN to a valid token")
     except (OSError, ValueError):
-        return  # the origin's own finding says it
+        return  # the check of the origin reports this
 
 
 def disk(settings: Settings, status: Status | None) -> Iterator[Finding]:
-    """Can blobs be written, and is there room for as many as are allowed?"""
+    """Check that blobs can be written and that the disk has room for --max-size."""
     folder = next(path for path in (settings.data_dir, *settings.data_dir.absolute().parents) if path.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         yield Finding("bad", "disk", f"{folder} is not writable", "set another --data-dir, or change its permissions")
@@ -159,7 +162,7 @@ def disk(settings: Settings, status: Status | None) -> Iterator[Finding]:
 
 
 def mesh(settings: Settings, status: Status | None) -> Iterator[Finding]:
-    """Can this node find others, and do they answer?"""
+    """Check that this node finds peers and that they answer."""
     alive = [peer for peer in status.peers if peer.is_alive] if status is not None else []
     if status is not None and alive:
         gone = len(status.peers) - len(alive)
@@ -188,8 +191,8 @@ def mesh(settings: Settings, status: Status | None) -> Iterator[Finding]:
 
 
 def seeds(settings: Settings) -> Iterator[Finding]:
-    """Would the seeds take this node in?"""
-    from proxy.commands.greeting import trouble  # with aiohttp, which nothing else here needs
+    """Check that the seeds accept this node."""
+    from proxy.commands.greeting import trouble  # imports aiohttp, which no other check needs
     from proxy.trust import auth_of
 
     try:
@@ -205,7 +208,7 @@ def seeds(settings: Settings) -> Iterator[Finding]:
 
 
 def certificate(settings: Settings, now: float) -> Iterator[Finding]:
-    """Will other nodes accept ours, and for how long?"""
+    """Check that the node's certificate is valid, and for how long. `now` is in seconds since the epoch."""
     if settings.mesh_tls_files is None:
         return
     try:
@@ -229,7 +232,7 @@ def certificate(settings: Settings, now: float) -> Iterator[Finding]:
 
 
 def multicast() -> Iterator[Finding]:
-    """Does what we send to a group come back to a member of it? Without that mDNS finds nobody."""
+    """Check that a datagram to a multicast group comes back to a member of it. Without that, mDNS finds no nodes."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
         link.settimeout(1.0)
         try:
@@ -246,7 +249,7 @@ def multicast() -> Iterator[Finding]:
 
 
 def clients(environment: Mapping[str, str], url: str) -> Iterator[Finding]:
-    """Do Hugging Face clients started from here come to the node at `url`?"""
+    """Check that Hugging Face clients started in this environment use the node at `url`."""
     endpoint = environment.get("HF_ENDPOINT", "")
     parts = urlsplit(endpoint)
     if not endpoint:
@@ -274,7 +277,7 @@ def clients(environment: Mapping[str, str], url: str) -> Iterator[Finding]:
 
 
 def xet(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Do clients take files over HTTP, from the node, or by Xet past it?"""
+    """Check whether clients can download files above 50 GB, which they take only over Xet, through the node."""
     if settings.xet == "never":
         what = "--xet never: clients refuse files above 50 GB, which they take only over Xet"
         yield Finding("note", "Xet", what, "use --xet auto if you need such files")

@@ -1,4 +1,4 @@
-"""`hubmesh doctor`: what is wrong with the set-up, in words, and what to do about it."""
+"""`hubmesh doctor`: find mistakes in the setup, and say how to correct them."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def doctor(as_json: bool, **flags: Any) -> int:
 
 
 def examine(settings: Settings, environment: Mapping[str, str], *, is_listen_given: bool) -> Iterator[Finding]:
-    """Everything there is to look at, one after the other."""
-    # What clients believe is one of the things looked at: it does not say where the node is.
+    """Run all checks, one after the other."""
+    # HF_ENDPOINT, which the clients use, is itself checked, so it is not used to find the node.
     node = LocalNode(address(settings, "", is_listen_given=is_listen_given))
     status = _ask(node)
     yield from checks.node(status, node.url, settings)

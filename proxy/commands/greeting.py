@@ -1,4 +1,4 @@
-"""Would a seed speak to a node with these settings? One message to it, as the node would send it."""
+"""Test whether a seed accepts a node with these settings, by one message as the node would send it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from mesh.membership import Address
 from proxy.units import HostPort
 
 _TIMEOUT = 5.0  # seconds
-# To a message that says nothing, from somebody who was let in.
+# The answer of a seed to an empty message from a node that it accepts.
 _WELCOME = "answers HTTP 400"
 
 
 def trouble(seed: HostPort, auth: Auth) -> tuple[str, str] | None:
-    """What is wrong and what to do about it; None when the seed would take us in."""
+    """Return what is wrong and what to do about it; None if the seed accepts this node."""
     log = logging.getLogger("mesh")
     level = log.level
-    log.setLevel(logging.CRITICAL)  # it is said below
+    log.setLevel(logging.CRITICAL)  # the result reports it
     try:
         asyncio.run(_greet(Address(seed.host, seed.port), auth))
     except NotAuthentic as error:
@@ -51,7 +51,7 @@ def trouble(seed: HostPort, auth: Auth) -> tuple[str, str] | None:
 
 
 async def _greet(address: Address, auth: Auth) -> NoReturn:
-    """Raises what `ask` does, whoever answers: a node has nothing to say to that."""
+    """Send an empty message. Always raises: as `ask` does, TimeoutError, or Unavailable if the message is accepted."""
     async with asyncio.timeout(_TIMEOUT), aiohttp.ClientSession() as session:
         await ask(session, auth, address, TARGET, b"", limit=1 << 16)
     raise Unavailable(f"{address} accepts an empty message")

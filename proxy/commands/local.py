@@ -1,4 +1,4 @@
-"""The node on this machine, as the other commands find it and talk to it."""
+"""The node on this machine: how commands find it and talk to it."""
 
 from __future__ import annotations
 
@@ -18,28 +18,31 @@ from proxy.commands.uri import HfUri
 from proxy.settings import Settings
 
 _STATUS = "/-/status"
-_TIMEOUT = 10.0  # seconds; a node answers these from memory
-_PATIENCE = 60.0  # for what it may have to ask the Hub about
+_TIMEOUT = 10.0  # seconds; a node answers from memory
+_PATIENCE = 60.0  # seconds, for actions that may have to ask the Hub
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def node_flags(command: _Command) -> _Command:
-    """Give a command what it takes to find the node: --listen, --data-dir and --config. Turn those in by `find`."""
+    """Add the flags that locate the node to a command: --listen, --data-dir and --config. `find` evaluates them."""
     return node_settings("listen", "data_dir")(command)
 
 
 def find(flags: Mapping[str, Any]) -> LocalNode:
-    """The node at --listen, or HUBMESH_LISTEN if no data directory is named; else the one of the data directory; else
-    the one at HF_ENDPOINT; else the usual address."""
+    """Return the node that the flags and the environment mean.
+
+    That is the node at --listen, or at HUBMESH_LISTEN if no data directory is named; else the one recorded in the data
+    directory; else the one at HF_ENDPOINT; else the one at the default address.
+    """
     settings = load(flags)
     return LocalNode(address(settings, os.environ.get("HF_ENDPOINT", ""), is_listen_given=is_told(settings, flags)))
 
 
 def is_told(settings: Settings, flags: Mapping[str, Any]) -> bool:
-    """Whether `listen` says which node is meant: not where a data directory was named at least as clearly.
+    """Whether `listen` tells which node is meant: not if a data directory was named at least as explicitly.
 
-    What a file says is where nodes are to listen; the data directory knows where the one that runs does.
+    The setting says where a node is to listen; the data directory records where the running one does.
     """
     if flags.get("listen") is not None:
         return True
@@ -49,14 +52,14 @@ def is_told(settings: Settings, flags: Mapping[str, Any]) -> bool:
 
 
 def address(settings: Settings, hf_endpoint: str, *, is_listen_given: bool) -> str:
-    """The URL of the node's client port, without a slash at the end."""
+    """The URL of the node's client port, without a trailing slash."""
     if not is_listen_given:
         if (listen := _recorded(settings)) is not None:
             return listen
         if settings.listen != Settings().listen:
             return f"http://{settings.listen.reachable}"
         endpoint = urlsplit(hf_endpoint)
-        # A path would be the prefix of the Hub's name space; the node's own pages are above it.
+        # A path is the prefix of the Hub's name space; the node's own pages are not below it.
         if endpoint.scheme == "http" and endpoint.netloc:
             return f"http://{endpoint.netloc}"
     return f"http://{settings.listen.reachable}"
@@ -72,7 +75,7 @@ def _recorded(settings: Settings) -> str | None:
 
 
 def each(repos: Iterable[HfUri], do: Callable[[HfUri], int]) -> int:
-    """Do it for one after the other; the greatest exit code. What one fails with is said, and the others go on."""
+    """Call `do` for each repository; return the greatest exit code. Errors are printed, and do not stop the rest."""
     codes = [0]
     for repo in repos:
         try:
@@ -84,11 +87,11 @@ def each(repos: Iterable[HfUri], do: Callable[[HfUri], int]) -> int:
 
 
 class LocalNode:
-    """A node's own pages. Every failure is a ClickException that says what to do."""
+    """A client of a node's own pages. Every failure is a ClickException that says what to do."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        # Never through a proxy: this is about this machine.
+        # Never through a proxy: the node is on this machine.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def status(self) -> Status:
@@ -102,7 +105,7 @@ class LocalNode:
         return self._open(urllib.request.Request(f"{self.url}{path}"))
 
     def act(self, action: str, order: Mapping[str, object], token: str | None = None) -> dict[str, int]:
-        """Tell the node to pin, unpin, rm or preheat (see proxy/admin/actions.py); what came of it."""
+        """Have the node pin, unpin, rm or preheat (see proxy/admin/actions.py); return its result."""
         headers = {"Content-Type": "application/json"}
         if token:
             headers["Authorization"] = f"Bearer {token}"

@@ -1,4 +1,4 @@
-"""`hubmesh ls`: what this node holds, by repository."""
+"""`hubmesh ls`: list what this node holds, by repository."""
 
 from __future__ import annotations
 
@@ -47,6 +47,6 @@ def _file_line(blob: BlobView) -> tuple[str, ...]:
 
 def _share(have: int, size: int) -> str:
     if have > size:
-        return "part"  # of something whose size is not known
-    # Not rounded up: 100% is a promise.
+        return "part"  # the full size is not known
+    # Round down: 100% means complete.
     return f"{100 * have // size}%" if size else "100%"

@@ -1,4 +1,4 @@
-"""The settings of a node from flags, environment variables and a TOML file, in this order of precedence."""
+"""The settings of a node from flags, environment variables and a TOML file, in that order of precedence."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from proxy.settings import About, Settings
 ENV_PREFIX = "HUBMESH_"
 CONFIG_FILES = ("~/.config/hubmesh/node.toml", "/etc/hubmesh/node.toml")
 
-# Kubernetes puts HUBMESH_SERVICE_HOST, HUBMESH_PORT_8090_TCP_ADDR and the like into every container next to a service
-# called hubmesh (or hubmesh-seed …): nobody's misspelt setting.
+# Kubernetes sets HUBMESH_SERVICE_HOST, HUBMESH_PORT_8090_TCP_ADDR and similar variables in all containers of a
+# namespace with a service called hubmesh (or hubmesh-seed …). They are not misspelt settings.
 _SERVICE_LINK = re.compile(
     r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)", re.ASCII
 )
@@ -30,15 +30,15 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class SettingsError(click.ClickException):
-    """A setting nobody can act on; the message says where it was found. Exit 2, as for bad flags."""
+    """An invalid setting. The message says where it was found; the exit code is 2, as for bad flags."""
 
     exit_code = 2
 
 
 def node_settings(*only: str) -> Callable[[_Command], _Command]:
-    """Give a command the flags of `Settings` (`only` these fields, if any are named) and --config.
+    """Add the flags of `Settings` (`only` for these fields, if any are named) and --config to a command.
 
-    It is called with them as keyword arguments, to be turned into a value by `load`.
+    The command is called with them as keyword arguments, which `load` turns into settings.
     """
 
     def decorate(command: _Command) -> _Command:
@@ -55,7 +55,7 @@ def node_settings(*only: str) -> Callable[[_Command], _Command]:
 
 
 def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
-    """What flags, environment and file add up to. Raises SettingsError."""
+    """Read the settings from flags, environment and file. Raises SettingsError."""
     known = {_variable(setting) for setting in dataclasses.fields(Settings)} | {f"{ENV_PREFIX}CONFIG"}
     for name in sorted(environment):
         short = name.removeprefix(ENV_PREFIX)
@@ -78,7 +78,7 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) 
 
 
 def key_of(setting: dataclasses.Field[Any]) -> str:
-    """A setting's key in the file, and its flag without the dashes in front."""
+    """The key of a setting in the file, which is its flag without the leading dashes."""
     about: About = setting.metadata["about"]
     return (about.repeated_as or setting.name).replace("_", "-")
 
@@ -94,7 +94,7 @@ def _option(setting: dataclasses.Field[Any]) -> Callable[[_Command], _Command]:
     return click.option(
         f"--{key}/--no-{key}" if about.parse is None else f"--{key}",
         setting.name,
-        # Values are read by `load` alone, whichever way they came; an option that was not given is None.
+        # `load` parses all values, from whatever source. A flag that is not given is None.
         default=None,
         metavar="|".join(about.choices) or about.metavar,
         multiple=about.repeated_as is not None,
@@ -108,12 +108,12 @@ def _candidates(
     environment: Mapping[str, str],
     in_file: Mapping[str, tuple[str, Any]],
 ) -> Iterator[tuple[str, Any]]:
-    """Where a setting was found and its raw value there, what counts most first."""
+    """Yield where a setting is set and its raw value there, in order of precedence."""
     key, variable = key_of(setting), _variable(setting)
     repeated = setting.metadata["about"].repeated_as
     if (raw := flags.get(setting.name)) not in (None, ()):
         yield f"--{key}", raw
-    # Empty is how templates of containers write "not set".
+    # Container templates set a variable to an empty string to mean "not set".
     if text := environment.get(variable, "").strip():
         yield variable, re.split(r"[\s,]+", text) if repeated else text
     if key in in_file:
@@ -146,10 +146,11 @@ def _usual_file() -> Path | None:
             path = Path(name).expanduser()
             if stat.S_ISREG(path.stat().st_mode):
                 return path
-        except RuntimeError:  # containers run as users without a home
+        except RuntimeError:  # no home directory, as for users in some containers
             continue
         except PermissionError:
-            # A home that we may not look into is somebody else's. The machine's own file was meant for us.
+            # A home directory that this user may not read belongs to another user; skip it. The machine's own file was
+            # meant for this node, so report the error.
             if not name.startswith("~"):
                 return path
         except OSError:
@@ -158,7 +159,7 @@ def _usual_file() -> Path | None:
 
 
 def _read_file(file: Path | None) -> dict[str, tuple[str, Any]]:
-    """Key → (where it stands, raw value). Raises SettingsError."""
+    """Read a TOML file: key → (where it is set, raw value). Raises SettingsError."""
     if file is None:
         return {}
     try:

@@ -1,4 +1,4 @@
-"""`hubmesh pin` and `hubmesh unpin`: protect a repository from eviction, and take that back."""
+"""`hubmesh pin` and `hubmesh unpin`: protect a repository from eviction, and undo that."""
 
 from __future__ import annotations
 

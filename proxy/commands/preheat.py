@@ -1,4 +1,4 @@
-"""`hubmesh preheat`: bring repositories in before anybody asks for them."""
+"""`hubmesh preheat`: fetch repositories before clients ask for them."""
 
 from __future__ import annotations
 

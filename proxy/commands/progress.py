@@ -1,4 +1,4 @@
-"""Progress of many downloads at once on a terminal: a line for each, and one for all with speed and sources."""
+"""Progress of parallel downloads on a terminal: a line per file, and a last line with the total, speed and sources."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from proxy.units import format_size
 if TYPE_CHECKING:
     from typing import Self
 
-_TICK = 0.2  # seconds between two pictures
-_SPEED_SECONDS = 3.0  # how far back the shown speed looks
+_TICK = 0.2  # seconds between two updates of the display
+_SPEED_SECONDS = 3.0  # the displayed speed is the average over this time
 _BAR = 24  # characters
-_MAX_LINES = 12  # files shown at once; the rest counts in the last line
+_MAX_LINES = 12  # files shown at once; the others are only part of the last line
 
 
 class Stopped(Exception):
-    """The user has had enough; raised inside the downloads."""
+    """Raised inside the downloads once they are to stop."""
 
 
 class FileBar:
-    """One file's progress, with those parts of tqdm's interface that huggingface_hub's downloader uses."""
+    """Progress of one file, with the parts of tqdm's interface that huggingface_hub's downloader uses."""
 
     disable = False
 
@@ -35,16 +35,16 @@ class FileBar:
         self._progress = progress
 
     def update(self, count: float = 1) -> None:
-        """`count` bytes more. Raises Stopped."""
+        """Add `count` bytes, negative to take some back. Raises Stopped."""
         self._progress.advance(self, count)
 
     def refresh(self, *_: object, **__: object) -> None:
-        """Drawn by its own clock."""
+        """Do nothing: `Progress` draws at its own intervals."""
 
     set_description = set_postfix_str = set_postfix = reset = refresh
 
     def close(self) -> None:
-        """Its owner takes it off the picture."""
+        """Do nothing: `Progress.finish` removes the line."""
 
     def __enter__(self) -> Self:
         return self
@@ -54,9 +54,9 @@ class FileBar:
 
 
 class Progress:
-    """The picture of all files. A context manager that draws while it is open, if `out` is a terminal.
+    """Progress of all files. A context manager that draws while it is open, if `out` is a terminal.
 
-    `sources` gives the words at the end of the last line, such as where the bytes come from; it is called about once a
+    `sources` returns the text at the end of the last line, such as where the bytes come from. It is called about once a
     second, in a thread of its own.
     """
 
@@ -77,14 +77,14 @@ class Progress:
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._draw, self._listen)]
 
     def bar(self, name: str, size: int) -> FileBar:
-        """A line for one more file, until `finish`."""
+        """Add a line for a file, which stays until `finish`."""
         bar = FileBar(self, name, size)
         with self._lock:
             self._bars.append(bar)
         return bar
 
     def finish(self, bar: FileBar, *, is_good: bool) -> None:
-        """Take a file off the picture. A good one counts in full, whatever of it had to be downloaded."""
+        """Remove the line of a file. A good file counts in full, even if only a part had to be downloaded."""
         with self._lock:
             self._bars.remove(bar)
             self.arrived += (bar.total or 0) - bar.n if is_good else -bar.n
@@ -98,11 +98,11 @@ class Progress:
             self.arrived += count
 
     def stop(self) -> None:
-        """Make every download that goes on end with Stopped."""
+        """Make every running download end with Stopped."""
         self._is_stopped = True
 
     def tqdm(self, bar: FileBar) -> Any:
-        """A stand-in for a tqdm class whose only instance is `bar`."""
+        """Return a stand-in for a tqdm class whose only instance is `bar`."""
         return lambda *_, **__: bar
 
     def __enter__(self) -> Self:
@@ -119,7 +119,7 @@ class Progress:
             self._out.flush()
 
     def lines(self, now: float, width: int) -> Iterator[str]:
-        """The picture, cut to `width` characters. `now` is in seconds on a clock that never goes back."""
+        """Yield the lines to display, cut to `width` characters. `now` is in seconds on a monotonic clock."""
         with self._lock:
             bars, arrived = self._bars[:_MAX_LINES], self.arrived
             self._history.append((now, arrived))
@@ -136,7 +136,7 @@ class Progress:
         while not self._is_over.wait(_TICK):
             width = shutil.get_terminal_size().columns
             lines = list(self.lines(time.monotonic(), width - 1))
-            # Up to the first of our lines, each one written over, the rest of the screen cleared: no flicker.
+            # Go up to our first line, overwrite each line and clear the rest of the screen: this avoids flicker.
             up = f"\x1b[{self._drawn}F" if self._drawn else ""
             self._out.write(up + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
             self._out.flush()

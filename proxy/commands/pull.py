@@ -1,4 +1,4 @@
-"""`hubmesh pull`: download through the node on this machine, with progress, and check what came."""
+"""`hubmesh pull`: download through the node on this machine with progress, and verify each file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile, RepoFolder
 
-_WORKERS = 8  # files at a time, as huggingface_hub does it
+_WORKERS = 8  # files at a time, as in huggingface_hub
 _READ = 1 << 20  # bytes
 
 
@@ -37,7 +37,7 @@ class NotFound(click.ClickException):
 
 
 class NotAllowed(click.ClickException):
-    """The Hub does not let this token in."""
+    """The Hub refuses this token."""
 
     exit_code = 4
 
@@ -79,7 +79,7 @@ def pull(
         raise click.UsageError(str(error)) from error
     node = find(flags)
     before = node.status().metrics
-    # This is about this machine: no proxy in between. Read by the client when it is imported.
+    # The node is on this machine: no proxy. The client reads these variables when it is imported.
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), urlsplit(node.url).hostname]))
     from huggingface_hub import HfApi
@@ -101,7 +101,7 @@ def pull(
                 _run(api, jobs, where, progress, node.url)
     except click.ClickException:
         raise
-    except Exception as error:  # of whatever library the client uses for HTTP, too
+    except Exception as error:  # including those of the HTTP library that the client uses
         raise _explain(error, what) from error
     if not quiet:
         seconds = time.monotonic() - began
@@ -112,7 +112,7 @@ def pull(
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One file to bring in."""
+    """One file to download."""
 
     what: HfUri
     commit: str
@@ -126,16 +126,16 @@ class Job:
 
 @dataclass(slots=True)
 class Place:
-    """Where files go."""
+    """The destination of the files."""
 
-    dest: Path | None  # None: the client cache
-    staging: Path | None = None  # next to `dest`, so that putting a file in its place is a rename
+    dest: Path | None  # None: the cache of the Hugging Face clients
+    staging: Path | None = None  # next to `dest`, so that a file is put in place by a rename
     is_file: bool = False  # `dest` is the name of the one file
     below: str = ""  # the folder of the repository that `dest` stands for
-    got: dict[str, Path] = field(default_factory=dict)  # by the path in the repository
+    got: dict[str, Path] = field(default_factory=dict)  # downloaded files by path in the repository
 
     def of(self, job: Job) -> Path | None:
-        """A file's final place; None when the client decides that."""
+        """The final path of a file; None if the client chooses it."""
         if self.dest is None or self.is_file:
             return self.dest
         return self.dest / job.file.path.removeprefix(self.below).lstrip("/")
@@ -144,12 +144,15 @@ class Place:
         if self.dest is not None:
             return str(self.dest)
         path, file = next(iter(self.got.items()))
-        # Of several files, the folder of their snapshot: as many steps up as the path has parts.
+        # For several files, the folder of their snapshot: one level up for each part of the path.
         return str(file if len(self.got) == 1 else file.parents[path.count("/")])
 
 
 def _list(api: HfApi, what: HfUri, *, is_folder: bool) -> tuple[str, list[RepoFile]]:
-    """The commit, and the files that are asked for."""
+    """Return the commit and the requested files.
+
+    Raises click.ClickException and the errors of huggingface_hub.
+    """
     from huggingface_hub.errors import EntryNotFoundError
     from huggingface_hub.hf_api import RepoFile
 
@@ -165,7 +168,7 @@ def _list(api: HfApi, what: HfUri, *, is_folder: bool) -> tuple[str, list[RepoFi
     tree = api.list_repo_tree(what.id, what.path or None, recursive=True, revision=commit, repo_type=what.repo_type)
     try:
         return commit, [entry for entry in tree if isinstance(entry, RepoFile)]
-    except EntryNotFoundError:  # there is no such folder
+    except EntryNotFoundError:  # no such folder
         if what.path and isinstance(_entry(api, what, commit), RepoFile):
             raise click.UsageError(f"{what.path} is a file: leave out -r to download it") from None
         raise
@@ -177,12 +180,12 @@ def _entry(api: HfApi, what: HfUri, commit: str) -> RepoFile | RepoFolder | None
 
 
 def _chosen(files: list[RepoFile], include: tuple[str, ...], exclude: tuple[str, ...]) -> Iterator[RepoFile]:
-    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # it is in its __init__
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # exported by its __init__
 
     for file in filter_repo_objects(
         files, allow_patterns=list(include) or None, ignore_patterns=list(exclude) or None, key=lambda file: file.path
     ):
-        # What a Hub says must not be able to leave the directory.
+        # A path from the Hub must not lead out of the directory.
         if file.path.startswith("/") or {"..", ""} & set(file.path.split("/")):
             raise click.ClickException(
                 f"the repository has a file called {file.path!r}, which cannot be written safely"
@@ -219,7 +222,7 @@ def _run(api: HfApi, jobs: list[Job], where: Place, progress: Progress, endpoint
 
 
 def _bring(api: HfApi, job: Job, where: Place, progress: Progress, endpoint: str) -> None:
-    """Download one file, check it, put it in its place."""
+    """Download one file, verify it and put it in place."""
     from huggingface_hub import hf_hub_download
 
     final = where.of(job)
@@ -240,7 +243,7 @@ def _bring(api: HfApi, job: Job, where: Place, progress: Progress, endpoint: str
                 token=api.token,
                 library_name=api.library_name,
                 tqdm_class=progress.tqdm(bar),
-                # What an earlier client left in its cache was never checked, and may be wrong.
+                # A file that an earlier client left in the cache was never verified and may be wrong.
                 force_download=is_again,
             )
             if _is(Path(got), job):
@@ -260,7 +263,7 @@ def _bring(api: HfApi, job: Job, where: Place, progress: Progress, endpoint: str
 
 
 def _is(path: Path, job: Job) -> bool:
-    """Whether the file at `path` has the bytes that the Hub names."""
+    """Whether the file at `path` has the size and digest that the Hub states."""
     if path.stat().st_size != job.file.size:
         return False
     hasher = job.digest.hasher(job.file.size)
@@ -271,7 +274,7 @@ def _is(path: Path, job: Job) -> bool:
 
 
 def _sources(node: LocalNode, before: Any) -> str:
-    """What this node took in since `before`, in words."""
+    """Describe what this node has received since `before`, its earlier metrics."""
     try:
         now = node.status().metrics
     except click.ClickException:
@@ -292,7 +295,7 @@ def _explain(error: Exception, what: HfUri) -> click.ClickException:
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return NotFound(f"{what.repo} has no revision {what.revision}")
-    if isinstance(error, errors.LocalEntryNotFoundError):  # which says that nobody could be asked
+    if isinstance(error, errors.LocalEntryNotFoundError):  # raised when no server could be reached
         return click.ClickException(f"{what.repo} cannot be downloaded now: {error.__cause__ or error}")
     if isinstance(error, errors.EntryNotFoundError):
         return NotFound(f"there is no {what.path or 'such file'} in {what.repo}")

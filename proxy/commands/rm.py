@@ -1,4 +1,4 @@
-"""`hubmesh rm`: drop a repository from this node."""
+"""`hubmesh rm`: remove repositories from this node."""
 
 from __future__ import annotations
 

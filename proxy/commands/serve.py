@@ -48,7 +48,7 @@ def serve(**flags: Any) -> int:
 
 
 def _check_paths(settings: Settings) -> None:
-    """Raise SettingsError for files that were named and are not there, before anything is started."""
+    """Raise SettingsError for files and directories that are missing or unusable, before anything starts."""
     key, cache = settings.mesh_key_file, settings.hf_cache
     if key is not None:
         try:
@@ -66,7 +66,7 @@ def _check_paths(settings: Settings) -> None:
             raise SettingsError(f"mesh-tls: {error}") from error
     if cache is not None and not _is_directory(cache, "hf-cache"):
         raise SettingsError(f"hf-cache {cache}: no such directory")
-    # Somewhere on the way up there has to be a directory that we may write in.
+    # The nearest existing parent has to be a directory that this process may write to.
     data = settings.data_dir
     for path in (data, *data.absolute().parents):
         if (is_directory := _is_directory(path, "data-dir")) is not None:
@@ -78,13 +78,14 @@ def _check_paths(settings: Settings) -> None:
         with tempfile.TemporaryFile(dir=data):
             pass
     except OSError as error:
-        # /proc and the like take files from nobody, whatever rights they claim. A full or broken disk is no setting.
+        # /proc and similar file systems accept no files, whatever their permissions say. A full or broken disk is not a
+        # wrong setting.
         if error.errno in _NO_PLACE:
             raise SettingsError(f"data-dir {data}: cannot write there: {error.strerror}") from error
 
 
 def _check_proxy(settings: Settings) -> None:
-    """Raise SettingsError for a proxy on the way to the Hub that cannot be used."""
+    """Raise SettingsError if the proxy to the Hub is one that a node cannot use."""
     hub = urlsplit(settings.origin)
     try:
         proxy_of(hub.scheme, hub.hostname or "")
@@ -93,7 +94,7 @@ def _check_proxy(settings: Settings) -> None:
 
 
 def _is_directory(path: Path, setting: str) -> bool | None:
-    """Whether it is one; None when nothing is there. Raises SettingsError when that cannot be told."""
+    """Whether `path` is a directory; None if it does not exist. Raises SettingsError if this cannot be determined."""
     try:
         return stat.S_ISDIR(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""`hubmesh status`: what this node and its peers hold and did."""
+"""`hubmesh status`: show what this node and its peers hold and do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def status(as_json: bool, **flags: Any) -> None:
 
 
 def describe(status: Status, url: str, now: float) -> Iterator[str]:
-    """Lines for people. `now` is in seconds since the epoch."""
+    """Yield the lines of the report. `now` is in seconds since the epoch."""
     state = "ready" if status.ready else f"NOT READY: {status.reason}"
     yield f"node      {status.node_id} ({status.role}, hubmesh {status.version}) at {url}: {state}"
     complete = sum(blob.have == blob.size for blob in status.blobs)
@@ -70,14 +70,14 @@ def describe(status: Status, url: str, now: float) -> Iterator[str]:
 
 
 def shares(sources: Any) -> str:
-    """``origin 80%, node-b 20%`` of a mapping from source to bytes, the largest three."""
+    """Format the three largest shares of a mapping from source to bytes: ``origin 80%, node-b 20%``."""
     total = sum(sources.values())
     largest = sorted(sources.items(), key=lambda item: -item[1])[:3]
     return ", ".join(f"{source} {count / total:.0%}" for source, count in largest if total)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Rows as lines with aligned columns."""
+    """Format rows as lines with aligned columns."""
     lines = [head, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:

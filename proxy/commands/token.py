@@ -1,4 +1,4 @@
-"""Tokens as people give them to a command: a flag, a variable, what `hf auth login` left."""
+"""Tokens for a command: from a flag, a variable, or the file that `hf auth login` writes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import re
 
 import click
 
-_TOKEN = re.compile(r"[!-~]*")  # what a header can carry
+_TOKEN = re.compile(r"[!-~]*")  # the characters allowed in a header
 
 
 class _Token(click.ParamType[str]):
     name = "token"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        # A newline at the end is the file's that it was read from. The text itself is nobody's to see.
+        # A trailing newline comes from the file that the token was read from. Errors must not show the token.
         if not _TOKEN.fullmatch(token := value.strip()):
             self.fail("the token contains blanks or non-ASCII characters", param, ctx)
         return token
@@ -30,7 +30,7 @@ token_option = click.option(
 
 
 def usual() -> str | None:
-    """The token any other client on this machine would use. Raises BadParameter when it cannot be one."""
+    """The token that other clients on this machine use; None without one. Raises BadParameter for a bad HF_TOKEN."""
     if token := os.environ.get("HF_TOKEN", "").strip():
         return _TYPE.convert(token, None, None)
     from huggingface_hub import get_token

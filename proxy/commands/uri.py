@@ -1,4 +1,4 @@
-"""Names of repositories and files as people type them: ``hf://datasets/owner/name@revision/path``."""
+"""Names of repositories and files on the command line: ``hf://datasets/owner/name@revision/path``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 _TYPES = ("models", "datasets", "spaces", "kernels")
-# The Hub's own refs hold a "/" that belongs to them; in other revisions it is written %2F.
+# The Hub's own refs contain a literal "/"; in other revisions, "/" is written as %2F.
 _REVISION = re.compile(r"refs/(?:convert|pr)/[^/]+|[^/]+")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 
@@ -29,21 +29,21 @@ class HfUri:
 
     @property
     def repo(self) -> str:
-        """``models/owner/name``, as the node's own pages name it."""
+        """``models/owner/name``, as on the node's own pages."""
         return f"{self.type}/{self.id}"
 
     @property
     def repo_type(self) -> str:
-        """As huggingface_hub calls it: model, dataset, space or kernel."""
+        """The type as huggingface_hub names it: model, dataset, space or kernel."""
         return self.type.removesuffix("s")
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read it with or without ``hf://``. Raises ValueError for anything else."""
+        """Parse a name, with or without ``hf://``. Raises ValueError for anything else."""
         rest = text.removeprefix("hf://").strip("/")
         first, _, after = rest.partition("/")
         repo_type, rest = (first, after) if first in _TYPES else ("models", rest)
-        # A revision ends the name; without one the name is its first two parts.
+        # An "@" ends the name. Without a revision, the name is the first two parts.
         name, at, after = rest.partition("@")
         if at and name.count("/") <= 1:
             match = _REVISION.match(after)
@@ -62,7 +62,7 @@ class HfUri:
 
 
 class _Repo(click.ParamType[HfUri]):
-    """A repository on the command line."""
+    """The type of a repository argument on the command line."""
 
     name = "repo"
 
