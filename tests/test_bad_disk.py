@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import os
 import random
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.http import ask
 from tests.hub.process import HubProcess
-from tests.node import NodeProcess
+from tests.node import NodeProcess, meet, until
 
 MIB = 1 << 20
 REPO = "acme/tiny"
-
-
-def wait(is_so: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def damage(data: Path, wrong: bytes, *, step: int = 1 << 40, is_hidden: bool = False) -> None:
@@ -53,7 +44,7 @@ def test_bytes_that_changed_on_disk_reach_nobody(hub: HubProcess, tmp_path: Path
         # The same while it runs, when another node is the first to ask.
         damage(data, b"WRONG")
         with NodeProcess(tmp_path / "b", hub.url, "--seed", node.mesh) as other:
-            wait(lambda: other.metric("hubmesh_peers") == 1)
+            until(lambda: other.metric("hubmesh_peers") == 1, "they do not find each other")
             assert ask(other.url + target).body == content
             assert other.metric("hubmesh_pieces_rejected_total") == 0
         assert ask(node.url + target).body == content
@@ -79,7 +70,7 @@ def test_a_smaller_budget_goes_for_what_is_there(hub: HubProcess, tmp_path: Path
         for name, content in files.items():
             assert ask(f"{node.url}/{REPO}/resolve/main/{name}").body == content
     with NodeProcess(tmp_path / "a", hub.url, "--max-size", "3MiB") as node:
-        wait(lambda: len(node.status()["blobs"]) == 3)
+        until(lambda: len(node.status()["blobs"]) == 3, "they do not arrive")
         left = {blob["path"] for blob in node.status()["blobs"]}
         assert left == {"2.bin", "3.bin", "4.bin"}, "what was used longest ago goes first"
 
@@ -105,7 +96,7 @@ def test_a_disk_that_hides_what_it_did_is_found_out_piece_by_piece_in_a_keyed_me
         NodeProcess(tmp_path / "bad", hub.url, *flags[:2], "--seed", seed.mesh) as bad,
         NodeProcess(tmp_path / "new", hub.url, *flags[:2], "--seed", seed.mesh) as new,
     ):
-        wait(lambda: all(node.metric("hubmesh_peers") == 2 for node in (seed, bad, new)))
+        meet([seed, bad, new])
         answer = ask(new.url + target)
         assert answer.body == content, "the first download is right, and does not break off"
         assert new.metric("hubmesh_pieces_rejected_total") > 0

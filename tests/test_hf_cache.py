@@ -10,8 +10,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import AsyncMock
@@ -29,7 +27,7 @@ from proxy.hub.errors import OriginUnavailable
 from proxy.hub.urls import Repo
 from tests.http import ask
 from tests.hub.process import HubProcess
-from tests.node import NodeProcess
+from tests.node import NodeProcess, until
 
 BIG = random.Random(5).randbytes(5_000_000)
 CONFIG = b'{"a": 1}'
@@ -61,13 +59,6 @@ def cache(hub: HubProcess, tmp_path: Path) -> Path:
     return home / "hub"
 
 
-def wait(is_so: Callable[[], bool], otherwise: str, seconds: float = 40) -> None:
-    until = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < until, otherwise
-        time.sleep(0.05)
-
-
 def blob(cache: Path, content: bytes) -> Path:
     [file] = [path for path in cache.glob("*/blobs/*") if path.name == hashlib.sha256(content).hexdigest()]
     return file
@@ -79,11 +70,11 @@ def test_who_has_it_seeds_the_others(hub: HubProcess, cache: Path, tmp_path: Pat
         NodeProcess(tmp_path / "a", hub.url, "--role", "seed", *flags) as has,
         NodeProcess(tmp_path / "b", hub.url, "--seed", has.mesh) as b,
     ):
-        wait(lambda: len(has.status()["blobs"]) == 3, "it is not taken over")
-        wait(lambda: b.metric("hubmesh_peers") == 1, "they do not find each other")
+        until(lambda: len(has.status()["blobs"]) == 3, "it is not taken over")
+        until(lambda: b.metric("hubmesh_peers") == 1, "they do not find each other")
         target = f"/{REPO}/resolve/main/sub/model.safetensors"
         piece = f"http://{has.mesh}/mesh/blobs/sha256:{hashlib.sha256(BIG).hexdigest()}"
-        wait(lambda: ask(piece, Range="bytes=0-9").status == 206, "nobody asked the Hub whether it is public")
+        until(lambda: ask(piece, Range="bytes=0-9").status == 206, "nobody asked the Hub whether it is public")
         assert ask(b.url + target).body == BIG
         assert hub.stats()["total_bytes"] == 0, "it came from the Hub"
 
@@ -112,8 +103,8 @@ def test_only_what_is_proven_counts(hub: HubProcess, cache: Path, tmp_path: Path
     (file.parent / ("0" * 64)).symlink_to("/etc/passwd")
     (file.parent / "not-a-digest").write_bytes(b"x")
     with NodeProcess(tmp_path / "a", hub.url, "--hf-cache", str(cache)) as node:
-        wait(lambda: "is not what its name says" in node.log(), "nobody noticed")
-        wait(lambda: len(node.status()["blobs"]) == 2, "the good ones are not taken over")
+        until(lambda: "is not what its name says" in node.log(), "nobody noticed")
+        until(lambda: len(node.status()["blobs"]) == 2, "the good ones are not taken over")
         assert ask(f"{node.url}/{REPO}/resolve/main/sub/model.safetensors").body == BIG
     assert list((tmp_path / "a" / "adopting").iterdir()) == []
     assert file.stat().st_size == len(BIG), "the cache is only read"
@@ -148,7 +139,7 @@ def test_what_came_over_xet_is_a_link_to_a_file_for_all_repositories(hub: HubPro
     os.utime(file, (1, 1))
     hub.reset()
     with NodeProcess(tmp_path / "a", hub.url, "--hf-cache", str(cache)) as node:
-        wait(lambda: len(node.status()["blobs"]) == 1, "it is not taken over")
+        until(lambda: len(node.status()["blobs"]) == 1, "it is not taken over")
         assert ask(f"{node.url}/{twin}/resolve/main/model.safetensors").body == BIG
         assert f"{wrong} is not what its name says" in node.log()
         assert hub.stats()["total_bytes"] == 0, "it came from the Hub"
@@ -193,7 +184,7 @@ def test_two_nodes_and_a_client_hold_it_once(hub: HubProcess, tmp_path: Path) ->
     with NodeProcess(place / "a", hub.url, *flags) as a, NodeProcess(place / "b", hub.url, *flags) as b:
         download(a.url, place / "home")
         assert ask(b.url + target, Range="bytes=0-9").body == model[:10]
-        wait(lambda: disk(place) < 1.05 * len(model), "it is on disk more than once", 60)
+        until(lambda: disk(place) < 1.05 * len(model), "it is on disk more than once", 60)
         assert ask(a.url + target).body == ask(b.url + target).body == model
 
         # Its owner writes to it: no reader gets those bytes, and the lost ones are fetched from the Hub again.
@@ -210,7 +201,7 @@ def test_two_nodes_and_a_client_hold_it_once(hub: HubProcess, tmp_path: Path) ->
     blob(cache, model).unlink()
     with NodeProcess(place / "a", hub.url, *flags) as a:
         download(a.url, place / "home")
-        wait(lambda: blob(cache, model).stat().st_nlink == 2, "it is not shared", 60)
+        until(lambda: blob(cache, model).stat().st_nlink == 2, "it is not shared", 60)
     with NodeProcess(place / "a", hub.url, *flags) as a:
         assert ask(a.url + target).headers["Cache-Status"] == "hubmesh; hit"
         os.truncate(blob(cache, model), 1000)
@@ -221,7 +212,7 @@ def test_what_another_program_does_to_a_shared_file_is_found_out(hub: HubProcess
     file, target = blob(cache, BIG), f"/{REPO}/resolve/main/sub/model.safetensors"
     os.utime(file, (1, 1))
     with NodeProcess(tmp_path / "a", hub.url, "--hf-cache", str(cache)) as node:
-        wait(lambda: len(node.status()["blobs"]) == 3, "it is not taken over")
+        until(lambda: len(node.status()["blobs"]) == 3, "it is not taken over")
         if file.stat().st_nlink == 1:
             pytest.skip("this file system clones files: nothing is shared")
 

@@ -21,7 +21,7 @@ import pytest
 
 from tests.http import Answer, ask
 from tests.hub.process import HubProcess
-from tests.node import NodeProcess
+from tests.node import NodeProcess, meet, until
 
 REPO = "acme/tiny"
 FILES = {"config.json": b'{"a": 1}', "w.safetensors": random.Random(4).randbytes(3_000_000), "sub/x.txt": b"x"}
@@ -48,17 +48,10 @@ def start(hub: HubProcess, tmp_path: Path) -> Iterator[Start]:
             key = ["--mesh-key-file", str(tmp_path / "key")] if keyed else []
             folder = tmp_path / f"node-{len(nodes)}"
             nodes.append(stack.enter_context(NodeProcess(folder, hub.url, *known, *key, *flags)))
-            wait(lambda: all(node.metric("hubmesh_peers") == len(nodes) - 1 for node in nodes))
+            meet(nodes)
             return nodes[-1]
 
         yield start
-
-
-def wait(is_so: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def fail(hub: HubProcess, how: str) -> None:
@@ -149,14 +142,14 @@ def test_a_silent_hub_is_not_asked_to_the_end_for_clients_that_have_gone(hub: Hu
         for question in asked:
             client = stack.enter_context(socket.create_connection((host, int(port))))
             client.sendall(f"{question} HTTP/1.1\r\nHost: {node.url[7:]}\r\nContent-Length: 2\r\n\r\n{{}}".encode())
-        wait(lambda: hub.stats()["by_kind"].get("api") == len(asked))
+        until(lambda: hub.stats()["by_kind"].get("api") == len(asked), "the questions do not reach the Hub")
 
     def broken() -> float:
         metrics = node.status()["metrics"]
         name = 'hubmesh_client_requests_total{route="other",status="400",outcome="broken"}'
         return float(metrics.get(name, 0))
 
-    wait(lambda: broken() == len(asked))
+    until(lambda: broken() == len(asked), "they are not broken off")
     assert node.stop() == 0, "it had nobody to wait for"
 
 
@@ -272,7 +265,7 @@ def test_a_client_waits_as_long_as_the_hub_asked_and_then_has_it(hub: HubProcess
     began = time.monotonic()
     with ThreadPoolExecutor(2) as pool:
         running = [pool.submit(download, node, tmp_path / node.data_dir.name) for node in nodes]
-        wait(lambda: "resolve" in hub.stats()["by_kind"])
+        until(lambda: "resolve" in hub.stats()["by_kind"], "nobody asks the Hub")
         hub.turn(fail={})
         for client, node in zip(running, nodes, strict=True):
             assert client.result() == FILES, node.log()

@@ -8,7 +8,6 @@ import random
 import secrets
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 
 from tests.http import ask
 from tests.hub.process import HubProcess
-from tests.node import NodeProcess
+from tests.node import NodeProcess, meet, until
 
 FILES = {"a.safetensors": random.Random(1).randbytes(3_000_000), "b.bin": b"b" * 70_000, "config.json": b"{}"}
 SIZE = sum(map(len, FILES.values()))
@@ -44,17 +43,10 @@ def mesh(hub: HubProcess, tmp_path: Path) -> Iterator[Start]:
                 stack.enter_context(NodeProcess(tmp_path / f"node-{n}", hub.url, *flags, "--seed", first.mesh))
                 for n in (1, 2, 3)
             ]
-            wait(lambda: all(node.metric("hubmesh_peers") == 3 for node in nodes), "the nodes do not find each other")
+            meet(nodes)
             return nodes
 
         yield start
-
-
-def wait(is_so: Callable[[], bool], otherwise: str) -> None:
-    until = time.monotonic() + 30
-    while not is_so():
-        assert time.monotonic() < until, otherwise
-        time.sleep(0.05)
 
 
 def preheat(node: NodeProcess, token: str = "", **order: object) -> dict[str, int]:
@@ -74,7 +66,7 @@ def held(node: NodeProcess) -> int:
 def test_all_of_them_for_one_copy_from_the_origin(hub: HubProcess, mesh: Start, keyed: bool) -> None:
     nodes = mesh(keyed=keyed)
     assert preheat(nodes[2], repo="acme/tiny", nodes=None) == {"files": 3}
-    wait(lambda: all(held(node) == SIZE for node in nodes), "it does not arrive everywhere")
+    until(lambda: all(held(node) == SIZE for node in nodes), "it does not arrive everywhere")
     assert hub.stats()["bytes"]
     large = {path: count for path, count in hub.stats()["bytes"].items() if count > 1000}
     assert sum(large.values()) == len(FILES["a.safetensors"]) + len(FILES["b.bin"]), large
@@ -83,7 +75,7 @@ def test_all_of_them_for_one_copy_from_the_origin(hub: HubProcess, mesh: Start, 
 def test_some_of_them_and_some_files(hub: HubProcess, mesh: Start) -> None:
     nodes = mesh(keyed=False)
     assert preheat(nodes[1], repo="acme/tiny", nodes=2, include=["*.bin", "*.json"], exclude=["*.json"]) == {"files": 1}
-    wait(lambda: sum(map(held, nodes)) == 2 * len(FILES["b.bin"]), "it does not arrive on two")
+    until(lambda: sum(map(held, nodes)) == 2 * len(FILES["b.bin"]), "it does not arrive on two")
     assert held(nodes[1]) == len(FILES["b.bin"])
 
 
@@ -105,7 +97,7 @@ def test_some_of_them_are_the_same_ones_each_time(hub: HubProcess, mesh: Start) 
     assert code == 0, err
     for path in list(files)[1:]:
         preheat(nodes[1], repo="acme/many", nodes=3, include=[path])
-    wait(lambda: all(len(some) >= 3 for some in holders().values()), "it does not arrive on three")
+    until(lambda: all(len(some) >= 3 for some in holders().values()), "it does not arrive on three")
     first, *others = holders().values()
     assert 1 in first
     assert all(some == first for some in others), holders()
@@ -115,7 +107,7 @@ def test_some_of_them_are_the_same_ones_each_time(hub: HubProcess, mesh: Start) 
 def test_what_is_gated_spreads_where_there_is_a_key_and_no_token_does(hub: HubProcess, mesh: Start) -> None:
     nodes = mesh(keyed=True)
     preheat(nodes[0], token="hf_alice", repo="acme/gated", nodes=None)
-    wait(lambda: all(held(node) == SIZE for node in nodes), "it does not arrive everywhere")
+    until(lambda: all(held(node) == SIZE for node in nodes), "it does not arrive everywhere")
     assert hub.stats()["bytes"]
     for node in nodes:
         assert "hf_alice" not in node.log()
@@ -129,7 +121,7 @@ def test_what_is_gated_spreads_where_there_is_a_key_and_no_token_does(hub: HubPr
 def test_in_an_open_mesh_what_is_gated_stays_where_its_token_is(hub: HubProcess, mesh: Start) -> None:
     nodes = mesh(keyed=False)
     preheat(nodes[0], token="hf_alice", repo="acme/gated", nodes=None)
-    wait(lambda: held(nodes[0]) == SIZE, "it does not arrive")
+    until(lambda: held(nodes[0]) == SIZE, "it does not arrive")
     assert [held(node) for node in nodes[1:]] == [0, 0, 0]
     assert "no key" in nodes[0].log()
 
@@ -174,11 +166,11 @@ def test_what_there_is_no_room_for_is_said_by_the_command(hub: HubProcess, tmp_p
         assert "a.safetensors, 3 MB" in err
         assert "--max-size" in err
         assert say(node, "acme/tiny", "--exclude", "*.safetensors")[0] == 0
-        wait(lambda: held(node) == len(FILES["b.bin"]) + len(FILES["config.json"]), "it does not arrive")
+        until(lambda: held(node) == len(FILES["b.bin"]) + len(FILES["config.json"]), "it does not arrive")
         code, _, err = say(node, "acme/small")  # each of them fits
         assert (code, "2400000 bytes in all" in err) == (1, True)
         assert say(node, "acme/small", "--exclude", "3.bin")[0] == 0
-        wait(lambda: held(node) >= 1_800_000, "it does not arrive")
+        until(lambda: held(node) >= 1_800_000, "it does not arrive")
         assert say(node, "acme/small", "--exclude", "3.bin")[0] == 0  # nothing is missing
 
 
@@ -223,7 +215,7 @@ def test_a_stranger_s_orders_are_few_and_their_globs_as_many_as_people_write(hub
     assert ask(target, "POST", body=wire("acme/tiny", *["*a*b?[cd]" * 20] * 100)).status == 400
     assert ask(target, "POST", body=wire("acme/tiny", "*a" * 500)).status == 400
     assert ask(target, "POST", body=wire("acme/tiny", "a.*", *["*.none"] * 31)).status == 200
-    wait(lambda: held(node) == len(FILES["a.safetensors"]), "it does not arrive")
+    until(lambda: held(node) == len(FILES["a.safetensors"]), "it does not arrive")
     answers = [ask(target, "POST", body=wire(f"acme/none{n}", f"*.{n}")) for n in range(80)]
     assert [answer["Retry-After"] for answer in answers if answer.status == 429][-1:] == ["4"]
 
