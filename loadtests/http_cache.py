@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from loadtests.rivals import free_port
 from tests.node import NodeProcess
 
 VERSION = "0.4.5"
@@ -68,11 +69,6 @@ def suite(folder: Path) -> Path:
         # Beside the package: inside it, npm would install the package's own dependencies, which include all of npm.
         subprocess.run(["npm", "install", "--prefix", ".", "node-fetch@2", "liquidjs@9"], **run)  # type: ignore[call-overload]
     return package
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @contextmanager

@@ -172,7 +172,7 @@ def run(options: argparse.Namespace) -> Result:
         print("racing ...", file=sys.stderr)
         pids = [hub.pid, *(node.pid for node in started)]
         before, clients_before = [cpu_seconds(pid) for pid in pids], time.process_time()
-        downloads, _ = _race(clients, network, options, started)
+        downloads = _race(clients, network, options, started)
         client_cpu = time.process_time() - clients_before
         # A node that was killed meanwhile counts as zero.
         hub_cpu, *node_cpu = (max(0.0, cpu_seconds(pid) - then) for pid, then in zip(pids, before, strict=True))
@@ -266,7 +266,7 @@ def _stop(node: NodeProcess) -> None:
 
 def _race(
     clients: list[NodeProcess], network: Network, options: argparse.Namespace, everybody: list[NodeProcess]
-) -> tuple[list[Download], float]:
+) -> list[Download]:
     barrier, began = threading.Barrier(len(clients) + 1), [0.0]
     path = f"/{REPO}/resolve/main/{FILE}"
     with ThreadPoolExecutor(len(clients)) as pool:
@@ -285,7 +285,7 @@ def _race(
         gone = 0 if options.kill == "first" else len(clients) - 1
         if not (options.kill == "first" and options.seeds):
             downloads = [download for download in downloads if download.node != gone]
-    return downloads, began[0]
+    return downloads
 
 
 def report(result: Result) -> str:

@@ -242,7 +242,7 @@ class Copies:
         try:
             for file, old, new in mutation.edits:
                 text = (copy / file).read_text()
-                assert text.count(old) >= 1, f"{file} has no {old!r}"
+                assert text.count(old) == 1, f"{file} has {old!r} {text.count(old)} times"
                 (copy / file).write_text(text.replace(old, new))
             yield copy
         finally:

@@ -62,9 +62,9 @@ class Hub:
         return app
 
     async def _route(self, request: web.Request) -> web.StreamResponse:
+        """Routes that aiohttp's router cannot tell apart; the decision needs the raw path."""
         if "X-Echo" in request.headers:
             return await answers.echo(request)
-        """Routes that aiohttp's router cannot tell apart; the decision needs the raw path."""
         segments = request.raw_path.partition("?")[0].strip("/").split("/")
         if segments[0] == "api" and len(segments) > 1 and segments[1] in _TYPES:
             return await self._route_api(request, segments[1], segments[2:])
