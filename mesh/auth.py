@@ -13,7 +13,6 @@ alone.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import logging
@@ -28,6 +27,7 @@ from typing import Literal
 
 from aiohttp import web
 
+from mesh.bodies import Body, Room
 from mesh.errors import MeshError
 from mesh.protocol import mesh_name
 from mesh.tls import Tls
@@ -41,7 +41,6 @@ ANSWER_HEADER = "Hubmesh-Answer"
 _SCHEME = "Hubmesh"
 _MAX_NONCES = 1 << 16  # nonces remembered: about 10 MB at worst
 _MAX_LOGGED = 256  # pairs of peer and reason that are logged; later ones are not
-_BODY_SECONDS = 20.0  # seconds a request's body, half a megabyte at most, may take to arrive
 # OpenSSL's verify codes (X509_V_ERR_*) for a chain that does not end at a known authority: all four mean the same.
 _ANOTHER = dict.fromkeys((18, 19, 20, 21), "another authority signed it")
 _EMPTY = hashlib.sha256().hexdigest()
@@ -275,28 +274,28 @@ def guard(auth: Auth) -> Callable[[web.Request, Handler], Awaitable[web.StreamRe
     another check (pieces are checked against digests that came in a signed answer).
     """
 
+    room = Room()
+
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            signed = auth.check(request.method, request.raw_path, request.headers)
-            async with asyncio.timeout(_BODY_SECONDS):
-                auth.check_body(signed, await request.read() if request.can_read_body else b"")
-        except NotAuthentic as error:
-            auth.complain(request.remote or "a local process", error, "refused a request of")
-            return web.Response(
-                status=401,
-                text=f"{error}\n",
-                headers={"WWW-Authenticate": f'{_SCHEME} reason="{error.reason}"'},
-            )
-        except TimeoutError:
-            raise web.HTTPRequestTimeout(text="too slow\n", headers={"Connection": "close"}) from None
-        if signed is None:
-            return await handler(request)
-        request[SENDER] = signed.sender
-        response = await handler(request)
-        if isinstance(response, web.Response) and isinstance(response.body, bytes | None):
-            response.headers[ANSWER_HEADER] = auth.sign_answer(signed, response.status, response.body or b"")
-        return response
+        with Body(request, room) as body:
+            try:
+                signed = auth.check(request.method, request.raw_path, request.headers)
+                auth.check_body(signed, await body.read())
+            except NotAuthentic as error:
+                auth.complain(request.remote or "a local process", error, "refused a request of")
+                return web.Response(
+                    status=401,
+                    text=f"{error}\n",
+                    headers={"WWW-Authenticate": f'{_SCHEME} reason="{error.reason}"'},
+                )
+            if signed is None:
+                return await handler(request)
+            request[SENDER] = signed.sender
+            response = await handler(request)
+            if isinstance(response, web.Response) and isinstance(response.body, bytes | None):
+                response.headers[ANSWER_HEADER] = auth.sign_answer(signed, response.status, response.body or b"")
+            return response
 
     return middleware
 

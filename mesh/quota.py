@@ -17,17 +17,17 @@ class Quota:
 
     def take(self, host: str, now: float) -> bool:
         """Take a turn for a host; False when it has none left."""
-        network = _network(host)
-        free_at = max(now, self._free_at.pop(network, now))
+        mine = network(host)
+        free_at = max(now, self._free_at.pop(mine, now))
         may = free_at + self._seconds - now <= self._room
         if len(self._free_at) >= _MAX_HOSTS:  # forget the host that was used longest ago
             del self._free_at[next(iter(self._free_at))]
-        self._free_at[network] = free_at + self._seconds if may else free_at
+        self._free_at[mine] = free_at + self._seconds if may else free_at
         return may
 
 
-def _network(host: str) -> str:
-    """The addresses that one machine can choose from: with IPv6 a /64 network."""
+def network(host: str) -> str:
+    """Return the addresses that one machine can choose from: with IPv6 a /64 network."""
     try:
         address = ipaddress.IPv6Address(host.partition("%")[0])
     except ValueError:

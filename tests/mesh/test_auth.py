@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-import mesh.auth
+import mesh.bodies
 from mesh.ask import ask
 from mesh.auth import ANSWER_HEADER, MAX_SKEW, SENDER, Auth, Nonces, NotAuthentic, guard, load_key
 from mesh.errors import Unavailable
@@ -201,7 +201,7 @@ async def test_an_answer_from_somebody_without_the_key_is_not_believed(aiohttp_s
 
 @pytest.mark.slow
 async def test_a_body_that_does_not_come_is_not_waited_for(server, monkeypatch):
-    monkeypatch.setattr(mesh.auth, "_BODY_SECONDS", 0.1)
+    monkeypatch.setattr(mesh.bodies, "_SECONDS", 0.1)
     head = Auth("x", KEY).sign("POST", "/mesh/x", b"hello")["Authorization"]
     reader, writer = await asyncio.open_connection(server.host, server.port)
     writer.write(f"POST /mesh/x HTTP/1.1\r\nHost: x\r\nAuthorization: {head}\r\nContent-Length: 5\r\n\r\nhel".encode())
