@@ -145,7 +145,7 @@ class Books:
         if node is None:
             return
         self.end_all(node)
-        self.holdings.remove(node.slot)
+        self.holdings.remove(node.slot, node.have)
         self.room -= node.room
         self.lacks -= node.lacks
         self._withdraw(name, node)
@@ -173,8 +173,8 @@ class Books:
     def replace(self, node: Node, have: int) -> None:
         """Record that a node holds exactly these pieces; all its tasks are ended."""
         self.end_all(node)
-        if node.have & ~have:
-            self.holdings.remove(node.slot)
+        if lost := node.have & ~have:
+            self.holdings.remove(node.slot, lost)
         node.have = 0
         self.holding &= ~(1 << node.slot)
         self.add(node, have)
@@ -315,7 +315,7 @@ class Books:
         if server.is_trusted:
             self.holdings.add(server.slot, server.have)
         else:
-            self.holdings.remove(server.slot)
+            self.holdings.remove(server.slot, server.have)
 
 
 def with_slot(slots: int, slot: int, is_in: bool) -> int:

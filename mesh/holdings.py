@@ -1,11 +1,14 @@
 """The index of pieces by node and of nodes by piece, and how rare each piece is. Pure.
 
-Sets are integers: in a set of pieces, bit n is piece n; in a set of nodes, bit n is the node in slot n.
+Sets are integers: in a set of pieces, bit n is piece n; in a set of nodes, bit n is the node in slot n. A step on a
+whole set of pieces copies it, so no walk over a set may take such a step for each piece.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+
+_WORD = 64  # bytes of a set that are walked over at a time
 
 
 class Tally:
@@ -113,22 +116,39 @@ class Holdings:
         new = pieces & ~have
         self._have[slot] = have | new
         self.held |= new
+        node = 1 << slot
         for piece in members(new):
-            self._holders[piece] |= 1 << slot
+            self._holders[piece] |= node
         self._copies.more(new)
         for group in self._groups:
             group.gain(slot, new)
 
-    def remove(self, slot: int) -> None:
-        """Record that the node in `slot` can supply nothing any more."""
-        lost = self._have.pop(slot, 0)
+    def remove(self, slot: int, pieces: int) -> None:
+        """Record that the node in `slot` can supply these pieces no more, if it could at all."""
+        have = self._have.pop(slot, 0)
+        lost = have & pieces
+        if kept := have ^ lost:
+            self._have[slot] = kept
+        others = ~(1 << slot)
+        unheld = bytearray(lost.bit_length() // 8 + 1)
         for piece in members(lost):
-            self._holders[piece] &= ~(1 << slot)
+            self._holders[piece] &= others
             if not self._holders[piece]:
-                self.held &= ~(1 << piece)
+                unheld[piece // 8] |= 1 << piece % 8
+        self.held &= ~int.from_bytes(unheld, "little")
         self._copies.fewer(lost)
         for group in self._groups:
             group.lose(slot, lost)
+
+    def held_beyond(self, slots: int) -> int:
+        """Return the pieces that a node outside this set of nodes holds."""
+        pieces = 0
+        for slot, have in self._have.items():
+            if not slots >> slot & 1:
+                pieces |= have
+                if pieces == self.held:
+                    break
+        return pieces
 
     def begin_copy(self, piece: int) -> None:
         """Count a copy that is under way, so that the piece is no longer as rare."""
@@ -148,20 +168,20 @@ class Holdings:
 
 
 def members(bits: int) -> Iterator[int]:
-    """Yield the numbers in a set, in order."""
-    while bits:
-        low = bits & -bits
-        yield low.bit_length() - 1
-        bits ^= low
+    """Yield the numbers in a set, in order. The time for all of them is linear in the highest."""
+    data = bits.to_bytes((bits.bit_length() + 7) // 8, "little")
+    for start in range(0, len(data), _WORD):
+        word = int.from_bytes(data[start : start + _WORD], "little")
+        while word:
+            low = word & -word
+            yield 8 * start + low.bit_length() - 1
+            word ^= low
 
 
 def members_from(bits: int, start: int) -> Iterator[int]:
     """Yield the numbers in a set, in order from `start` on and then from 0."""
-    later = bits >> start
-    while later:
-        low = later & -later
-        yield start + low.bit_length() - 1
-        later ^= low
+    for number in members(bits >> start):
+        yield start + number
     yield from members(bits & ((1 << start) - 1))
 
 

@@ -375,11 +375,7 @@ class Ledger:
                 hopeless |= 1 << slot
         if not hopeless:
             return self.held
-        usable = self.held
-        for piece in members(usable & node.missing):
-            if not self._books.holdings.holders(piece) & ~hopeless:
-                usable &= ~(1 << piece)
-        return usable
+        return self.held & ~(node.missing & ~self._books.holdings.held_beyond(hopeless))
 
     def _allowance(self, node: Node) -> int:
         """How many more leases a node may take now."""

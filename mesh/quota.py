@@ -15,14 +15,14 @@ class Quota:
         self._seconds = seconds
         self._free_at: dict[str, float] = {}  # host → when it has all its turns again; the last used comes last
 
-    def take(self, host: str, now: float) -> bool:
-        """Take a turn for a host; False when it has none left."""
+    def take(self, host: str, now: float, turns: int = 1) -> bool:
+        """Take turns for a host; False when it has not so many left."""
         mine = network(host)
         free_at = max(now, self._free_at.pop(mine, now))
-        may = free_at + self._seconds - now <= self._room
+        may = free_at + turns * self._seconds - now <= self._room
         if len(self._free_at) >= _MAX_HOSTS:  # forget the host that was used longest ago
             del self._free_at[next(iter(self._free_at))]
-        self._free_at[mine] = free_at + self._seconds if may else free_at
+        self._free_at[mine] = free_at + turns * self._seconds if may else free_at
         return may
 
 

@@ -22,7 +22,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from mesh.content import Digest
+from mesh.content import MAX_PIECE, Digest, PieceSet
 from mesh.errors import BlobCorrupt
 from mesh.exchange import Envelope
 from mesh.messages import ORIGIN, Plan, Report, Task
@@ -277,6 +277,32 @@ async def test_a_blob_larger_than_any_file_gets_no_ledger(tmp_path: Path, size: 
         async with session.post(f"http://{node.address}/mesh/swarms/{digest}", data=report) as response:
             assert response.status == status
         assert (digest in node.mesh.tracker) == (status == 200)
+
+
+async def test_a_host_that_announces_ever_other_pieces_has_to_wait_and_others_have_not(tmp_path: Path) -> None:
+    count = 1 << 16
+    full, none = PieceSet(count, (1 << count) - 1).to_bytes(), PieceSet(count).to_bytes()
+    digest = Digest("sha256", "ab" * 32)
+    async with mesh_node(tmp_path) as node, AsyncExitStack() as stack:
+
+        async def announce(have: bytes | None, host: str, name: str = "stranger") -> Plan:
+            connector = aiohttp.TCPConnector(local_addr=(host, 0))
+            session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+            body = msgspec.msgpack.encode(Envelope(count * MAX_PIECE, Report(name, have=have)))
+            async with session.post(f"http://{node.address}/mesh/swarms/{digest}", data=body) as response:
+                return msgspec.msgpack.decode(await response.read(), type=Plan)
+
+        for _ in range(1000):
+            ledger = node.mesh.tracker.ledger(digest)
+            held = ledger.held if ledger else 0
+            plan = await announce(none if held else full, "127.0.0.1")
+            if plan.resync:
+                break
+        assert plan.pause >= 1.0
+        assert ledger is not None
+        assert ledger.held == held, "it was not applied"
+        assert not (await announce(None, "127.0.0.1")).resync
+        assert not (await announce(full, "127.0.0.2", "another")).resync
 
 
 def is_named(liar: Node, caplog: pytest.LogCaptureFixture) -> bool:

@@ -1,11 +1,13 @@
 """The ledger's guarantees, whatever happens in whatever order."""
 
 import itertools
+import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from mesh.content import PieceSet
+from mesh.content import MAX_PIECE, PieceSet
 from mesh.ledger import Ledger
 from mesh.messages import HELD, MAX_TASKS, ORIGIN, Failure, Gain, Reason, Report
 from mesh.policy import (
@@ -452,3 +454,28 @@ def test_one_voice_does_not_expel_a_holder_that_has_no_say_and_its_own_word_clea
     for name in ("a", "b", "c"):
         ledger.report(replace(hello(name, 4), failed=(missing,)), 40.0)
     assert ledger.expire(46.0) == ["holder"], "three say so, and it says nothing"
+
+
+def flip(ledger: Ledger, count: int) -> None:
+    for held in ((1 << count) - 1, 0):
+        ledger.report(hello("a", count, held=held, wants=False), 0.0)
+
+
+def need_others(ledger: Ledger, count: int) -> None:
+    """Ask for all pieces, of which the only holder has failed too often."""
+    ledger.report(hello("holder", count, held=(1 << count) - 1, wants=False), 0.0)
+    failed = (Failure(0, "holder", "refused"),) * HOPELESS
+    assert ledger.report(replace(hello("a", count), failed=failed), 0.0).tasks[0].lease
+
+
+@pytest.mark.parametrize("step", [flip, need_others])
+def test_the_time_for_a_report_is_linear_in_the_pieces_of_a_blob(step: Callable[[Ledger, int], None]) -> None:
+    """Anybody may send one for the largest blob, and all of this node's other work waits meanwhile."""
+
+    def seconds(count: int) -> float:
+        ledger, began = Ledger(count * MAX_PIECE), time.process_time()
+        step(ledger, count)
+        return time.process_time() - began
+
+    few, many = (min(seconds(count) for _ in range(3)) for count in (1 << 12, 1 << 16))
+    assert many < 48 * few  # 16 times as many pieces

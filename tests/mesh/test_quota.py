@@ -14,6 +14,12 @@ def test_some_times_at_once_and_then_one_by_one():
     assert [quota.take("10.0.0.1", 200.0) for _ in range(4)] == [True, True, True, False]
 
 
+def test_several_turns_are_taken_together_or_not_at_all():
+    quota = Quota(10, 1.0)
+    assert [quota.take("10.0.0.1", 0.0, turns) for turns in (6, 5, 4, 1, 0)] == [True, False, True, False, True]
+    assert [quota.take("10.0.0.1", 3.0, turns) for turns in (4, 3)] == [False, True]
+
+
 @pytest.mark.parametrize("hosts", [["2001:db8::1", "2001:db8::2:0:0:1"], ["10.0.0.1", "::ffff:10.0.0.1"], ["", ""]])
 def test_one_machine_is_one_host(hosts):
     quota = Quota(1, 4.0)
