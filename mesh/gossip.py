@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from mesh.discovery.dns import resolve
 from mesh.errors import MeshError
 from mesh.hosts import as_written, is_fit
-from mesh.membership import LOOPBACK, Address, Change, Claim, Member, Members, State, as_heard
+from mesh.membership import LOOPBACK, MAX_CLAIMS, Address, Change, Claim, Member, Members, State, as_heard
 from mesh.protocol import Foreign, Message, decode, encode
 from mesh.rumours import Rumours
 from mesh.tasks import Tasks
@@ -130,7 +130,8 @@ class Gossip:
         else:
             self._take(message, as_written(remote))
             self.members.heard(sender.node_id, self._clock())
-        return self._message(with_claims=message.digest != self.members.digest() and self._may_tell())
+        with_claims = message.digest != self.members.digest() and self._may_tell()
+        return self._message(with_claims=with_claims, to=sender)
 
     async def join(self, address: Address, *, named_seed: bool = False) -> str:
         """Exchange with the node at an address, and return its node id, which may be this node's own.
@@ -277,7 +278,7 @@ class Gossip:
             self._tell(self.members.name_seed(node_id, address))
         if message.digest != self.members.digest() and self._may_tell():  # this node knows something the peer does not
             async with asyncio.timeout(patience):
-                answer = await self._ask(address, self._message(with_claims=True), node_id)
+                answer = await self._ask(address, self._message(with_claims=True, to=message.sender), node_id)
             message = self._decode(answer)
             if message.sender.node_id == node_id:
                 self._take(message, as_written(address.host), address)
@@ -347,8 +348,11 @@ class Gossip:
         for callback in self._callbacks:
             callback(changes)
 
-    def _message(self, *, with_claims: bool) -> bytes:
+    def _message(self, *, with_claims: bool, to: Claim | None = None) -> bytes:
+        """Encode a message. `to` is what its receiver says about itself, where it has spoken first."""
         claims = self.members.snapshot(self._clock()) if with_claims else ()
+        if to is not None:
+            claims = (*self.members.held_against(to), *claims)[:MAX_CLAIMS]
         return encode(Message(self._mesh_id, self.members.me, self.members.digest(), claims))
 
     def _decode(self, data: bytes) -> Message:

@@ -207,6 +207,16 @@ class Members:
         claims = [self._own, *told]
         return tuple(claims if len(claims) <= MAX_CLAIMS else self._rng.sample(claims, MAX_CLAIMS))
 
+    def held_against(self, said: Claim) -> tuple[Claim, ...]:
+        """The claim that a node is gone, if it outranks what the node says itself: it has to hear that to refute it.
+
+        The claim may be too old for `snapshot`, when the node was away and its clock has gone back.
+        """
+        record = self._records.get(said.node_id)
+        if record is None or record.claim.state < State.GONE or record.claim.incarnation < said.incarnation:
+            return ()
+        return (record.claim,)
+
     def digest(self) -> bytes:
         """Eight bytes that are equal on two nodes if and only if they believe the same of all nodes not gone."""
         return (self._marks ^ _mark(self._own)).to_bytes(8, "big")

@@ -318,6 +318,30 @@ async def test_a_node_whose_clock_begins_at_1970_still_finds_those_whose_clock_i
     assert me.get("n0") is not None
 
 
+@pytest.mark.parametrize("is_called", [False, True])
+@pytest.mark.parametrize("state", [State.GONE, State.LEFT])
+@pytest.mark.parametrize("away", [300, 1200, 3000])
+async def test_a_node_whose_clock_has_gone_back_is_a_member_again_however_long_it_was_away(away, state, is_called):
+    now = float(away)
+    me = Members(Claim("a", NOW, State.ALIVE, "10.0.0.1", 1, "peer", "1"))
+    me.merge([Claim("b", NOW + 7200, state, "10.0.0.2", 1, "peer", "1")], 0.0)
+    me.merge(claims(MAX_CLAIMS), 0.0)  # a full message
+    back = Members(Claim("b", NOW, State.ALIVE, "10.0.0.2", 1, "peer", "1"))
+
+    async def ask(address, body, node_id):
+        return gossips[address.host].handle(body, str(gossips[address.host].members.me.host))
+
+    gossips = {
+        members.me.host: Gossip(members, ask, Tasks(), clock=lambda: now, wall=lambda: NOW) for members in (me, back)
+    }
+    if is_called:
+        await gossips["10.0.0.1"].join(Address("10.0.0.2", 1))
+    else:
+        await gossips["10.0.0.2"].join(Address("10.0.0.1", 1))
+    assert me.get("b").state == State.ALIVE
+    assert back.get("a").state == State.ALIVE
+
+
 async def test_a_copied_data_directory_is_said_once(caplog):
     me = Members(Claim("a", 1, State.ALIVE, "", 1, "peer", "1"))
     gossip = Gossip(me, None, Tasks())
