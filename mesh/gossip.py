@@ -14,11 +14,11 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from mesh.discovery.dns import resolve
+from mesh.discovery.dns import find
 from mesh.errors import MeshError
-from mesh.hosts import as_written, is_fit
-from mesh.membership import LOOPBACK, MAX_CLAIMS, Address, Change, Claim, Member, Members, State, as_heard
-from mesh.protocol import Foreign, Message, decode, encode
+from mesh.hosts import as_written, is_name
+from mesh.membership import LOOPBACK, MAX_CLAIMS, Address, Change, Claim, Member, Members, State
+from mesh.protocol import Foreign, Message, as_heard, decode, encode
 from mesh.rumours import Rumours
 from mesh.tasks import Tasks
 
@@ -226,10 +226,8 @@ class Gossip:
         """Look into a rumour: exchange with the address that it names, where the node answers if it exists."""
         address = Address(claim.host or LOOPBACK, claim.port)
         try:
-            for found in await resolve(address):
-                if is_fit(found.host, teller):
-                    await self._exchange(found, claim.node_id, _PATIENCE)
-                    return
+            if (found := await find(address, teller)) is not None:
+                await self._exchange(found, claim.node_id, _PATIENCE)
         except (OSError, MeshError, ValueError) as error:
             log.debug("nobody is at %s, where %s was said to be: %s", address, claim.node_id, error)
 
@@ -238,7 +236,7 @@ class Gossip:
         try:
             expected = "" if member.named_seed else member.node_id
             patience = (_PATIENCE_OF_MANY if self._has_many else _PATIENCE) * (1 + self._strain)
-            answered = await self._exchange(member.address, expected, patience)
+            answered = await self._reach(member, expected, patience)
         except TimeoutError as error:
             self._strain = min(_MAX_STRAIN, self._strain + 1)  # this node may be what is slow
             hung_after = _HUNG_SECONDS if self._has_many else 0.0
@@ -260,6 +258,20 @@ class Gossip:
                 self._accuse(member.node_id, OSError())
             if self._late_at < asked_at:
                 self._strain = max(0, self._strain - 1)
+
+    async def _reach(self, member: Member, expected: str, patience: float) -> str:
+        """Exchange with a member at its address, or else, in an open mesh, where the name that it claims leads now."""
+        try:
+            return await self._exchange(member.address, expected, patience)
+        except (OSError, MeshError, ValueError):
+            claim = self.members.claim(member.node_id)
+            if self._rumours is None or member.named_seed or claim is None or not is_name(claim.host):
+                raise
+            with contextlib.suppress(OSError):  # the first error says more than one of DNS
+                found = await find(Address(claim.host, claim.port), member.address.host)
+                if found is not None and found != member.address:
+                    return await self._exchange(found, expected, patience)
+            raise
 
     async def _exchange(self, address: Address, expected: str, patience: float) -> str:
         me = self.members.me

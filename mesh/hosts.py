@@ -7,10 +7,16 @@ import ipaddress
 
 def is_local(host: str) -> bool:
     """Return whether a host has a meaning only on this machine, as loopback or an unknown remote ("") does."""
-    if host in ("", "localhost"):
+    name = host.rstrip(".").casefold()
+    if name in ("", "localhost") or name.endswith(".localhost"):
         return True
     address = _address(host)
     return address is not None and address.is_loopback
+
+
+def is_name(host: str) -> bool:
+    """Return whether a host has to be looked up, and so can lead anywhere: a name, or a spelling such as 127.1."""
+    return bool(host) and _address(host) is None
 
 
 def is_fit(host: str, teller: str) -> bool:

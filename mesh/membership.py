@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from mesh.hosts import is_local
+from mesh.hosts import is_name
 from mesh.messages import ORIGIN
 
 MAX_CLAIMS = 1000  # in one message
@@ -84,20 +84,6 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, order=True):
             raise ValueError("not a version")
 
 
-def as_heard(claim: Claim, teller: str) -> Claim | None:
-    """Resolve a claim that came from the host `teller`; None when its address means nothing on this host.
-
-    A loopback address refers to the teller's own host, and is of use only if that is this host.
-    """
-    is_near = is_local(teller)
-    if claim.host:
-        return None if is_local(claim.host) and not is_near else claim
-    if is_near:
-        return claim
-    # A link-local IPv6 address has a scope, which means nothing to others.
-    return None if "%" in teller else msgspec.structs.replace(claim, host=teller)
-
-
 @dataclass(frozen=True, slots=True)
 class Member:
     """Another node, and how to reach it now."""
@@ -153,11 +139,15 @@ class _Record:
 class Members:
     """All nodes that this one knows of. Times are seconds on one monotonic clock.
 
-    `suspect_for` is how long a suspected node has to refute before it counts as gone.
+    `suspect_for` is how long a suspected node has to refute before it counts as gone. `is_open`: anybody may be a
+    member, so a claimed DNS name is no address: a node stays where it was reached until it is reached elsewhere.
     """
 
-    def __init__(self, me: Claim, *, suspect_for: float = 2.5, rng: random.Random | None = None) -> None:
+    def __init__(
+        self, me: Claim, *, suspect_for: float = 2.5, rng: random.Random | None = None, is_open: bool = False
+    ) -> None:
         me.check()
+        self._is_open = is_open
         self._me = me
         self._suspect_for = suspect_for
         self._rng = rng or random.Random()
@@ -261,7 +251,7 @@ class Members:
         record = self._records.get(node_id)
         if record is None or record.claim.state != State.ALIVE:
             return []
-        if record.reached is not None:
+        if record.reached is not None and not self._is_pinned(record):
             tried, record.reached = record.reached, None
             self._touch(record)
             if tried != self._member(record).address:
@@ -328,6 +318,9 @@ class Members:
             )
         return record.member
 
+    def _is_pinned(self, record: _Record) -> bool:
+        return self._is_open and is_name(record.claim.host)
+
     def _as_hearsay(self, claim: Claim, now: float) -> Claim:
         """Weaken a claim that a node is gone to a suspicion if the node has just sent this one a message.
 
@@ -354,10 +347,11 @@ class Members:
             was = record.claim.state
             if was != claim.state:
                 record.since, record.grace = now, self._suspect_for
-            if counted := claim.incarnation - record.claim.incarnation:
-                record.reached = None  # the node may have moved
+            counted = claim.incarnation - record.claim.incarnation
             self._marks ^= _mark(record.claim) ^ _mark(claim)
             record.claim = claim
+            if counted and not self._is_pinned(record):
+                record.reached = None  # the node may have moved
         else:
             return None
         self._touch(record)

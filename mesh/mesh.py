@@ -71,7 +71,7 @@ class Mesh:
         me = Claim(node_id, int(time.time()), State.ALIVE, address.host, address.port, role, version)
         self.node_id = node_id
         self.auth = auth
-        self.members = Members(me)
+        self.members = Members(me, is_open=not auth.is_keyed)
         self.links = Links(self.members, auth, session)
         self.gossip = Gossip(self.members, self._ask_gossip, tasks, mesh_id=auth.mesh_id, is_open=not auth.is_keyed)
         self.links.gossip = self.gossip

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 
+from mesh.hosts import is_local
 from mesh.membership import MAX_CLAIMS, Claim
 from mesh.wire import Decoder
 
@@ -40,6 +41,20 @@ def decode(data: bytes, mesh_id: str) -> Message:
         raise Foreign(difference(message.mesh_id, mesh_id))
     message.sender.check()
     return message
+
+
+def as_heard(claim: Claim, teller: str) -> Claim | None:
+    """Resolve a claim that came from the host `teller`; None when its address means nothing on this host.
+
+    A loopback address refers to the teller's own host, and is of use only if that is this host.
+    """
+    is_near = is_local(teller)
+    if claim.host:
+        return None if is_local(claim.host) and not is_near else claim
+    if is_near:
+        return claim
+    # A link-local IPv6 address has a scope, which means nothing to others.
+    return None if "%" in teller else msgspec.structs.replace(claim, host=teller)
 
 
 def mesh_name(key_name: str, *, is_tls: bool) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from mesh.hosts import is_fit, is_local
+from mesh.hosts import is_fit, is_local, is_name
 from mesh.membership import Claim, Members, State
 from mesh.quota import Quota
 
@@ -68,10 +68,11 @@ class Rumours:
         held = []
         for claim in claims:
             known = self._members.claim(claim.node_id)
+            is_possible = is_fit(claim.host, teller)
             if claim.node_id == sender:
-                holds = has_answered or claim.host in ("", teller) or (is_local(claim.host) and is_local(teller))
+                holds = claim.host in ("", teller) or (is_possible and (has_answered or is_local(claim.host)))
             else:
-                holds = is_believed and is_fit(claim.host, teller)
+                holds = is_believed and is_possible and not is_name(claim.host)  # a seed may have heard it of a liar
             if holds or claim.node_id == self._members.me.node_id:
                 self._of.pop(claim.node_id, None)
                 held.append(claim)
@@ -79,8 +80,8 @@ class Rumours:
                 held.append(claim)
             elif known is not None and claim.state != State.ALIVE:  # the state may be true, the new address is not
                 held.append(msgspec.structs.replace(claim, **_place(known)))
-            elif claim.state <= State.SUSPECT and (known is None or claim > known) and is_fit(claim.host, teller):
-                self._keep(claim, teller, now + _PATIENCE if may_wait else now)
+            elif claim.state <= State.SUSPECT and (known is None or claim > known) and is_possible:
+                self._keep(claim, teller, now + _PATIENCE if may_wait and not is_believed else now)
         return held
 
     def due(self, now: float) -> list[tuple[Claim, str]]:
@@ -99,8 +100,10 @@ class Rumours:
         return due
 
     def _keep(self, claim: Claim, teller: str, due_at: float) -> None:
-        if (rumour := self._of.get(claim.node_id)) is not None:  # a new address does not make it due sooner
+        if (rumour := self._of.get(claim.node_id)) is not None:  # a new address does not make it due again sooner
             rumour.claim, rumour.teller = max((rumour.claim, rumour.teller), (claim, teller))
+            if not rumour.tries:  # a named seed may have confirmed it
+                rumour.due_at = min(rumour.due_at, due_at)
         elif len(self._of) < _MAX or self._make_room():
             self._of[claim.node_id] = _Rumour(claim, teller, due_at)
 

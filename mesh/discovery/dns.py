@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import socket
 
+from mesh.hosts import is_fit
 from mesh.membership import Address
 
 MAX_ADDRESSES = 256  # addresses of one name that are used
@@ -31,3 +32,11 @@ async def resolve(named: Address) -> list[Address]:
         raise OSError(f"{named.host!r} is not a DNS name") from error
     hosts = dict.fromkeys(str(info[4][0]) for info in found)
     return [Address(host, named.port) for host in hosts][:MAX_ADDRESSES]
+
+
+async def find(claimed: Address, teller: str) -> Address | None:
+    """Resolve an address that a node at the host `teller` claims; None if no node can be where it leads.
+
+    Raises OSError as `resolve` does.
+    """
+    return next((address for address in await resolve(claimed) if is_fit(address.host, teller)), None)

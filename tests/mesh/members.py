@@ -42,9 +42,9 @@ class Node:
         listener = socket.create_server((self.host, self.port))
         self.port = listener.getsockname()[1]
         me = Claim(self.auth.node_id, self.starts, State.ALIVE, "", self.port, "peer", "1")
-        self.members = Members(me, suspect_for=SUSPECT)
-        self.tasks = Tasks()
         mesh_id, is_open = self.auth.mesh_id, not self.auth.is_keyed
+        self.members = Members(me, suspect_for=SUSPECT, is_open=is_open)
+        self.tasks = Tasks()
         self.gossip = Gossip(self.members, self._ask, self.tasks, mesh_id=mesh_id, is_open=is_open, interval=ROUND)
         self.gossip.on_change(self.changes.extend)
         app = web.Application(client_max_size=MAX_MESSAGE, middlewares=[guard(self.auth)])

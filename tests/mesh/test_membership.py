@@ -17,8 +17,8 @@ from mesh.membership import (
     Claim,
     Members,
     State,
-    as_heard,
 )
+from mesh.protocol import as_heard
 
 ALIVE, SUSPECT, GONE, LEFT = State
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
 
+from mesh.discovery import dns
+from mesh.gossip import Gossip
 from mesh.hosts import is_fit
-from mesh.membership import Claim, Members, Role, State
+from mesh.membership import Address, Claim, Members, Role, State
+from mesh.protocol import Message
 from mesh.rumours import Rumours
+from mesh.tasks import Tasks
 from tests.mesh.members import Node, until
 
 
@@ -104,6 +109,10 @@ def test_a_peer_is_not_led_away_by_others_but_may_be_suspected_by_them(members: 
         ("127.0.0.1", "10.0.0.1", False),
         ("::ffff:127.0.0.1", "10.0.0.1", False),
         ("localhost", "10.0.0.1", False),
+        ("LOCALHOST", "10.0.0.1", False),
+        ("localhost.", "10.0.0.1", False),
+        ("a.LocalHost.", "10.0.0.1", False),
+        ("LOCALHOST", "127.0.0.1", True),
         ("169.254.169.254", "10.0.0.1", False),
         ("169.254.1.2", "169.254.1.1", True),
         ("fe80::1", "10.0.0.1", False),
@@ -133,6 +142,88 @@ async def victim() -> AsyncIterator[tuple[int, list[float]]]:
         yield server.sockets[0].getsockname()[1], came
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "LOCALHOST", "localhost.", "169.254.169.254", "224.0.0.251"])
+def test_nobody_is_where_no_other_node_can_be_even_if_it_has_answered(rumours: Rumours, host: str) -> None:
+    said = [claim("a", host=host)]
+    assert rumours.sift(said, 0.0, sender="a", teller="10.0.0.1", has_answered=True) == []
+    assert len(rumours) == 0
+
+
+NAME = "node.lan"
+
+
+def test_a_name_that_a_named_seed_confirms_is_tried_at_once(rumours: Rumours) -> None:
+    told = [claim(host=NAME)]
+    assert rumours.sift(told, 0.0, sender="a", teller="10.0.0.1", may_wait=True) == []
+    assert rumours.due(0.0) == []
+    assert rumours.sift(told, 0.0, sender="s", teller="10.0.0.7", is_believed=True, may_wait=True) == []
+    assert [found.node_id for found, _ in rumours.due(0.0)] == ["x"]
+
+
+@pytest.fixture
+def leads_to(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Where NAME leads."""
+    hosts = ["10.0.0.6"]
+
+    async def resolve(address: Address) -> list[Address]:
+        return [Address(host, address.port) for host in (hosts if address.host == NAME else [address.host])]
+
+    monkeypatch.setattr(dns, "resolve", resolve)
+    return hosts
+
+
+class Place:
+    """A node "me" in an open mesh; the node "x", which claims to be at NAME, is at one host."""
+
+    def __init__(self) -> None:
+        self.host = "10.0.0.6"
+        self.called: list[str] = []
+        self.says = claim("x", host=NAME)
+        self.members = Members(claim("me", host="10.0.0.1"), is_open=True)
+        self.gossip = Gossip(self.members, self._ask, Tasks(), is_open=True)
+
+    async def _ask(self, address: Address, body: bytes, node_id: str) -> bytes:
+        self.called.append(address.host)
+        if address.host != self.host:
+            raise ConnectionRefusedError
+        return msgspec.msgpack.encode(["", self.says, b"x", []])
+
+    async def probe(self) -> str:
+        await self.gossip._probe(self.members.get("x"))
+        return self.members.get("x").address.host
+
+
+@pytest.mark.parametrize("is_told_by_a_seed", [False, True])
+async def test_a_name_leads_no_call_to_this_machine(leads_to: list[str], is_told_by_a_seed: bool) -> None:
+    place = Place()
+    if is_told_by_a_seed:
+        place.gossip._seeds.add(Address("10.0.0.2", 1))
+        place.says, place.host = claim("seed", host="10.0.0.2"), "10.0.0.2"
+        message = Message("", place.says, b"x", (claim("x", host=NAME),))
+        place.gossip._take(message, "10.0.0.2", Address("10.0.0.2", 1))
+        assert place.members.get("x") is None, "it has not answered yet"
+        [(told, teller)] = place.gossip._rumours.due(time.monotonic())
+        leads_to[:] = ["127.0.0.1", "169.254.169.254"]
+        await place.gossip._look_into(told, teller)
+    else:
+        await place.gossip.join(Address("10.0.0.6", 8091))
+        place.host, leads_to[:] = "", ["127.0.0.1", "169.254.169.254"]
+        for _ in range(3):
+            assert await place.probe() == "10.0.0.6"
+            place.members.merge([claim("x", place.members.get("x").incarnation + 2, host=NAME)], 0.0)
+    assert set(place.called) <= {"10.0.0.6"}
+
+
+async def test_a_node_with_a_name_is_found_where_the_name_leads_after_a_move(leads_to: list[str]) -> None:
+    place = Place()
+    await place.gossip.join(Address("10.0.0.6", 8091))
+    leads_to[:] = ["10.0.0.7"]
+    assert await place.probe() == "10.0.0.6"
+    place.host = "10.0.0.7"
+    assert await place.probe() == "10.0.0.7"
+    assert place.members.get("x").state == State.ALIVE
+
+
 async def test_a_stranger_s_word_brings_one_call_and_no_peer(victim: tuple[int, list[float]]) -> None:
     port, came = victim
     nodes = [await Node("a").start(), await Node("b").start()]
@@ -141,7 +232,7 @@ async def test_a_stranger_s_word_brings_one_call_and_no_peer(victim: tuple[int, 
         await b.gossip.join(a.address)
         said = claim("victim", host="127.0.0.1", port=port, role="seed")
         liar = claim("liar", host="", port=1)
-        a.gossip.handle(msgspec.msgpack.encode(["", liar, b"x", [said]]), "127.0.0.1")
+        a.gossip.handle(msgspec.msgpack.encode([a.auth.mesh_id, liar, b"x", [said]]), "127.0.0.1")
         await until(lambda: len(came) > 0)
         exchanges = b.exchanges
         await until(lambda: b.exchanges > exchanges + 10)
@@ -160,7 +251,8 @@ async def test_a_node_that_answers_is_a_peer_however_it_was_heard_of() -> None:
     a, b, c = nodes
     try:
         told = claim("c", host="", port=c.port)
-        a.gossip.handle(msgspec.msgpack.encode(["", claim("b", host="", port=b.port), b"x", [told]]), "127.0.0.1")
+        said = [a.auth.mesh_id, claim("b", host="", port=b.port), b"x", [told]]
+        a.gossip.handle(msgspec.msgpack.encode(said), "127.0.0.1")
         await until(lambda: a.known == {"b", "c"} and b.known == {"a", "c"} and c.known == {"a", "b"})
     finally:
         for node in nodes:
