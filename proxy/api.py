@@ -11,7 +11,6 @@ from urllib.parse import quote
 import msgspec
 from aiohttp import web
 
-from mesh.whole import WholeResponse
 from proxy import caching
 from proxy.answers import as_stored, may_keep
 from proxy.catalog import ApiAnswer, Catalog, Ref, XetName
@@ -23,11 +22,11 @@ from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.freshness import Freshness, is_immutable
 from proxy.hub.questions import FORM, normal, question_at
 from proxy.hub.questions import question as key_of
-from proxy.hub.urls import ApiRoute, is_commit
+from proxy.hub.urls import ApiRoute, is_commit, led_to, own_name
 from proxy.hub.xet import XetUse
 from proxy.listings import Listings
 from proxy.origin import Answer, Origin
-from proxy.visible import visible_base
+from proxy.shown import respond
 
 log = logging.getLogger(__name__)
 
@@ -78,27 +77,7 @@ class Api:
             is_kept_only="only-if-cached" in caching.directives(asked),
         )
         request["outcome"] = outcome
-        headers = {name: value for name, value in answer.headers.items() if name != "Link"}
-        if link := answer.headers.get("Link"):
-            visible = visible_base(request) + route.prefix
-            if rewritten := rewrite.link(link, self._origin.url, visible, without_xet=True):
-                headers["Link"] = rewritten
-        headers["Cache-Status"] = {
-            "hit": "hubmesh; hit",
-            "miss": "hubmesh; fwd=uri-miss; stored",
-            "stale": "hubmesh; fwd=stale; detail=origin-unavailable",
-        }[outcome]
-        if outcome == "miss" and not may_keep(answer, client.token):
-            headers["Cache-Status"] = "hubmesh; fwd=uri-miss"
-        if outcome != "miss":
-            headers["Age"] = str(int(max(0.0, time.time() - answer.said_at)))
-        if "ETag" in headers:  # weak, since the body may have been changed here
-            headers["ETag"] = "W/" + headers["ETag"].removeprefix("W/")
-            wanted = fields.get("If-None-Match")
-            if wanted is not None and caching.is_not_modified(as_stored(answer), {"If-None-Match": wanted}):
-                headers.pop("Content-Type", None)
-                return WholeResponse(304, headers)
-        return WholeResponse(answer.status, headers, self.shown(answer.body))
+        return respond(request, route, answer, outcome, client.token, self._origin.url, self.shown(answer.body))
 
     def shown(self, body: bytes) -> bytes:
         """The body without the Xet hashes of files that clients are not to fetch over Xet. Raises OriginUnavailable."""
@@ -304,7 +283,7 @@ class Api:
         body: bytes,
         headers: dict[str, str],
     ) -> ApiAnswer:
-        said_at, target = time.time(), route.target
+        said_at, target, name = time.time(), route.target, str(route.repo)
         known = self._catalog.answer(str(route.repo), token_key(token) if token else EVERYBODY, question)
         if known is not None and not body and "ETag" in known.headers:
             headers["If-None-Match"] = known.headers["ETag"]
@@ -322,6 +301,7 @@ class Api:
             if answer.status not in _REDIRECTS:
                 break
             target = self._origin.follow(target, answer.headers.get("Location", ""))  # renamed
+            name = self._catalog.led(name, led_to(route, target), said_at)
         else:
             raise OriginUnavailable(f"{self._origin.host} sent {_MAX_HOPS} redirects in a row for {route.repo}")
         if answer.status == 304 and known is not None:
@@ -338,6 +318,8 @@ class Api:
             document = msgspec.json.decode(answer.body)
         except msgspec.DecodeError as error:
             raise OriginUnavailable(f"{self._origin.host} sent invalid JSON: is --origin a Hub?") from error
+        if route.kind in ("info", "revision") and (own := own_name(route.repo, document)):
+            self._catalog.called(name, own, said_at)
         return self._keep(route, question, answer, document, token, said_at)
 
     def _note_refusal(self, repo: str, error: HubError, token: str | None, said_at: float) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ import msgspec
 from mesh.content import Digest
 from proxy.database import is_damage, open_database
 from proxy.hub.access import Publicness
+from proxy.hub.aliases import Aliases
 from proxy.hub.metadata import FileMetadata
 
 log = logging.getLogger(__name__)
@@ -99,6 +101,9 @@ class Catalog:
     After a write to a repository through this node, what was said of it before is void (see `changed`): older refs and
     API answers are no longer found, and an answer that was under way during the write is not kept.
 
+    A write or a refusal under one name of a repository also counts for the name that the Hub leads to (see `led`), and
+    one under that name for all that lead there.
+
     `on_shut` is called with a repository that was open and now is not.
 
     Raises StoreUnusable when it cannot be opened, as when the disk is full or another program has locked it.
@@ -114,6 +119,7 @@ class Catalog:
         self._writing: asyncio.Future[None] | None = None
         self._is_broken = False
         self.on_shut: Callable[[str], None] = lambda repo: None
+        self._aliases = Aliases(self._get(_ALIASES, dict[str, str]))
 
     async def close(self) -> None:
         """Wait until everything is on disk."""
@@ -163,14 +169,35 @@ class Catalog:
         if key not in self._memory or self._memory[key][0] is None:  # any one name is enough
             self._set(key, name)
 
+    def led(self, repo: str, to: str, said_at: float) -> str:
+        """Note that the Hub led from a name of a repository to another one, unless that is empty. Returns the last."""
+        if to and to != repo:
+            self._lead(repo, to, said_at)
+        return to or repo
+
+    def called(self, repo: str, own: str, said_at: float) -> None:
+        """Note a repository's own name, as it was said under this one; if it is the same, the name leads nowhere."""
+        self._lead(repo, own, said_at)
+
+    def _lead(self, repo: str, to: str, said_at: float) -> None:
+        if self._aliases.is_known(repo, to):
+            return
+        were_open = self._open_among(self._aliases.leading_to([repo]))
+        void = self._aliases.lead(repo, to)
+        self._set(_ALIASES, self._aliases.known)
+        self._tell_shut(were_open)
+        before = math.nextafter(said_at, 0.0)  # what is said with this answer holds
+        self._change(void, lambda known: known.written(before))
+
     def publicness(self, repo: str) -> Publicness:
-        return self._get(_key("public", repo), Publicness) or Publicness()
+        first, *others = self._aliases.names(repo)
+        known = self._get(_key("public", first), Publicness) or Publicness()
+        for name in others:
+            known = known.heeding(self._get(_key("public", name), Publicness) or Publicness())
+        return known
 
     def set_publicness(self, repo: str, publicness: Publicness) -> None:
-        was_shut = self.publicness(repo).is_shut
-        self._set(_key("public", repo), publicness)
-        if publicness.is_shut and not was_shut:
-            self.on_shut(repo)
+        self._change([repo], lambda _: publicness)
 
     def told(self, repo: str, said_at: float, *, is_open: bool) -> None:
         """Note that an anonymous request was answered: see `Publicness.told`."""
@@ -181,27 +208,17 @@ class Catalog:
     def closed(self, repo: str, said_at: float, *, is_hidden: bool = False) -> None:
         """Note that the Hub said, to any client, that files are gated; `is_hidden`: that the repository is private.
 
-        A repository that is closed already keeps its earlier time. So what the Hub has given to anonymous requests
-        since then, such as the card of a gated repository, stays open.
+        See `Publicness.closed`.
         """
-        known = self.publicness(repo)
-        closed_at, hidden_at, opened_at = known.closed_at, known.hidden_at, max(known.opened_at, known.changed_at)
-        if max(closed_at, hidden_at) <= opened_at:
-            closed_at = max(closed_at, said_at)
-        if is_hidden and hidden_at <= max(opened_at, known.shown_at):
-            hidden_at = max(hidden_at, said_at)
-        if (closed_at, hidden_at) != (known.closed_at, known.hidden_at):
-            self.set_publicness(repo, msgspec.structs.replace(known, closed_at=closed_at, hidden_at=hidden_at))
+        self._change(self._aliases.names(repo), lambda known: known.closed(said_at, is_hidden=is_hidden))
 
     def refused(self, repo: str, said_at: float, *, is_closed: bool = True, is_hidden: bool) -> None:
         """Note that an anonymous request was refused.
 
         `is_closed`: it was for a file. `is_hidden`: it was answered as if there were no such repository.
         """
-        known = self.publicness(repo)
-        closed_at = max(known.closed_at, said_at) if is_closed else known.closed_at
-        hidden_at = max(known.hidden_at, said_at) if is_hidden else known.hidden_at
-        self.set_publicness(repo, msgspec.structs.replace(known, closed_at=closed_at, hidden_at=hidden_at))
+        how = {"is_closed": is_closed, "is_hidden": is_hidden}
+        self._change(self._aliases.names(repo), lambda known: known.refused(said_at, **how))
 
     def answer(self, repo: str, scope: str, question: str) -> ApiAnswer | None:
         """A kept API answer. `scope` is who may see it: EVERYBODY, or a token's key."""
@@ -237,15 +254,17 @@ class Catalog:
 
     def changed(self, repo: str) -> None:
         """Note a write to a repository: everything said of it until now may be outdated."""
-        self.set_publicness(repo, msgspec.structs.replace(self.publicness(repo), changed_at=time.time()))
+        now = time.time()
+        self._change(self._aliases.names(repo), lambda known: known.written(now))
 
     def doubt(self, repo: str) -> None:
         """Note that a client may have written to a repository: nothing said of it until now is fresh any more."""
-        self._set(_key("doubt", repo), time.time())
+        for name in self._aliases.names(repo):
+            self._set(_key("doubt", name), time.time())
 
     def doubted_at(self, repo: str) -> float:
         """When `doubt` was last called, in seconds since the epoch; 0: never."""
-        return self._get(_key("doubt", repo), float) or 0.0
+        return max(self._get(_key("doubt", name), float) or 0.0 for name in self._aliases.names(repo))
 
     def files_of(self, repo: str) -> Iterator[tuple[str, str, FileMetadata]]:
         """(commit, path, metadata) of every known file of a repository."""
@@ -256,10 +275,35 @@ class Catalog:
 
     def namesakes(self, repo_type: str, name: str) -> list[str]:
         """The known repositories with this name, of all owners."""
-        repos = (key.rpartition("\0")[2] for key in self._keys(_key("public", f"{repo_type}/")))
-        return [repo for repo in repos if repo.count("/") == 2 and repo.endswith(f"/{name}")]
+        return [repo for repo in self._repos(repo_type) if repo.count("/") == 2 and repo.endswith(f"/{name}")]
+
+    def known_as(self, repo: str) -> set[str]:
+        """This name of a repository, and all others known: old ones, and spellings that differ in upper case only."""
+        spellings = {repo, *(each for each in self._repos(repo.partition("/")[0]) if each.lower() == repo.lower())}
+        return self._aliases.leading_to(name for spelling in spellings for name in self._aliases.names(spelling))
 
     # --- inside
+
+    def _repos(self, repo_type: str) -> Iterator[str]:
+        return (key.rpartition("\0")[2] for key in self._keys(_key("public", f"{repo_type}/")))
+
+    def _change(self, repos: Iterable[str], change: Callable[[Publicness], Publicness]) -> None:
+        """Change what is kept of the publicness under these names."""
+        repos = list(repos)
+        were_open = self._open_among(self._aliases.leading_to(repos))
+        for repo in repos:
+            known = self._get(_key("public", repo), Publicness) or Publicness()
+            if (changed := change(known)) != known:
+                self._set(_key("public", repo), changed)
+        self._tell_shut(were_open)
+
+    def _open_among(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if not self.publicness(name).is_shut]
+
+    def _tell_shut(self, were_open: Iterable[str]) -> None:
+        for name in were_open:
+            if self.publicness(name).is_shut:
+                self.on_shut(name)
 
     def _keys(self, start: str) -> list[str]:
         """All keys that begin with `start`, sorted."""
@@ -347,5 +391,6 @@ def _key(*parts: str) -> str:
 
 # Entries that cannot be asked for again; they are few and small. Their store time lies in the future, so that diskcache
 # evicts them last.
-_LASTING = _key("disproved", "")
+_ALIASES = _key("aliases")
+_LASTING = (_key("disproved", ""), _ALIASES)
 _NEVER_OLD = 1e11  # seconds since the epoch

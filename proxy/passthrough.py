@@ -104,12 +104,13 @@ class Passthrough:
             # A name without an owner is in the writer's own name space, or an old id: only the Hub knows which.
             if effect != "none" and "/" not in repo.id:
                 self._forget([Repo.parse(each) for each in self._catalog.namesakes(repo.type, repo.id)], "doubtful")
-            if effect == "done":
-                self._catalog.changed(str(repo))
-                self._reuse.drop(repo)
-            elif effect == "doubtful":
-                self._catalog.doubt(str(repo))
-                self._reuse.doubt(repo)
+            for name in self._catalog.known_as(str(repo)) if effect != "none" else ():
+                if effect == "done":
+                    self._catalog.changed(name)
+                    self._reuse.drop(name)
+                else:
+                    self._catalog.doubt(name)
+                    self._reuse.doubt(name)
 
     async def _changed(
         self, request: web.BaseRequest, route: Route, answer: aiohttp.ClientResponse, change: Change

@@ -17,13 +17,13 @@ from mesh.transfer import Location
 from mesh.wire import Decoder
 from proxy.catalog import Catalog, File, Ref
 from proxy.hearsay import Hearsay, Lookup
-from proxy.hub import errors, metadata
+from proxy.hub import errors, metadata, rewrite
 from proxy.hub.access import Grants, is_card, token_key
 from proxy.hub.client import Client
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.freshness import Freshness
 from proxy.hub.metadata import FileMetadata
-from proxy.hub.urls import FileRoute, Repo, is_commit, is_file
+from proxy.hub.urls import FileRoute, Repo, is_commit, is_file, led_to
 from proxy.listings import Listings
 from proxy.locations import Locations
 from proxy.origin import Answer, Origin
@@ -310,7 +310,7 @@ class Resolver:
         `known`: only the location of these bytes is wanted, so stop where the Hub confirms that it has them.
         `is_renewal`: an answer that another node got earlier will not do.
         """
-        target, said_at = route.target, time.time()
+        target, name, said_at = route.target, str(route.repo), time.time()
         wanted, commit = route.revision if is_commit(route.revision) else "", ""
         headers = {"Cache-Control": "no-cache"} if is_renewal else {}
         for _ in range(_MAX_HOPS):
@@ -330,12 +330,14 @@ class Resolver:
                 raise OriginUnavailable(f"{self._origin.host} says that {route.path} is empty, contrary to its ETag")
             # Only the Hub names a commit; other servers may have a page at any address.
             if found is not None and is_commit(commit):
+                self._catalog.led(name, rewrite.xet_repo(answer.headers.get("Link", "")), said_at)
                 self._locations.keep(FileRoute(route.repo, commit, route.path), token, url, user_agent, said_at)
                 self._note(route, commit, File(found), token, said_at)
                 return ResolvedFile(route.repo, commit, route.path, found, self._may_all(route, token, said_at), "miss")
             if not is_redirect:
                 raise OriginUnavailable(f"{self._origin.host} left out the commit, ETag or size: is --origin a Hub?")
             target = self._origin.follow(target, where)
+            name = self._catalog.led(name, led_to(route, target), said_at)
             if known is not None and is_commit(commit) and metadata.named(target) == known.etag:
                 url, at_commit = self._origin.absolute(target), FileRoute(route.repo, commit, route.path)
                 self._locations.keep(at_commit, token, url, user_agent, said_at)

@@ -14,7 +14,7 @@ from proxy import caching
 from proxy.caching import Fields, Stored
 from proxy.catalog import Catalog
 from proxy.hub.errors import HubError, OriginUnavailable
-from proxy.hub.urls import Repo, Route
+from proxy.hub.urls import Route
 from proxy.onward import Copy, Onward, end_to_end, is_for_viewer
 from proxy.ranges import select
 from proxy.shelf import MAX_BODY, Shelf
@@ -44,14 +44,15 @@ class Reuse:
         self._shelf = Shelf()
         self._readings: set[Reading] = set()
 
-    def drop(self, repo: Repo) -> None:
+    def drop(self, repo: str) -> None:
         """Drop what is kept of a repository after a write to it."""
-        self._drop_repo(str(repo))
+        self._void(repo)
+        self._shelf.drop_repo(repo)
 
-    def doubt(self, repo: Repo) -> None:
+    def doubt(self, repo: str) -> None:
         """Have what is kept of a repository revalidated: a client may have written to it."""
-        self._void(str(repo))
-        self._shelf.doubt_repo(str(repo))
+        self._void(repo)
+        self._shelf.doubt_repo(repo)
 
     async def answer(self, request: web.BaseRequest, route: Route) -> web.StreamResponse:
         """Answer a client. Raises OriginUnavailable when the Hub cannot be asked and nothing kept may be used."""
@@ -133,7 +134,7 @@ class Reuse:
                 return  # this is about the token, not about anonymous requests
             self._drop(reading.key)
             if reading.repo and HubError.of(answer.status, answer.headers).code in _OF_WHOLE_REPO:
-                self._drop_repo(reading.repo)
+                self.drop(reading.repo)
             return
         is_final = answer.status < 400 and answer.status not in (206, 304)
         if is_final and is_anonymous and request.method == "GET" and not is_kept:
@@ -181,10 +182,6 @@ class Reuse:
         for reading in self._readings:
             reading.is_void |= reading.key == key
         self._shelf.drop(key)
-
-    def _drop_repo(self, repo: str) -> None:
-        self._void(repo)
-        self._shelf.drop_repo(repo)
 
     def _void(self, repo: str) -> None:
         for reading in self._readings:

@@ -63,7 +63,7 @@ MUTATIONS = [
     edit(6, FILES, "file.size > PLAIN_HTTP_LIMIT and client.accepts_unknown_size", "file.size < 0"),
     edit(6, FILES, "file.size > PLAIN_HTTP_LIMIT and client.accepts_unknown_size", "file.size > PLAIN_HTTP_LIMIT"),
     edit(6, FILES, "if not is_spoken(self._xet, file.size) or", "if True or"),
-    edit(7, API, 'headers["Link"] = rewritten', 'headers["Link"] = link'),
+    edit(7, "proxy/shown.py", 'headers["Link"] = rewritten', 'headers["Link"] = link'),
     edit(7, "proxy/visible.py", 'request.headers.get("X-Forwarded-Host", request.host)', "request.host"),
     edit(8, REWRITE, "return value if relative is None else prefix + relative", "return value"),
     edit(8, RESOLVE, "target = self._origin.follow(target, where)", "raise OriginUnavailable(where)"),
@@ -163,7 +163,7 @@ MUTATIONS = [
         "pass",
         "tests/proxy/test_logs.py::test_secrets_are_hidden",
     ),
-    edit(28, PASS, "self._catalog.changed(str(repo))", "pass"),
+    edit(28, PASS, "self._catalog.changed(name)", "pass"),
     edit(28, PASS, "body = request.content.iter_any()\n", "body = (await request.read())[::-1]\n"),
     Mutation(
         29,
@@ -189,7 +189,7 @@ MUTATIONS = [
     edit(31, URLS, 'return replace(inner, prefix=f"/{first}")', "return route"),
     edit(31, URLS, 'path = "/" + path.lstrip("/")\n    route', "route"),
     edit(31, "proxy/hub/questions.py", "value.lower() if name in _FLAGS and value in ('True', 'False') else", ""),
-    edit(31, API, "visible = visible_base(request) + route.prefix", "visible = visible_base(request)"),
+    edit(31, "proxy/shown.py", "visible = visible_base(request) + route.prefix", "visible = visible_base(request)"),
     edit(
         32,
         ORIGIN,

@@ -29,6 +29,7 @@ PURE = [
     "mesh.speeds",
     "proxy.caching",
     "proxy.hub.access",
+    "proxy.hub.aliases",
     "proxy.hub.client",
     "proxy.hub.freshness",
     "proxy.hub.lfs",

@@ -84,6 +84,43 @@ class Publicness(msgspec.Struct, frozen=True):
         known_at = max(self.opened_at, self.changed_at, self.shown_at)
         return self.hidden_at > known_at and now - self.hidden_at < CLOSED_SECONDS
 
+    def closed(self, said_at: float, *, is_hidden: bool) -> Publicness:
+        """The state after the Hub said, to any client, that files are gated; `is_hidden`: that it is private.
+
+        What is closed already keeps its earlier time. So what the Hub has given to anonymous requests since then, such
+        as the card of a gated repository, stays open.
+        """
+        closed_at, hidden_at, opened_at = self.closed_at, self.hidden_at, max(self.opened_at, self.changed_at)
+        if max(closed_at, hidden_at) <= opened_at:
+            closed_at = max(closed_at, said_at)
+        if is_hidden and hidden_at <= max(opened_at, self.shown_at):
+            hidden_at = max(hidden_at, said_at)
+        return msgspec.structs.replace(self, closed_at=closed_at, hidden_at=hidden_at)
+
+    def refused(self, said_at: float, *, is_closed: bool, is_hidden: bool) -> Publicness:
+        """The state after an anonymous request was refused: see `Catalog.refused`."""
+        return msgspec.structs.replace(
+            self,
+            closed_at=max(self.closed_at, said_at) if is_closed else self.closed_at,
+            hidden_at=max(self.hidden_at, said_at) if is_hidden else self.hidden_at,
+        )
+
+    def written(self, now: float) -> Publicness:
+        """The state after a write: what was said before is void."""
+        return msgspec.structs.replace(self, changed_at=max(self.changed_at, now))
+
+    def heeding(self, other: Publicness) -> Publicness:
+        """The same, with refusals and writes that were heard of under another name of the repository.
+
+        Proof of openness is left out: the name may have been given to a new repository.
+        """
+        return msgspec.structs.replace(
+            self,
+            closed_at=max(self.closed_at, other.closed_at),
+            hidden_at=max(self.hidden_at, other.hidden_at),
+            changed_at=max(self.changed_at, other.changed_at),
+        )
+
     def told(self, said_at: float, *, is_open: bool) -> Publicness:
         """The state after an answer to an anonymous request.
 

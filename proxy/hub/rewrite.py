@@ -54,6 +54,16 @@ def next_page(value: str) -> str | None:
     return None
 
 
+def xet_repo(value: str) -> str:
+    """The repository by its own name, as the `Link` field of a large file has it; empty if it has none."""
+    for target, parameters in _LINK.findall(value):
+        relation = _RELATION.search(parameters)
+        if relation is not None and "xet-auth" in relation[1].lower().split():
+            found = xet.token_route(OtherRoute(urlsplit(target).path))
+            return str(found[0]) if found is not None else ""
+    return ""
+
+
 def is_xet_header(name: str) -> bool:
     return name.title() in _XET_HEADERS
 

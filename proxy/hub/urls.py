@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote, unquote
 
 RepoType = Literal["models", "datasets", "spaces", "kernels"]
@@ -146,6 +146,25 @@ def parse(target: str) -> Route:
     ):
         return route
     return replace(inner, prefix=f"/{first}")
+
+
+def led_to(route: FileRoute | ApiRoute, target: str) -> str:
+    """The repository of which a redirect to `target` asks the same question; empty if it asks something else."""
+    led, is_same = parse(target), False
+    if isinstance(route, FileRoute) and isinstance(led, FileRoute):
+        is_same = led.path == route.path
+    elif isinstance(route, ApiRoute) and isinstance(led, ApiRoute):
+        is_same = led.kind == route.kind
+    return str(led.repo) if is_same and not led.prefix else ""
+
+
+def own_name(repo: Repo, info: Any) -> str:
+    """A repository by its own name, as its info states it; empty if the answer is not an info."""
+    said = info.get("id") if isinstance(info, dict) else None
+    try:
+        return str(Repo.parse(f"{repo.type}/{said}")) if isinstance(said, str) else ""
+    except ValueError:
+        return ""
 
 
 def _parse(path: str, query: str) -> Route:

@@ -21,6 +21,8 @@ class Resolve:
         """Answer HEAD and GET for a file at a revision; all arguments are decoded."""
         state = self._state
         repo = state.repo(repo_type, repo_id)
+        if repo is not None and repo.moved_to and "/" not in repo.id:  # an old id: answered directly for files
+            repo = state.repo(repo_type, repo.moved_to)
         if repo is not None and repo.moved_to:
             raw = request.raw_path.replace(quote(repo.id), quote(repo.moved_to), 1)
             return web.Response(
