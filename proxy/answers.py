@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from proxy import caching
 from proxy.caching import Stored
 from proxy.catalog import ApiAnswer
@@ -11,6 +13,11 @@ def may_keep(answer: ApiAnswer, token: str | None) -> bool:
     """Whether the origin allows it to be kept. An answer it calls private may be kept for a single token."""
     said = caching.directives(answer.headers.items())
     return "no-store" not in said and ("private" not in said or token is not None)
+
+
+def is_page(headers: Mapping[str, str]) -> bool:
+    """Whether an answer is a page for people: the API has none, but a captive portal in its place has."""
+    return headers.get("Content-Type", "").lower().startswith(("text/html", "application/xhtml"))
 
 
 def as_stored(answer: ApiAnswer) -> Stored:

@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 
 from proxy import caching
-from proxy.answers import as_stored, may_keep
+from proxy.answers import as_stored, is_page, may_keep
 from proxy.catalog import ApiAnswer, Catalog, Ref, XetName
 from proxy.hearsay import Hearsay, Lookup
 from proxy.hub import metadata, rewrite
@@ -317,7 +317,10 @@ class Api:
         try:
             document = msgspec.json.decode(answer.body)
         except msgspec.DecodeError as error:
-            raise OriginUnavailable(f"{self._origin.host} sent invalid JSON: is --origin a Hub?") from error
+            # What looks like `owner/name` may be an old id and a verb that is not known here.
+            if route.kind != "info" or "/" not in route.repo.id or is_page(answer.headers):
+                raise OriginUnavailable(f"{self._origin.host} sent invalid JSON: is --origin a Hub?") from error
+            document = None
         if route.kind in ("info", "revision") and (own := own_name(route.repo, document)):
             self._catalog.called(name, own, said_at)
         return self._keep(route, question, answer, document, token, said_at)

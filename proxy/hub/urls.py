@@ -19,6 +19,14 @@ _TYPES: dict[str, RepoType] = {"models": "models", "datasets": "datasets", "spac
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _SEGMENT = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,128}\Z")
 _API_VERBS = {"revision", "tree", "paths-info", "refs"}
+# Verbs that may end a path, where a repository's name could be as well; these are unlikely names.
+_LAST_VERBS = {"auth-check", "settings"}
+# Verbs with an argument.
+_VERBS_OF_SOMETHING = {
+    *("auth-check", "commit", "commits", "preupload", "xet-read-token", "xet-write-token", "branch", "tag"),
+    *("super-squash", "discussions", "parquet"),
+}
+_ALL_VERBS = _API_VERBS | _LAST_VERBS | _VERBS_OF_SOMETHING | {"like", "lfs-files", "events"}
 # First segments that belong to the Hub itself and cannot be the name of an owner.
 _RESERVED = {"api", "buckets", "oauth", "docs", "login", "settings", "v2"}
 # Names in the place of a space's id that are API routes instead; their answers depend on who asks.
@@ -207,9 +215,7 @@ def _parse_api(segments: list[str], path: str, query: str) -> Route:
         rest.pop()
     if repo_type == "spaces" and rest and rest[0] in _NOT_SPACES:
         return other
-    # An old id is a single segment. It is taken for one if an API verb follows it, unless `tree` or `revision` comes
-    # next: then the verb is the repository's name.
-    length = 1 if len(rest) < 2 or (rest[1] in _API_VERBS and rest[2:3] not in (["tree"], ["revision"])) else 2
+    length = 1 if _has_no_owner(rest) else 2
     repo = _repo(repo_type, rest[:length])
     if repo is None:
         return other
@@ -224,6 +230,20 @@ def _parse_api(segments: list[str], path: str, query: str) -> Route:
         if is_file(revision, below or "-"):
             return ApiRoute(repo, kind, unquote(revision), target, query)
     return OtherRoute(target, repo)
+
+
+def _has_no_owner(rest: list[str]) -> bool:
+    """Whether the segments after the type begin with an old id of one segment: whether the second one is a verb.
+
+    If a verb follows that one, it is the repository's name instead.
+    """
+    if len(rest) < 2:
+        return True
+    if rest[1] in _API_VERBS:
+        return rest[2:3] not in (["tree"], ["revision"])
+    if len(rest) == 2:
+        return rest[1] in _LAST_VERBS
+    return rest[1] in _VERBS_OF_SOMETHING and rest[2] not in _ALL_VERBS
 
 
 def _repo(repo_type: RepoType, segments: list[str]) -> Repo | None:

@@ -289,6 +289,21 @@ async def test_an_answer_that_is_not_the_hubs_is_not_kept(tmp_path, aiohttp_raw_
         assert node.catalog.answer(str(TINY), "*", f"{INFO}\n") is None
 
 
+async def test_what_only_looks_like_an_info_is_passed_on_as_it_is(tmp_path, aiohttp_raw_server):
+    """An old id and a verb that is not known here look like an owner and a name."""
+
+    async def fine(_: web.BaseRequest) -> web.Response:
+        return web.Response(text="OK")
+
+    server = await aiohttp_raw_server(fine)
+    async with parts(f"http://127.0.0.1:{server.port}", tmp_path) as node:
+        assert await node.ask("/api/models/gpt2/new-verb") == (200, b"OK", "miss")
+        assert node.catalog.answer("models/gpt2/new-verb", "*", "/api/models/gpt2/new-verb\n") is None
+        for question in (node.ask("/api/models/gpt2"), node.ask(f"{INFO}/revision/main"), node.ask(f"{INFO}/refs")):
+            with pytest.raises(OriginUnavailable):
+                await question
+
+
 @pytest.mark.parametrize("seed", range(6))
 async def test_no_private_answer_ever_reaches_another_token(hub, tmp_path, seed):
     """Random interleavings of tokens, routes, outages, gates and writes."""

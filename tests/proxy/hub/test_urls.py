@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from proxy.hub.urls import ApiRoute, FileRoute, OtherRoute, Repo, parse
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
-TINY = Repo("models", "acme/tiny")
+TINY, GPT2 = Repo("models", "acme/tiny"), Repo("models", "gpt2")
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,9 @@ def test_files(target, route):
         ("/api/models/gpt2", "info", Repo("models", "gpt2"), None, ""),
         ("/api/models/gpt2/revision/main", "revision", Repo("models", "gpt2"), "main", ""),
         ("/api/models/tree/revision/tree/main", "tree", Repo("models", "tree/revision"), "main", ""),
+        ("/api/models/acme/settings/tree/main", "tree", Repo("models", "acme/settings"), "main", ""),
+        ("/api/models/acme/commit/refs", "refs", Repo("models", "acme/commit"), None, ""),
+        ("/api/models/acme/tag", "info", Repo("models", "acme/tag"), None, ""),
         ("/api/datasets/acme/rows/revision/refs%2Fpr%2F1", "revision", Repo("datasets", "acme/rows"), "refs/pr/1", ""),
         ("/api/models/acme/tiny/tree/main/data%2Fen?recursive=True", "tree", TINY, "main", ""),
         ("/api/models/acme/tiny/tree/main", "tree", TINY, "main", ""),
@@ -70,6 +73,13 @@ def test_questions(target, kind, repo, revision, prefix):
         ("/api/whoami-v2", "/api/whoami-v2", None),
         ("/hf/api/whoami-v2", "/api/whoami-v2", None),
         ("/api/models/acme/tiny/commits/main?p=1", "/api/models/acme/tiny/commits/main?p=1", TINY),
+        ("/api/models/acme/tiny/auth-check", "/api/models/acme/tiny/auth-check", TINY),
+        ("/api/models/gpt2/auth-check", "/api/models/gpt2/auth-check", GPT2),
+        ("/api/models/gpt2/auth-check/write", "/api/models/gpt2/auth-check/write", GPT2),
+        ("/api/models/gpt2/settings", "/api/models/gpt2/settings", GPT2),
+        ("/api/models/gpt2/commit/main", "/api/models/gpt2/commit/main", GPT2),
+        ("/api/models/gpt2/branch/a%2Fb", "/api/models/gpt2/branch/a%2Fb", GPT2),
+        ("/api/models/acme/commit/commit/main", "/api/models/acme/commit/commit/main", Repo("models", "acme/commit")),
         ("/api/models/acme/tiny/commit/main", "/api/models/acme/tiny/commit/main", TINY),
         ("/api/models/acme/tiny/branch/a%2Fb", "/api/models/acme/tiny/branch/a%2Fb", TINY),
         ("/acme/tiny.git/info/lfs/objects/batch", "/acme/tiny.git/info/lfs/objects/batch", TINY),
