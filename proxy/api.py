@@ -106,13 +106,16 @@ class Api:
         if route.kind not in ("tree", "paths-info") or route.revision is None or is_commit(route.revision):
             return await self._ask(route, client, body, content_type, **how)
         commit, is_stale = await self._commit(route, client, **how)
+        if not commit:
+            return await self._ask(route, client, body, content_type, **how)
         try:
             answer, outcome = await self._ask(route.at(commit), client, body, content_type, **how)
         except HubError as error:
             if error.code != "RevisionNotFound" or is_reload or is_kept_only:
                 raise
             commit, is_stale = await self._commit(route, client, is_reload=True)  # the branch was rewritten since
-            answer, outcome = await self._ask(route.at(commit), client, body, content_type)
+            at = route.at(commit) if commit else route
+            answer, outcome = await self._ask(at, client, body, content_type)
         return answer, "stale" if is_stale else outcome
 
     async def _ask(
@@ -125,7 +128,7 @@ class Api:
         is_reload: bool = False,
         is_kept_only: bool = False,
     ) -> tuple[ApiAnswer, Outcome]:
-        """Answer a question which, if it is about files (tree, paths-info), names a commit."""
+        """Answer a question which, if it is about files (tree, paths-info), names a commit if there is one."""
         question = key_of(route, body, content_type)
         if not is_reload and (known := self._known(route, question, client)) is not None:
             return known, "hit"
@@ -153,7 +156,10 @@ class Api:
     async def _commit(
         self, route: ApiRoute, client: Client, *, is_reload: bool, is_kept_only: bool = False
     ) -> tuple[str, bool]:
-        """The commit that a named revision means now, the same for all questions; and whether that is stale."""
+        """The commit that a named revision means now, the same for all questions; and whether that is stale.
+
+        The commit is empty when the Hub names none, as for a repository without commits.
+        """
         assert route.revision is not None
         ref = self._catalog.ref(str(route.repo), route.revision)
         if not is_reload and (commit := self._fresh_commit(route)):
@@ -169,8 +175,6 @@ class Api:
             return ref.commit, True
         if outcome == "stale" and ref is not None:
             return ref.commit, True
-        if not answer.commit:
-            raise OriginUnavailable(f"{self._origin.host} named no commit of {route.repo}")
         return answer.commit, outcome == "stale"
 
     # --- what is known

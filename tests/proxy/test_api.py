@@ -289,6 +289,19 @@ async def test_an_answer_that_is_not_the_hubs_is_not_kept(tmp_path, aiohttp_raw_
         assert node.catalog.answer(str(TINY), "*", f"{INFO}\n") is None
 
 
+async def test_a_repository_without_commits_has_no_tree(hub, tmp_path):
+    hub.folder.create("acme/empty")
+    empty = "/api/models/acme/empty"
+    async with parts(hub.url, tmp_path) as node:
+        for question in (f"{empty}/tree/main", f"{empty}/tree/main/data", f"{empty}/paths-info/main"):
+            with pytest.raises(HubError) as caught:
+                await node.ask(question, body=b"paths=a" if "paths-info" in question else b"")
+            assert (caught.value.status, caught.value.code) == (404, "RevisionNotFound")
+        assert json.loads((await node.ask(empty))[1])["sha"] is None
+        hub.folder.commit("acme/empty", {"a.txt": b"first"})
+        assert b"a.txt" in (await node.ask(f"{empty}/tree/main"))[1]
+
+
 async def test_what_only_looks_like_an_info_is_passed_on_as_it_is(tmp_path, aiohttp_raw_server):
     """An old id and a verb that is not known here look like an owner and a name."""
 
