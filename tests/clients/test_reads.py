@@ -112,3 +112,30 @@ def test_parquet_is_read_in_parts_and_as_a_whole(hub: HubProcess, node: NodeProc
     assert (count, total) == (800_000, everything)
     assert 0.99 < most < 1
     assert hub.stats()["bytes"]["data/train.parquet"] == file.stat().st_size
+
+
+_NAMES = """
+import json
+from huggingface_hub import HfApi, HfFileSystem, hf_hub_download, snapshot_download
+folder, names = snapshot_download("acme/names"), HfApi().list_repo_files("acme/names")
+print(json.dumps({name: [
+    open(f"{folder}/{name}").read(),
+    open(hf_hub_download("acme/names", name, force_download=True)).read(),
+    HfFileSystem().read_text(f"acme/names/{name}"),
+] for name in names}))
+"""
+
+
+def test_names_that_look_encoded_are_taken_literally(hub: HubProcess, node: NodeProcess, tmp_path: Path) -> None:
+    names = ["100%.txt", "%41.txt", "per%20cent.txt", "a%2Fb.txt", "%2e%2e/up.txt", "per%20cent.bin", "a%2Fb.bin"]
+    hub.folder.commit("acme/names", {name: name.encode() for name in names})
+    assert run(sys.executable, _NAMES, node, tmp_path) == {name: [name] * 3 for name in names}
+
+
+def test_access_to_an_old_id_without_an_owner_can_be_checked(
+    hub: HubProcess, node: NodeProcess, tmp_path: Path
+) -> None:
+    hub.folder.commit("acme/gpt2", {"config.json": b"{}"})
+    hub.folder.create("gpt2", moved_to="acme/gpt2")
+    checked = "from huggingface_hub import HfApi; print(HfApi().auth_check('gpt2') or 'true')"
+    assert run(sys.executable, checked, node, tmp_path) is True

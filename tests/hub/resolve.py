@@ -59,7 +59,8 @@ class Resolve:
     async def cached(self, request: web.Request) -> web.StreamResponse:
         """`/api/resolve-cache/{type}/{repo}/{commit}/{path}`: small files, without a redirect."""
         state = self._state
-        parts = [unquote(part) for part in request.match_info["rest"].split("/")]
+        raw = request.raw_path.partition("?")[0].removeprefix(f"/api/resolve-cache/{request.match_info['type']}/")
+        parts = [unquote(part) for part in raw.split("/")]  # match_info is decoded, and names may contain %
         repo, rest = _split(state, request.match_info["type"], parts)
         if (refusal := answers.refuse(state, request, repo, files=True)) is not None:
             return refusal
