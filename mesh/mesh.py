@@ -144,8 +144,11 @@ class Mesh:
         return web.Response()
 
     def _holders(self, digest: Digest) -> list[str]:
-        here = [self.node_id] if digest in self._store and self._may_share(digest) else []
-        return here + self.directory.holders(digest)
+        return [self.node_id] * self._offers(digest) + self.directory.holders(digest)
+
+    def _offers(self, digest: Digest) -> bool:
+        """Whether this node can serve all of a blob to others."""
+        return digest in self._store and self._may_share(digest)
 
     def _changed(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -166,6 +169,8 @@ class Mesh:
 
     def _told_anew(self, digest: Digest) -> None:
         """Announce a blob, perhaps again: its tracker may have dropped this node as a holder since."""
+        if self._offers(digest):  # nodes may wait for an answer of this tracker, and a small blob was never reported
+            self.tracker.add_holder(digest, self.node_id)
         self._announced.pop(digest, None)
         self._must_announce.set()
 

@@ -196,6 +196,27 @@ async def test_only_the_seed_goes_out(stack: AsyncExitStack, tmp_path: Path) -> 
     assert origin.sent == len(origin.content) == seed.house.stats.origin_received
 
 
+async def test_what_a_tracker_has_fetched_itself_the_nodes_that_wait_for_it_get_at_once(
+    stack: AsyncExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However small the blob: the tracker may have proven and stored it before it would report its piece to itself."""
+    monkeypatch.setattr("mesh.tracker._HOLD_SECONDS", 30.0)
+    monkeypatch.setattr("mesh.exchange._LOCAL_INTERVAL", 0.3)  # storing the blob takes less
+    origin = Origin(content(2000))
+
+    async def access(hint: bytes, digest: Digest, size: int) -> OriginAccess | None:
+        return origin
+
+    await stack.enter_async_context(origin.running())
+    seed = await stack.enter_async_context(mesh_node(tmp_path / "seed", role="seed", access=access))
+    node = await stack.enter_async_context(mesh_node(tmp_path / "node"))
+    await introduce([seed, node])
+    origin.hint = b"the way"
+    async with asyncio.timeout(5.0):  # sooner than a starving reader is rescued
+        assert await read(node.blobs, origin) == origin.content
+    assert node.house.stats.peer_received == origin.sent == 2000
+
+
 async def test_a_seed_that_cannot_find_out_what_it_is_sent_for_keeps_nobody_waiting(
     stack: AsyncExitStack, tmp_path: Path
 ) -> None:
