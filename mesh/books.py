@@ -67,10 +67,11 @@ class Node:
         """Pieces that it wants, does not hold, and has no task for."""
         return (self.wanted | self.urgent) & ~self.have & ~self.under_way
 
-    def announced(self, now: float) -> None:
-        """Record that the node announced its pieces: earlier reports that it lacks some no longer count."""
-        self.announced_at, self.announce_by = now, None
-        self.missed_by.clear()
+    def missed(self, by: str, now: float) -> None:
+        """Record that node `by` reported that this one lacks a piece that it announced."""
+        self.missed_by.add(by)
+        if self.announce_by is None and now - self.announced_at > policy.BELIEVED_SECONDS:
+            self.announce_by = now + policy.ANNOUNCE_SECONDS
 
     def failures(self, source: str, now: float, *, is_late: bool) -> int:
         """Return how often in a row a source has failed this node, the failure at `now` included.
@@ -254,14 +255,16 @@ class Books:
             del node.avoid[next(iter(node.avoid))]
         node.avoid[source] = Avoided(until, failures)
 
-    def forgive(self, source: str) -> None:
-        """Let nodes use a source again that has announced anew what it holds: earlier failures say nothing about that.
+    def announced(self, name: str, server: Node, now: float) -> None:
+        """Record that a node announced its pieces: earlier reports that it lacks some no longer count.
 
-        Nodes that had wrong bytes from it still avoid it.
+        Nodes may use it again, except those that had wrong bytes from it: other failures say nothing about the news.
         """
-        for node in self.nodes.values():
-            if source not in node.accused:
-                node.avoid.pop(source, None)
+        for node in self.nodes.values() if server.missed_by else ():
+            if name not in node.accused:
+                node.avoid.pop(name, None)
+        server.announced_at, server.announce_by = now, None
+        server.missed_by.clear()
 
     def avoided(self, node: Node, now: float) -> Iterator[tuple[int, int]]:
         """Yield slot and number of failures of each source that a node must not be sent to now."""

@@ -68,6 +68,10 @@ class PieceCorrupt(SourceDishonest):
 class LocationRefused(SourceFailed):
     """A location has expired or was refused (401, 403, 404, 410): ask for a new one."""
 
+
+class NotHere(LocationRefused):
+    """A source answered that it does not have the blob, or not these bytes of it (404, 410)."""
+
     failure = "missing"
 
 

@@ -14,7 +14,7 @@ The rules:
    others, or readers would wait for it together; a piece with plenty of holders may come from any, however busy.
 4. Everything expires: leases when the origin's bytes stop, tasks and nodes when nothing is heard of them.
 5. No node is believed without limit: one that accuses many others is ignored, and one reported to lack pieces has to
-   announce itself again. A node that every holder of a piece keeps failing may lease that piece.
+   announce itself again. A node that every holder of a piece keeps failing, or says it lacks, may lease that piece.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Ledger:
         node = self._books.enter(name, now)
         node.heard_at = now
         if is_news:
-            node.announced(now)
+            self._books.announced(name, node, now)
         elif node.have == self._books.all:
             return  # the tracker repeats this for each holder on every tick
         self._books.end_all(node)
@@ -183,10 +183,8 @@ class Ledger:
     def _announced(self, node: Node, report: Report, have: int, now: float) -> None:
         """Replace what is known of a node, on first contact or after a resync."""
         self._books.replace(node, have)
-        if node.announce_by is not None:
-            self._books.forgive(report.node)
+        self._books.announced(report.node, node, now)
         node.fetched = report.fetched
-        node.announced(now)
         if report.moved:
             self._settling.moved(now)
         for piece, source in report.active:
@@ -237,15 +235,15 @@ class Ledger:
         if failure.reason == "missing" and not server.have >> failure.piece & 1:
             return  # the source has since reported this itself
         failures = node.failures(failure.source, now, is_late=failure.reason in ("timeout", "busy"))
+        if failure.reason in ("corrupt", "missing"):  # a source that says itself that it has none: why ask again?
+            failures = max(failures, policy.HOPELESS_OF_CROWD)
         seconds = min(policy.LONGEST_BACK_OFF, policy.BACK_OFF * 2.0 ** min(failures - 1, 10))
         if failure.reason == "corrupt":
-            failures, seconds = policy.HOPELESS_OF_CROWD, policy.CORRUPT_BACK_OFF
+            seconds = policy.CORRUPT_BACK_OFF
             self._books.accuse(name, node, failure.source, server)
             self._books.dispute(failure.piece, failure.source)
         elif failure.reason == "missing":
-            server.missed_by.add(name)
-            if server.announce_by is None and now - server.announced_at > policy.BELIEVED_SECONDS:
-                server.announce_by = now + policy.ANNOUNCE_SECONDS
+            server.missed(name, now)
         elif failure.reason == "timeout" and task is not None:
             self._speeds.timed_out(node, server, task, now - task.since)
         self._books.avoid(node, failure.source, now + seconds, failures)

@@ -177,6 +177,8 @@ class MeshServer:
                 blob.close()
         if digest in self._house.store.doubts:
             self._blobs.begin_proof(digest)
+        if blob is None and digest in self._house.store:  # a 404 would send the node to the origin at once
+            raise web.HTTPServiceUnavailable(text="being read anew or replaced\n")
         raise web.HTTPNotFound(text="not here\n")
 
     async def _send(self, request: web.Request, held: Held, start: int, stop: int, size: int) -> web.StreamResponse:

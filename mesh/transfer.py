@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urljoin, urlsplit
 
-from mesh.errors import LocationRefused, RangeIgnored, SourceBusy, SourceDishonest, SourceFailed, SourceLate
+from mesh.errors import LocationRefused, NotHere, RangeIgnored, SourceBusy, SourceDishonest, SourceFailed, SourceLate
 from mesh.proxies import Proxy, proxy_of
 
 BUFFER_SIZE = 512 << 10
@@ -326,7 +326,7 @@ class Transfer:
             if response.length not in (None, self.stop - self.start):
                 raise SourceDishonest(self.source, f"announced {response.length} bytes for a range of another length")
         elif status in (401, 403, 404, 410):
-            raise LocationRefused(self.source, f"HTTP {status}")
+            raise (NotHere if status in (404, 410) else LocationRefused)(self.source, f"HTTP {status}")
         elif status in (429, 503):
             raise SourceBusy(self.source, f"HTTP {status}", _retry_after(response))
         else:

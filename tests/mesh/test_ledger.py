@@ -198,6 +198,24 @@ def test_an_unreachable_source_is_replaced_and_at_last_by_the_origin() -> None:
     assert ledger.report(hello("b", 1), now).tasks[0].sources == ("x",), "others may be able to reach it"
 
 
+@pytest.mark.parametrize("others", [0, CROWD])
+def test_a_source_that_says_that_it_lacks_a_piece_is_no_source_for_that_node_until_it_announces_it_again(
+    others: int,
+) -> None:
+    """A client of the node that asked would wait for the back-off, for each small file that the source has evicted."""
+    ledger = Ledger(MIB)
+    ledger.hold("x", 0.0)
+    for number in range(others):
+        ledger.report(hello(str(number), 1, slots=0), 0.0)
+    ask = Report(node="a", wanted=((0, 1),), slots=8, can_fetch=True)
+    assert ledger.report(hello("a", 1), 0.0).tasks[0].sources == ("x",)
+    assert ledger.report(replace(ask, failed=(Failure(0, "x", "missing"),)), 0.1).tasks[0].lease
+    assert ledger.report(hello("b", 1), 0.1).tasks[0].sources == ("x",), "one voice takes it away from nobody else"
+    ledger.report(replace(ask, failed=(Failure(0, ORIGIN, "refused"),), slots=0, can_fetch=False), 0.2)
+    ledger.hold("x", 0.3, is_news=True)
+    assert ledger.report(ask, 0.4).tasks[0].sources == ("x",)
+
+
 @pytest.mark.parametrize(("others", "times"), [(3, HOPELESS), (CROWD, HOPELESS_OF_CROWD)])
 def test_the_only_source_of_many_may_fail_each_of_them_more_often(others: int, times: int) -> None:
     """A seed that serves hundreds lets most of them wait; each would fetch its own copy of what only the seed has."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -365,6 +366,23 @@ async def test_who_has_let_go_of_a_blob_is_no_holder_any_more(stack: AsyncExitSt
         await asker.blobs.want(one.digest, size, one)
     assert one.sent == size
     await known([lead, holder, other], asker, one.digest)  # it is a holder again
+
+
+async def test_a_blob_that_is_read_anew_is_still_here(stack: AsyncExitStack, tmp_path: Path) -> None:
+    """Nodes that are told that it is not here fetch another copy from the origin."""
+    origin = await stack.enter_async_context(Origin(content(MIB)).running())
+    holder = await stack.enter_async_context(mesh_node(tmp_path))
+    await holder.blobs.want(origin.digest, MIB, origin)
+    await until(lambda: not holder.blobs.swarms)
+    os.utime(holder.house.store._path(origin.digest), (0, 0))
+    session = await stack.enter_async_context(aiohttp.ClientSession())
+    statuses: list[int] = []
+    while 206 not in statuses:
+        url = f"http://{holder.address}/mesh/blobs/{origin.digest}"
+        async with session.get(url, headers={"Range": "bytes=0-9"}) as answer:
+            statuses.append(answer.status)
+        await asyncio.sleep(0.01)
+    assert set(statuses) == {503, 206}
 
 
 async def test_a_stranger_s_word_on_a_blob_s_size_does_not_keep_us_from_it(

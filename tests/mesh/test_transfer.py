@@ -131,7 +131,9 @@ def test_who_does_not_begin_to_answer_in_time_is_late() -> None:
         assert [type(error) for error in asked.errors] == [SourceLate]
 
 
-@pytest.mark.parametrize(("status", "failure"), [(429, "busy"), (503, "busy"), (500, "refused"), (404, "missing")])
+@pytest.mark.parametrize(
+    ("status", "failure"), [(429, "busy"), (503, "busy"), (500, "refused"), (404, "missing"), (401, "refused")]
+)
 def test_what_a_source_answers_is_what_the_tracker_hears(status: int, failure: str) -> None:
     with asking() as asked:
         asked.connection.sendall(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status)
