@@ -26,7 +26,7 @@ from mesh import policy
 from mesh.books import Books, Node, with_slot
 from mesh.content import Pieces, PieceSet
 from mesh.holdings import Group, first_from, members, members_from
-from mesh.messages import HELD, MAX_SOURCES, MAX_TASKS, ORIGIN, Failure, Gain, Plan, Report, Task, bits_of
+from mesh.messages import MAX_SOURCES, MAX_TASKS, ORIGIN, Failure, Gain, Plan, Report, Task, bits_of
 from mesh.speeds import Speeds
 
 
@@ -155,6 +155,11 @@ class Ledger:
         self._books.add(node, self._books.all)
         self._books.note(node)
 
+    def drop(self, name: str) -> None:
+        """Record that a node no longer holds the whole blob. Ignored if it has reported since that it holds a part."""
+        if (node := self._books.nodes.get(name)) is not None and node.have == self._books.all:
+            self.forget(name)  # a seed would count as one that fetches
+
     def expire(self, now: float) -> list[str]:
         """Drop nodes that fell silent, and leases and tasks that ran out.
 
@@ -173,8 +178,7 @@ class Ledger:
 
     def forget(self, name: str) -> None:
         """Remove a node with its holdings and tasks."""
-        node = self._books.nodes.get(name)
-        if node is not None:
+        if (node := self._books.nodes.get(name)) is not None:
             self._window.flowed(0.0, node.rate, node.heard_at)
             self._books.leave(name)
 
@@ -212,8 +216,7 @@ class Ledger:
         self._books.add(node, 1 << gain.piece)
         if gain.digest:
             self._books.name_digest(gain.piece, gain.digest, gain.source)
-        if gain.source not in (ORIGIN, HELD):
-            node.avoid.pop(gain.source, None)
+        node.avoid.pop(gain.source, None)
         if gain.source == ORIGIN:
             node.delivered_at = now
         if task is None or task.source != gain.source:
@@ -235,11 +238,10 @@ class Ledger:
         if failure.reason == "missing" and not server.have >> failure.piece & 1:
             return  # the source has since reported this itself
         failures = node.failures(failure.source, now, is_late=failure.reason in ("timeout", "busy"))
-        if failure.reason in ("corrupt", "missing"):  # a source that says itself that it has none: why ask again?
+        if failure.reason in ("corrupt", "missing"):  # `missing` is the word of the source itself
             failures = max(failures, policy.HOPELESS_OF_CROWD)
-        seconds = min(policy.LONGEST_BACK_OFF, policy.BACK_OFF * 2.0 ** min(failures - 1, 10))
+        seconds = policy.CORRUPT_BACK_OFF if failure.reason == "corrupt" else policy.back_off(failures)
         if failure.reason == "corrupt":
-            seconds = policy.CORRUPT_BACK_OFF
             self._books.accuse(name, node, failure.source, server)
             self._books.dispute(failure.piece, failure.source)
         elif failure.reason == "missing":

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -21,6 +22,7 @@ from mesh.directory import Directory
 from mesh.errors import Unavailable
 from mesh.exchange import MeshExchange
 from mesh.gossip import TARGET, Gossip
+from mesh.hosts import as_written
 from mesh.links import Links
 from mesh.membership import Address, Change, Claim, Members, Role, State
 from mesh.protocol import MAX_MESSAGE
@@ -40,10 +42,11 @@ _REFRESH_SECONDS = 60.0  # until all blobs are announced again, give or take a f
 
 
 class Announcement(msgspec.Struct, frozen=True):
-    """The complete blobs of a node, among those whose tracker is the receiver."""
+    """The complete blobs of a node, and announced ones that are `gone`, among those whose tracker is the receiver."""
 
     node: str
     digests: tuple[str, ...]
+    gone: tuple[str, ...] = ()  # absent in the messages of earlier versions
 
 
 _decoder: Decoder[Announcement] = Decoder(Announcement)
@@ -90,9 +93,11 @@ class Mesh:
         self._tasks = tasks
         self._may_share = may_share
         self._must_announce = asyncio.Event()
-        self._announced: dict[Digest, str] = {}
+        self._announced: dict[Digest, str] = {}  # and to which tracker
+        self._gone: dict[Digest, str] = {}  # announced and no longer here, and the trackers that are to hear of it
         self.gossip.on_change(self._changed)
         self.exchange.on_news = self._told_anew
+        store.on_gone = self._take_back
 
     def start(self, *, settle: float) -> None:
         """Start talking to other nodes. `settle` is how many seconds to wait for a first answer."""
@@ -133,15 +138,26 @@ class Mesh:
     async def _take_holdings(self, request: web.Request) -> web.Response:
         try:
             announcement = _decoder.decode(await read_message(request))
-            digests = [Digest.parse(text) for text in announcement.digests[:_BATCH]]
+            digests, gone = (
+                [Digest.parse(text) for text in some[:_BATCH]] for some in (announcement.digests, announcement.gone)
+            )
         except (msgspec.DecodeError, ValueError) as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from error
         if request.get(SENDER, announcement.node) != announcement.node or self.links.get(announcement.node) is None:
             raise web.HTTPForbidden(text="speak for yourself\n")
+        if self._is_from(request, announcement.node):
+            for digest in gone:
+                self.directory.discard(announcement.node, digest)
+                self.tracker.drop_holder(digest, announcement.node)
         self.directory.add(announcement.node, digests)
         for digest in digests:
             self.tracker.add_holder(digest, announcement.node)
         return web.Response()
+
+    def _is_from(self, request: web.Request, node: str) -> bool:
+        """Whether a request surely is a node's own. Without a key, one from another address may be a stranger's."""
+        member = self.members.get(node)
+        return self.auth.is_keyed or (member is not None and as_written(request.remote) == member.address.host)
 
     def _holders(self, digest: Digest) -> list[str]:
         return [self.node_id] * self._offers(digest) + self.directory.holders(digest)
@@ -174,42 +190,54 @@ class Mesh:
         self._announced.pop(digest, None)
         self._must_announce.set()
 
+    def _take_back(self, digest: Digest) -> None:
+        """Have the tracker told that a blob is here no more: nodes that it sends here would ask in vain."""
+        self.tracker.drop_holder(digest, self.node_id)
+        if (told := self._announced.pop(digest, None)) is not None:
+            self._gone[digest] = told
+            self._must_announce.set()
+
     async def _announce(self) -> None:
-        """Announce each blob here to its tracker: when the blob or the tracker is new, and every minute or so."""
+        """Announce each blob here to its tracker: when the blob or the tracker is new, and every minute or so.
+
+        Announced blobs that are here no more are taken back.
+        """
         loop, refresh_at = asyncio.get_running_loop(), 0.0
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(refresh_at):
                     await self._must_announce.wait()
-            if loop.time() >= refresh_at:
-                self._announced.clear()
+            if is_due := loop.time() >= refresh_at:
                 refresh_at = loop.time() + _REFRESH_SECONDS * random.uniform(0.8, 1.2)
             self._must_announce.clear()
-            await self._announce_changes()
+            await self._announce_changes(everything=is_due)
             await asyncio.sleep(0.05)  # blobs that complete together are announced together
 
-    async def _announce_changes(self) -> None:
+    async def _announce_changes(self, *, everything: bool) -> None:
+        taken_back, self._gone = self._gone, {}
         if not any(self.links.alive()):
             return  # a node that joins later is told then
-        by_tracker: dict[str, list[Digest]] = {}
+        held: defaultdict[str, list[Digest]] = defaultdict(list)  # by tracker
+        gone: defaultdict[str, list[Digest]] = defaultdict(list)
+        for digest, tracker in taken_back.items():
+            gone[tracker].append(digest)
         turns = Turns()  # there may be ten thousand blobs
         for digest, _, _ in list(self._store.blobs()):
             await turns.give()
-            if not self._may_share(digest):
+            if not self._offers(digest):
                 continue
             tracker = self.exchange.tracker_of(digest)
-            if self._announced.get(digest) != tracker:
+            if everything or self._announced.get(digest) != tracker:
                 self._announced[digest] = tracker
-                by_tracker.setdefault(tracker, []).append(digest)
-        for tracker, digests in by_tracker.items():
-            if tracker == self.node_id:  # it looks into the store itself
-                continue
-            for start in range(0, len(digests), _BATCH):
-                batch = digests[start : start + _BATCH]
-                body = msgspec.msgpack.encode(Announcement(self.node_id, tuple(map(str, batch))))
+                held[tracker].append(digest)
+        for tracker in (held | gone).keys() - {self.node_id}:  # this node's own tracker looks into the store itself
+            for start in range(0, max(len(held[tracker]), len(gone[tracker])), _BATCH):
+                batch, rest = (some[tracker][start : start + _BATCH] for some in (held, gone))
+                rest = [digest for digest in rest if digest not in self._store]  # fetched again meanwhile
+                body = Announcement(self.node_id, tuple(map(str, batch)), tuple(map(str, rest)))
                 try:
-                    await self.links.ask(tracker, _HOLDINGS, body)
-                except Unavailable as error:
+                    await self.links.ask(tracker, _HOLDINGS, msgspec.msgpack.encode(body))
+                except Unavailable as error:  # nodes that are sent here for the rest are told that it is not here
                     log.debug("could not announce %d blobs: %s", len(batch), error)
                     for digest in batch:
                         self._announced.pop(digest, None)

@@ -148,6 +148,11 @@ def first_room(piece_size: int) -> int:
     return max(FEWEST_UPLOADS, FIRST_UPLOADS // piece_size)
 
 
+def back_off(failures: int) -> float:
+    """Seconds for which a node is not sent to a source that has failed it so often in a row."""
+    return min(LONGEST_BACK_OFF, BACK_OFF * 2.0 ** min(failures - 1, 10))
+
+
 class Settling:
     """Whether new leases wait, because this tracker has just taken over and nodes are still announcing themselves.
 

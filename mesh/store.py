@@ -46,6 +46,7 @@ class Store:
         self._partials = root / "partial"
         self.max_size = max_size
         self.evicted_bytes = 0
+        self.on_gone: Callable[[Digest], None] = lambda _: None  # called for each complete blob that is here no more
         self._is_pinned = is_pinned
         self._entries: dict[Digest, Entry] = {}
         self._marks = Marks(self._marked)
@@ -361,6 +362,7 @@ class Store:
         self._marks.forget(digest)
         if entry is not None:
             self.size -= entry.size
+            self.on_gone(digest)
 
     async def _delete(self, path: Path, size: int, forget: Callable[[], None]) -> int:
         gone: Path | None = None

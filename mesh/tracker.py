@@ -130,6 +130,13 @@ class Tracker:
             self._hold(tracked, node, time.monotonic(), is_news=True)
             self._wake(tracked, tracked.ledger.held, node)
 
+    def drop_holder(self, digest: Digest, node: str) -> None:
+        """Record that a node has said that it no longer holds a blob, all of which it held."""
+        tracked = self._tracked.get(digest)
+        if tracked is not None:
+            tracked.ledger.drop(node)
+            self._wake(tracked, (1 << tracked.ledger.pieces.count) - 1, node)  # what no node holds now may be leased
+
     def forget(self, node: str) -> None:
         """Remove a node that has left the mesh from all swarms."""
         for tracked in self._tracked.values():

@@ -23,6 +23,7 @@ from mesh.content import Digest
 from mesh.errors import BlobCorrupt, StoreFull, Unavailable
 from mesh.exchange import Envelope
 from mesh.membership import State
+from mesh.mesh import Announcement
 from mesh.messages import Report
 from tests.mesh.nodes import Node, mesh_node
 from tests.mesh.origin import Origin
@@ -366,6 +367,45 @@ async def test_who_has_let_go_of_a_blob_is_no_holder_any_more(stack: AsyncExitSt
         await asker.blobs.want(one.digest, size, one)
     assert one.sent == size
     await known([lead, holder, other], asker, one.digest)  # it is a holder again
+
+
+@pytest.mark.parametrize("key", [None, KEY], ids=["open", "keyed"])
+async def test_a_node_that_evicts_a_blob_says_so_and_only_that_node(
+    stack: AsyncExitStack, tmp_path: Path, key: bytes | None
+) -> None:
+    origin = await stack.enter_async_context(Origin(content(2000)).running())
+    lead = await stack.enter_async_context(mesh_node(tmp_path / "lead", role="seed", key=key))
+    holder = await stack.enter_async_context(mesh_node(tmp_path / "holder", key=key))
+    other = await stack.enter_async_context(mesh_node(tmp_path / "other", key=key))
+    await introduce([lead, holder, other])
+    await holder.blobs.want(origin.digest, 2000, origin)
+    await known([lead, holder, other], holder, origin.digest)
+    await lead.blobs.want(origin.digest, 2000, origin)  # a tracker that is a holder itself needs no message
+    ledger = lead.mesh.tracker.ledger(origin.digest)
+    assert ledger is not None
+    await until(lambda: not ledger.is_wanted and not lead.blobs.swarms)
+
+    async def say_gone(of: str, digest: Digest) -> None:
+        body = {"node": of, "digests": [], "gone": [str(digest)]}
+        path, encoded = "/mesh/holdings", msgspec.msgpack.encode(body)
+        headers = other.mesh.auth.sign("POST", path, encoded)
+        connector = aiohttp.TCPConnector(local_addr=("127.0.0.2", 0))  # a stranger's address
+        url = f"http://{lead.address}{path}"
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            session.post(url, data=encoded, headers=headers) as answer,
+        ):
+            assert answer.status == (200 if key is None else 403)
+
+    assert msgspec.convert({"node": "one of an earlier version", "digests": ()}, Announcement).gone == ()
+    await say_gone(holder.mesh.node_id, origin.digest)
+    assert lead.mesh.directory.holders(origin.digest) == [holder.mesh.node_id]
+    for node in (lead, holder):
+        assert ledger.held == 1
+        await node.house.store.remove(origin.digest)
+    await until(lambda: not ledger.held and not lead.mesh.directory.holders(origin.digest))
+    async with asyncio.timeout(5.0):  # sooner than a starving reader is rescued
+        assert await read(other.blobs, origin) == origin.content
 
 
 async def test_a_blob_that_is_read_anew_is_still_here(stack: AsyncExitStack, tmp_path: Path) -> None:

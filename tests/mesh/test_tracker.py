@@ -11,7 +11,7 @@ import pytest
 
 from mesh import policy, tracker
 from mesh.content import Digest, Pieces, PieceSet
-from mesh.messages import Plan, Report
+from mesh.messages import ORIGIN, Failure, Gain, Plan, Report
 from mesh.tracker import Tracker
 
 MIB = 1 << 20
@@ -78,6 +78,28 @@ async def test_what_nodes_that_come_and_go_leave_behind_is_bounded(monkeypatch: 
         ledger.expire(time.monotonic() + 2 * policy.NODE_SECONDS)
         assert ledger.slots == 0, "nobody's place"
     mine.report(digest(0), TIB, announced("one more"))
+
+
+async def test_when_a_holder_lets_go_of_a_blob_the_nodes_that_wait_for_it_may_fetch_it_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """But one that is fetching the blob again keeps what it has reported since: the word may come late."""
+    monkeypatch.setattr(tracker, "_HOLD_SECONDS", 30.0)
+    mine = Tracker()
+    have = PieceSet(4, 0b1111).to_bytes()
+    mine.report(digest(1), 4 * MIB, Report("holder", have=have))
+    busy = tuple(Failure(piece, "holder", "busy") for piece in range(4))
+    asker = announced("asker", 4 * MIB, failed=busy, wanted=((0, 4),), slots=4, can_fetch=True)
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(mine.answer(digest(1), 4 * MIB, asker))
+        await asyncio.sleep(0)
+        mine.drop_holder(digest(1), "holder")
+        assert {task.sources for task in (await asyncio.wait_for(waiting, 5.0)).tasks} == {(ORIGIN,)}
+    mine.report(digest(1), 4 * MIB, announced("holder", 4 * MIB, gained=(Gain(0, ORIGIN),)))
+    mine.drop_holder(digest(1), "holder")
+    ledger = mine.ledger(digest(1))
+    assert ledger is not None
+    assert ledger.held == 1
 
 
 async def test_the_clock_of_hundreds_of_files_that_hundreds_of_nodes_hold_gives_way() -> None:
