@@ -1,4 +1,4 @@
-"""HTTP caching rules applied to answers of the Hub's API: may one be kept, and how long is it fresh? Pure."""
+"""Rules for answers of the Hub's API: may one be kept, is it fresh, and does it agree with the files? Pure."""
 
 from __future__ import annotations
 
@@ -24,3 +24,8 @@ def as_stored(answer: ApiAnswer) -> Stored:
     """The same answer in the form that `proxy.caching` works on."""
     headers = tuple(answer.headers.items())
     return Stored(answer.status, "", headers, answer.body, answer.said_at, answer.said_at)
+
+
+def is_coherent(answer: ApiAnswer, commit: str) -> bool:
+    """Whether the answer's commit is the one that files come from now, as far as both are known."""
+    return not commit or not answer.commit or commit == answer.commit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -12,7 +13,7 @@ import msgspec
 from aiohttp import web
 
 from proxy import caching
-from proxy.answers import as_stored, is_page, may_keep
+from proxy.answers import as_stored, is_coherent, is_page, may_keep
 from proxy.catalog import ApiAnswer, Catalog, Ref, XetName
 from proxy.hearsay import Hearsay, Lookup
 from proxy.hub import metadata, rewrite
@@ -134,10 +135,12 @@ class Api:
             return known, "hit"
         if is_kept_only:
             raise HubError(504, message="no answer to this is kept here, and only that is asked for (only-if-cached)")
+        ask = partial(self._asked, route, question, client, body, content_type, is_reload=is_reload)
         if self._origin.is_failing and (stale := await self._told(route, question, client)) is not None:
+            self._origin.try_again(ask)
             return stale, "stale"
         try:
-            return await self._asked(route, question, client, body, content_type, is_reload=is_reload), "miss"
+            return await ask(), "miss"
         except OriginUnavailable:
             if (stale := await self._told(route, question, client)) is not None:
                 return stale, "stale"
@@ -188,7 +191,7 @@ class Api:
             if immutable:  # it may have been made private since; answers for one token were checked by `_kept`
                 is_fresh = is_own or self._origin.is_offline or 0 <= now - answer.said_at < OPEN_SECONDS
             is_fresh = is_fresh and answer.said_at > doubted_at
-            if is_fresh and not caching.has_ended(as_stored(answer), now) and _is_coherent(answer, commit):
+            if is_fresh and not caching.has_ended(as_stored(answer), now) and is_coherent(answer, commit):
                 return answer
         return None
 
@@ -197,7 +200,7 @@ class Api:
         commit = self._commit_of(route)
         kept = (answer for answer, _ in self._kept(route, question, client, commit))
         answers = [answer for answer in kept if not caching.must_be_fresh(as_stored(answer))]
-        return next((answer for answer in answers if _is_coherent(answer, commit)), answers[0] if answers else None)
+        return next((answer for answer in answers if is_coherent(answer, commit)), answers[0] if answers else None)
 
     def _kept(self, route: ApiRoute, question: str, client: Client, commit: str) -> Iterator[tuple[ApiAnswer, bool]]:
         """The kept answers that this client may see, each with whether it was kept for the client's token alone."""
@@ -380,8 +383,3 @@ class Api:
             if not is_commit(route.revision or ""):
                 self._catalog.set_ref(repo, route.revision or "main", Ref(kept.commit, kept.said_at))
         return kept
-
-
-def _is_coherent(answer: ApiAnswer, commit: str) -> bool:
-    """Whether the answer's commit is the one that files come from now, as far as both are known."""
-    return not commit or not answer.commit or commit == answer.commit

@@ -17,11 +17,15 @@ class Flights:
 
     async def join(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """The result of the work under this key, started if it is not running. Equal keys must mean equal work."""
+        return cast("T", await asyncio.shield(self.start(key, work)))
+
+    def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
+        """Start the work under this key if it is not running, without waiting for it."""
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = asyncio.get_running_loop().create_task(work(), name="flight")
             flight.add_done_callback(lambda done: self._land(key, done))
-        return cast("T", await asyncio.shield(flight))
+        return flight
 
     def __len__(self) -> int:
         return len(self._flights)

@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from mesh.proxies import proxy_of
+from proxy.failing import Failing
 from proxy.flights import Flights
 from proxy.hub.access import token_key
 from proxy.hub.errors import OriginUnavailable
@@ -33,8 +34,7 @@ _MAX_QUESTIONS = 64  # at once; further ones wait
 _PATIENCE_SECONDS = 300.0
 _LONGEST_PAUSE = 300.0  # seconds
 _MAX_PAUSES = 1000
-# Seconds after a failure for which the origin counts as failing: clients that can have an older answer get it at once.
-_FAILING_SECONDS = 15.0
+_MAX_TRIES = 8  # at once, to find out whether the origin still fails
 _NO_HEADERS_OF_OURS = ("User-Agent", "Content-Type", "Accept")
 _AWAY = (502, 503, 504)  # nobody there could answer; a 500 may concern a single repository
 _LIMIT = re.compile(r"\br=([0-9]{1,9})\s*;\s*t=([0-9]{1,9})\b")
@@ -80,6 +80,10 @@ class _TooLong(OriginUnavailable):
     """The answer is longer than the limit. That is a property of the question, not a failure of the origin."""
 
 
+class _Slow(OriginUnavailable):
+    """The origin was reached, but its answer did not come in time."""
+
+
 class Origin:
     """The Hub at `url`. Times are in seconds. With `offline` every request fails at once.
 
@@ -111,11 +115,13 @@ class Origin:
         self._answer_timeout = answer_timeout
         self._patience = patience
         self._paused: dict[tuple[str, str], float] = {}
-        self._failed_at = -_FAILING_SECONDS
+        self._failing = Failing()
+        self._tries = Flights()
         self._questions: aiohttp.ClientSession | None = None
         self._streams: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
+        await self._tries.close()
         await self.flights.close()
         for session in (self._questions, self._streams):
             if session is not None:
@@ -123,8 +129,16 @@ class Origin:
 
     @property
     def is_failing(self) -> bool:
-        """Whether a question for our own clients found no origin a moment ago, or the node is offline."""
-        return self.is_offline or time.monotonic() - self._failed_at < _FAILING_SECONDS
+        """Whether questions for our own clients found no origin a moment ago, or the node is offline."""
+        return self.is_offline or self._failing.is_failing(time.monotonic())
+
+    def try_again(self, ask: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Ask a question in the background if it is time to find out whether the origin still fails.
+
+        For clients that get an older answer meanwhile: while all do, nobody else would notice that the Hub is back.
+        """
+        if not self.is_offline and len(self._tries) < _MAX_TRIES and self._failing.may_try(time.monotonic()):
+            self._tries.start(object(), ask)
 
     def absolute(self, target: str) -> str:
         return self.url + target
@@ -158,6 +172,7 @@ class Origin:
         if token is None and self.relay is not None and not self.is_offline:
             answer = await self.relay.ask(question)
             if answer is not None:
+                self._note_answer(time.monotonic() - max(0.0, time.time() - answer.said_at))
                 return answer
         return await self.ask_directly(question, token)
 
@@ -179,23 +194,29 @@ class Origin:
         except _TooLong:
             raise
         except OriginUnavailable as error:
-            self._note_failure(error.reason, is_ours=is_ours)
+            if is_ours:  # other nodes choose their questions: these must not make all our answers stale
+                self._note_failure(question, error.reason, is_slow=isinstance(error, _Slow))
             raise
-        if answer.status in _AWAY:
-            self._note_failure(f"{self.host} answered {answer.status}", is_ours=is_ours)
+        if answer.status in _AWAY and is_ours:
+            self._note_failure(question, f"{self.host} answered {answer.status}", is_slow=True)
         if answer.status >= 500 or answer.status == 408:
             raise OriginUnavailable(f"{self.host} answered {answer.status}")
-        if self._failed_at > 0:
-            log.info("%s answers again", self.host)
-        self._failed_at = -_FAILING_SECONDS
+        self._note_answer(time.monotonic())
         self._note_limits(answer, quota)
         return answer
 
-    def _note_failure(self, reason: str, *, is_ours: bool) -> None:
-        if is_ours:  # other nodes choose their questions: these must not make all our answers stale
-            if not self.is_failing:
-                log.warning("%s: what is known here is served as it was last said", reason)
-            self._failed_at = time.monotonic()
+    def _note_failure(self, question: Question, reason: str, *, is_slow: bool) -> None:
+        was_failing, now = self.is_failing, time.monotonic()
+        if is_slow and question.kind == "api":  # some answers take the Hub long; metadata of a file never does
+            self._failing.slow(question.target, now)
+        else:
+            self._failing.failed(now)
+        if self.is_failing and not was_failing:
+            log.warning("%s: what is known here is served as it was last said", reason)
+
+    def _note_answer(self, at: float) -> None:
+        if self._failing.answered(at):
+            log.info("%s answers again", self.host)
 
     async def _ask(self, method: str, target: str, kind: str, headers: Mapping[str, str], body: bytes | None) -> Answer:
         if self._questions is None:
@@ -209,7 +230,7 @@ class Origin:
                         if len(answer) > _MAX_ANSWER:
                             raise _TooLong(f"{self.host} answered with more than {_MAX_ANSWER} bytes")
         except TimeoutError as error:
-            raise OriginUnavailable(f"no answer from {self.host} in time", is_timeout=True) from error
+            raise _Slow(f"no answer from {self.host} in time", is_timeout=True) from error
         except aiohttp.ClientError as error:
             raise OriginUnavailable(f"{self.host} broke off before the end of its answer: {error}") from error
         return Answer(response.status, CIMultiDict(response.headers), bytes(answer), said_at)
@@ -257,7 +278,7 @@ class Origin:
         except aiohttp.ConnectionTimeoutError as error:
             raise OriginUnavailable(f"no connection to {self.host} in time", is_timeout=True) from error
         except TimeoutError as error:
-            raise OriginUnavailable(f"no answer from {self.host} in time", is_timeout=True) from error
+            raise _Slow(f"no answer from {self.host} in time", is_timeout=True) from error
         except aiohttp.ClientHttpProxyError as error:  # its text contains the proxy's password
             raise OriginUnavailable(f"cannot reach {self.host}: the proxy on the way answered {error.status}") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:

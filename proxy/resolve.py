@@ -124,11 +124,12 @@ class Resolver:
             is_fresh = ref is not None and self._freshness.is_fresh(ref.said_at, time.time())
         if is_fresh and (known := self._known(route, commit, client, "hit")) is not None:
             return known
+        at = FileRoute(route.repo, commit, route.path) if is_fresh else route
         # A client that can have an older answer need not wait for the time-out that another one has just had.
         if self._origin.is_failing and (stale := await self._told(route, client, until)) is not None:
+            self._origin.try_again(lambda: self._ask(at, client))
             return stale
         try:
-            at = FileRoute(route.repo, commit, route.path) if is_fresh else route
             return await self._ask_in_time(at, client, until)
         except OriginUnavailable:
             if (stale := await self._told(route, client, until)) is not None:

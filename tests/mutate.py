@@ -70,7 +70,7 @@ MUTATIONS = [
     edit(9, "proxy/app.py", "else parse(target)", "else parse(request.path_qs.replace('%2F', '/'))"),
     edit(9, URLS, "quote(self.revision, safe='')", "quote(self.revision)"),
     edit(10, URLS, "quote(self.revision, safe='')", "'main'"),
-    edit(11, API, "return not commit or not answer.commit or commit == answer.commit", "return True"),
+    edit(11, "proxy/answers.py", "return not commit or not answer.commit or commit == answer.commit", "return True"),
     edit(12, RESOLVE, "self._note(route, commit, File(None), token, said_at)", "pass"),
     edit(12, ERRORS, 'headers={"X-Repo-Commit": commit,', "headers={"),
     edit(13, ERRORS, "HubError(504 if error.is_timeout else 502,", 'HubError(404, code="EntryNotFound",'),

@@ -28,6 +28,7 @@ PURE = [
     "mesh.policy",
     "mesh.speeds",
     "proxy.caching",
+    "proxy.failing",
     "proxy.hub.access",
     "proxy.hub.aliases",
     "proxy.hub.client",

@@ -112,6 +112,26 @@ async def test_a_fault_of_one_question_or_of_somebody_elses_is_not_that_of_the_w
     assert not origin.is_failing
 
 
+async def test_a_slow_answer_about_one_repository_makes_no_other_stale(origin, awkward):
+    async def ask_slowly(target: str) -> None:
+        with pytest.raises(OriginUnavailable):
+            await origin.ask("GET", target, kind="api")
+
+    origin._answer_timeout, awkward.hang = 0.1, True
+    for _ in range(2):
+        await ask_slowly(QUESTION)
+    awkward.hang = False
+    awkward.answers = [web.Response(status=504)]
+    await ask_slowly(QUESTION)
+    assert not origin.is_failing
+    assert await ask(origin) == 200
+    awkward.answers = [web.Response(status=504), web.Response(status=502)]
+    await ask_slowly(f"{QUESTION}/refs")
+    assert not origin.is_failing, "other questions have been answered since the first was not"
+    await ask_slowly(QUESTION)
+    assert origin.is_failing, "none is answered"
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_a_kept_connection_that_ends_as_a_question_goes_out_costs_no_answer(method):
     heard = []

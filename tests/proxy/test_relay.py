@@ -282,6 +282,20 @@ def test_what_is_kept_is_bounded_and_goes_when_it_is_over():
     assert len(replies) == 2000
 
 
+async def test_an_answer_by_way_of_the_owner_shows_that_the_hub_is_back(wire, site):
+    async with site(wire.url) as (_, asker, line):
+        await asker.origin.ask("GET", INFO, kind="api")
+        wire.says = answer(b"", status=503)
+        with pytest.raises(OriginUnavailable):
+            await asker.origin.ask("HEAD", FILE, kind="metadata", token="hf_x")
+        wire.says = answer(OPEN)
+        await asker.origin.ask("GET", INFO, kind="api")
+        assert asker.origin.is_failing, "the owner had this answer before"
+        await asker.origin.ask("GET", f"{INFO}?x=1", kind="api")
+        assert not asker.origin.is_failing
+        assert line.asked == 3
+
+
 async def test_an_owner_that_does_not_reach_the_hub_costs_nobody_an_answer(wire, site, unused_tcp_port):
     away = f"http://127.0.0.1:{unused_tcp_port}"
     async with site(wire.url, away) as (owner, asker, line):

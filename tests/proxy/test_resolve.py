@@ -308,7 +308,8 @@ async def test_a_tag_that_was_deleted_is_not_told_when_the_hub_fails(hub, tmp_pa
         assert (await node.file("config.json", revision="v1")).commit == again
 
 
-async def test_only_one_waits_for_a_hub_that_does_not_answer(hub, tmp_path):
+async def test_only_one_waits_for_a_hub_that_does_not_answer(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("proxy.failing._TRY_SECONDS", 100.0)
     async with parts(hub.url, tmp_path, named=0, answer_timeout=0.5) as node:
         await node.file("model.safetensors")
         hub.turn(dark="hang")
@@ -317,6 +318,29 @@ async def test_only_one_waits_for_a_hub_that_does_not_answer(hub, tmp_path):
         assert (await node.file("model.safetensors", ALICE)).outcome == "stale"
         assert asked(hub) == before
         hub.turn(dark="")
+
+
+async def test_a_hub_that_is_back_is_noticed_although_every_client_gets_an_older_answer(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("proxy.failing._TRY_SECONDS", 0.0)
+    monkeypatch.setattr("proxy.failing._FAILING_SECONDS", 1000.0)
+    async with parts(hub.url, tmp_path, named=0) as node:
+        for ask in (lambda: node.file("config.json"), lambda: node.ask("/api/models/acme/tiny")):
+            await ask()
+            hub.turn(dark="close")
+            await ask()
+            assert node.origin.is_failing
+            for dark in ("close", ""):
+                hub.turn(dark=dark)
+                before = len(node.figures.requests)
+                answer = await ask()
+                assert getattr(answer, "outcome", None) == "stale" or answer[2] == "stale", (
+                    "it does not wait for the Hub"
+                )
+                limit = time.monotonic() + 30
+                while len(node.origin._tries) and time.monotonic() < limit:
+                    await asyncio.sleep(0.01)
+                assert len(node.figures.requests) > before
+                assert node.origin.is_failing == bool(dark)
 
 
 async def test_an_answer_that_comes_too_late_serves_the_next_one(hub, tmp_path):
