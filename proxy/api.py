@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Iterator
@@ -27,7 +28,9 @@ from proxy.hub.urls import ApiRoute, is_commit, led_to, own_name
 from proxy.hub.xet import XetUse
 from proxy.listings import Listings
 from proxy.origin import Answer, Origin
+from proxy.refs import Refs
 from proxy.shown import respond
+from proxy.waiting import in_time
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +46,10 @@ Outcome = Literal["hit", "miss", "stale"]
 
 
 class Api:
-    """A consistent view of repositories: at any moment a branch means the same commit for files, trees and infos."""
+    """A consistent view of repositories: at any moment a branch means the same commit for files, trees and infos.
+
+    `patience`: seconds after which a client gets an older answer, if there is one. Some clients give up after 10 s.
+    """
 
     def __init__(
         self,
@@ -54,6 +60,7 @@ class Api:
         freshness: Freshness,
         grants: Grants,
         xet: XetUse = "auto",
+        patience: float = 8.0,
     ) -> None:
         self._origin = origin
         self._xet = xet
@@ -61,6 +68,8 @@ class Api:
         self._listings = listings
         self._freshness = freshness
         self._grants = grants
+        self._refs = Refs(catalog, freshness)
+        self._patience = patience
         self.hearsay: Hearsay | None = None
 
     async def handle(
@@ -103,20 +112,21 @@ class Api:
 
         Raises HubError and OriginUnavailable.
         """
+        until = asyncio.get_running_loop().time() + self._patience
         how = {"is_reload": is_reload, "is_kept_only": is_kept_only}
         if route.kind not in ("tree", "paths-info") or route.revision is None or is_commit(route.revision):
-            return await self._ask(route, client, body, content_type, **how)
-        commit, is_stale = await self._commit(route, client, **how)
+            return await self._ask(route, client, body, content_type, until, **how)
+        commit, is_stale = await self._commit(route, client, until, **how)
         if not commit:
-            return await self._ask(route, client, body, content_type, **how)
+            return await self._ask(route, client, body, content_type, until, **how)
         try:
-            answer, outcome = await self._ask(route.at(commit), client, body, content_type, **how)
+            answer, outcome = await self._ask(route.at(commit), client, body, content_type, until, **how)
         except HubError as error:
             if error.code != "RevisionNotFound" or is_reload or is_kept_only:
                 raise
-            commit, is_stale = await self._commit(route, client, is_reload=True)  # the branch was rewritten since
+            commit, is_stale = await self._commit(route, client, until, is_reload=True)  # the branch was rewritten
             at = route.at(commit) if commit else route
-            answer, outcome = await self._ask(at, client, body, content_type)
+            answer, outcome = await self._ask(at, client, body, content_type, until)
         return answer, "stale" if is_stale else outcome
 
     async def _ask(
@@ -125,6 +135,7 @@ class Api:
         client: Client,
         body: bytes,
         content_type: str,
+        until: float,
         *,
         is_reload: bool = False,
         is_kept_only: bool = False,
@@ -136,13 +147,15 @@ class Api:
         if is_kept_only:
             raise HubError(504, message="no answer to this is kept here, and only that is asked for (only-if-cached)")
         ask = partial(self._asked, route, question, client, body, content_type, is_reload=is_reload)
-        if self._origin.is_failing and (stale := await self._told(route, question, client)) is not None:
+        told = partial(self._told, route, question, client)
+        if self._origin.is_failing and (stale := await told()) is not None:
             self._origin.try_again(ask)
             return stale, "stale"
         try:
-            return await ask(), "miss"
+            answer, is_new = await in_time(ask(), until, told)
+            return answer, "miss" if is_new else "stale"
         except OriginUnavailable:
-            if (stale := await self._told(route, question, client)) is not None:
+            if (stale := await told()) is not None:
                 return stale, "stale"
             raise
 
@@ -157,34 +170,41 @@ class Api:
         return stale
 
     async def _commit(
-        self, route: ApiRoute, client: Client, *, is_reload: bool, is_kept_only: bool = False
+        self, route: ApiRoute, client: Client, until: float, *, is_reload: bool, is_kept_only: bool = False
     ) -> tuple[str, bool]:
         """The commit that a named revision means now, the same for all questions; and whether that is stale.
 
         The commit is empty when the Hub names none, as for a repository without commits.
         """
         assert route.revision is not None
-        ref = self._catalog.ref(str(route.repo), route.revision)
-        if not is_reload and (commit := self._fresh_commit(route)):
+        last = self._refs.last(route)
+        if not is_reload and (commit := self._refs.fresh(route)):
             return commit, False
         target = f"{route.repo.api_prefix}/revision/{quote(route.revision, safe='')}"
+        info = ApiRoute(route.repo, "revision", route.revision, target, "")
+
+        async def ask() -> tuple[str, bool]:
+            how = {"is_reload": is_reload, "is_kept_only": is_kept_only}
+            answer, outcome = await self._ask(info, client, b"", FORM, until, **how)
+            return (last, True) if outcome == "stale" and last else (answer.commit, outcome == "stale")
+
+        async def told() -> tuple[str, bool] | None:
+            if not self._refs.last(route):  # other nodes may know the commit without an answer to the question
+                await self._told(info, key_of(info, b"", FORM), client)
+            return (commit, True) if (commit := self._refs.last(route)) else None
+
         try:
-            info = ApiRoute(route.repo, "revision", route.revision, target, "")
-            answer, outcome = await self.ask(info, client, is_reload=is_reload, is_kept_only=is_kept_only)
+            return (await in_time(ask(), until, told))[0]
         except OriginUnavailable:
-            ref = self._catalog.ref(str(route.repo), route.revision)  # other nodes may have told us meanwhile
-            if ref is None:
-                raise
-            return ref.commit, True
-        if outcome == "stale" and ref is not None:
-            return ref.commit, True
-        return answer.commit, outcome == "stale"
+            if (stale := await told()) is not None:
+                return stale
+            raise
 
     # --- what is known
 
     def _known(self, route: ApiRoute, question: str, client: Client) -> ApiAnswer | None:
         now, immutable = time.time(), is_immutable(route)
-        commit = self._commit_of(route)
+        commit = self._refs.last(route)
         doubted_at = self._catalog.doubted_at(str(route.repo))
         for answer, is_own in self._kept(route, question, client, commit):
             is_fresh = self._freshness.is_fresh(answer.said_at, now)
@@ -197,7 +217,7 @@ class Api:
 
     def _stale(self, route: ApiRoute, question: str, client: Client) -> ApiAnswer | None:
         """The best of the earlier answers, if possible one about the commit that files come from."""
-        commit = self._commit_of(route)
+        commit = self._refs.last(route)
         kept = (answer for answer, _ in self._kept(route, question, client, commit))
         answers = [answer for answer in kept if not caching.must_be_fresh(as_stored(answer))]
         return next((answer for answer in answers if is_coherent(answer, commit)), answers[0] if answers else None)
@@ -222,18 +242,6 @@ class Api:
             ):
                 yield answer, True
 
-    def _fresh_commit(self, route: ApiRoute) -> str:
-        """The commit of a named revision if the Hub has told it recently, so that it need not be asked; else empty."""
-        ref = self._catalog.ref(str(route.repo), route.revision or "main")
-        return ref.commit if ref is not None and self._freshness.is_fresh(ref.said_at, time.time()) else ""
-
-    def _commit_of(self, route: ApiRoute) -> str:
-        """The commit that a question is about, as far as it is known here; else empty."""
-        if route.revision is not None and is_commit(route.revision):
-            return route.revision
-        ref = self._catalog.ref(str(route.repo), route.revision or "main")
-        return ref.commit if ref is not None else ""
-
     # --- asking the Hub
 
     async def _asked(
@@ -244,7 +252,7 @@ class Api:
         Clients load some files before they ask for the info, and both have to be of one commit.
         """
         is_named = route.kind in ("info", "revision") and not is_commit(route.revision or "")
-        if is_named and not is_reload and (commit := self._fresh_commit(route)):
+        if is_named and not is_reload and (commit := self._refs.fresh(route)):
             at = route.at(commit)
             try:
                 return await self._fetch(at, key_of(at, b"", ""), client, b"", "", is_reload=False)
@@ -282,27 +290,16 @@ class Api:
         return await ask_as(client.token)
 
     async def _ask_hub(
-        self,
-        route: ApiRoute,
-        question: str,
-        token: str | None,
-        user_agent: str,
-        body: bytes,
-        headers: dict[str, str],
+        self, route: ApiRoute, question: str, token: str | None, user_agent: str, body: bytes, headers: dict[str, str]
     ) -> ApiAnswer:
         said_at, target, name = time.time(), route.target, str(route.repo)
+        method = "POST" if route.kind == "paths-info" else "GET"
         known = self._catalog.answer(str(route.repo), token_key(token) if token else EVERYBODY, question)
         if known is not None and not body and "ETag" in known.headers:
             headers["If-None-Match"] = known.headers["ETag"]
         for _ in range(_MAX_HOPS):
             answer = await self._origin.ask(
-                "POST" if route.kind == "paths-info" else "GET",
-                target,
-                kind="api",
-                token=token,
-                user_agent=user_agent,
-                headers=headers,
-                body=body or None,
+                method, target, kind="api", token=token, user_agent=user_agent, headers=headers, body=body or None
             )
             said_at = min(said_at, answer.said_at)  # another node may have heard it earlier
             if answer.status not in _REDIRECTS:

@@ -242,12 +242,21 @@ def _ask(ground: Ground, sharing: _Sharing) -> _Asking:
         offline=settings.offline,
         connect_timeout=settings.origin_connect_timeout,
         answer_timeout=settings.origin_metadata_timeout,
+        silence=settings.origin_silence_timeout,
     )
     ground.stack.push_async_callback(origin.close)
     freshness, grants, listings = Freshness(settings.freshness), Grants(settings.grant_life), Listings()
     Relay(sharing.mesh.questions, origin, catalog, freshness)
     resolver = Resolver(origin=origin, catalog=catalog, listings=listings, freshness=freshness, grants=grants)
-    api = Api(origin=origin, catalog=catalog, listings=listings, freshness=freshness, grants=grants, xet=settings.xet)
+    api = Api(
+        origin=origin,
+        catalog=catalog,
+        listings=listings,
+        freshness=freshness,
+        grants=grants,
+        xet=settings.xet,
+        patience=settings.origin_metadata_timeout,
+    )
     resolver.hearsay = api.hearsay = hearsay = Hearsay(sharing.mesh, origin, catalog, ground.tasks)
     return _Asking(origin, resolver, api, hearsay, grants)
 

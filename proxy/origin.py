@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
@@ -29,7 +30,8 @@ log = logging.getLogger(__name__)
 
 _MAX_ANSWER = 64 << 20  # bytes; a tree page of a thousand entries is 300 kB, and longer listings are streamed
 _MAX_FIELD = 32 << 10  # bytes; signed addresses are long
-_MAX_QUESTIONS = 64  # at once; further ones wait
+_MAX_QUESTIONS = 64  # of a kind at once; further ones wait
+_LONGEST_ANSWER = 300.0  # seconds
 # Seconds. The Hub may take long over a commit of thousands of files, or a search. Browsers wait as long, gateways less.
 _PATIENCE_SECONDS = 300.0
 _LONGEST_PAUSE = 300.0  # seconds
@@ -87,8 +89,9 @@ class _Slow(OriginUnavailable):
 class Origin:
     """The Hub at `url`. Times are in seconds. With `offline` every request fails at once.
 
-    `answer_timeout` limits a question with its whole answer; `patience` limits the wait for the beginning of an answer
-    that passes through.
+    `answer_timeout` limits a question about a file with its whole answer. An answer about a repository may take long
+    and be long, and clients wait for it: `silence` limits its pauses, the one before its beginning included. `patience`
+    limits the wait for the beginning of an answer that passes through.
 
     Raises OriginUnavailable for everything that is not an answer: no connection, a time-out, 5xx, a pause that the Hub
     asked for.
@@ -102,6 +105,7 @@ class Origin:
         offline: bool = False,
         connect_timeout: float = 4.0,
         answer_timeout: float = 8.0,
+        silence: float = 90.0,
         patience: float = _PATIENCE_SECONDS,
     ) -> None:
         self.url = url.rstrip("/")
@@ -113,17 +117,18 @@ class Origin:
         self._metrics = metrics
         self._connect_timeout = connect_timeout
         self._answer_timeout = answer_timeout
+        self._silence = silence
         self._patience = patience
         self._paused: dict[tuple[str, str], float] = {}
         self._failing = Failing()
         self._tries = Flights()
-        self._questions: aiohttp.ClientSession | None = None
+        self._questions: dict[str, aiohttp.ClientSession] = {}  # by kind: the slow ones take no others' connections
         self._streams: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
         await self._tries.close()
         await self.flights.close()
-        for session in (self._questions, self._streams):
+        for session in (*self._questions.values(), self._streams):
             if session is not None:
                 await session.close()
 
@@ -190,7 +195,7 @@ class Origin:
         if token:
             sent["Authorization"] = f"Bearer {token}"
         try:
-            answer = await self._ask(question.method, question.target, question.kind, sent, question.body)
+            answer = await self._ask(question, sent, is_ours=is_ours)
         except _TooLong:
             raise
         except OriginUnavailable as error:
@@ -218,13 +223,22 @@ class Origin:
         if self._failing.answered(at):
             log.info("%s answers again", self.host)
 
-    async def _ask(self, method: str, target: str, kind: str, headers: Mapping[str, str], body: bytes | None) -> Answer:
-        if self._questions is None:
-            self._questions = self._session(_MAX_QUESTIONS, decompress=True)
-        answer, said_at = bytearray(), time.time()
+    async def _ask(self, question: Question, headers: Mapping[str, str], *, is_ours: bool) -> Answer:
+        method, target, kind, body = question.method, question.target, question.kind, question.body
+        is_long = kind == "api"
+        session = self._questions.get(kind)
+        if session is None:
+            silence = self._silence if is_long else None
+            session = self._questions[kind] = self._session(_MAX_QUESTIONS, decompress=True, silence=silence)
+        answer, said_at, late = bytearray(), time.time(), None
+        if is_ours and is_long:  # noted long before it is given up
+            note = partial(self._note_failure, question, f"no answer from {self.host} in time", is_slow=True)
+            late = asyncio.get_running_loop().call_later(self._answer_timeout, note)
         try:
-            async with asyncio.timeout(self._answer_timeout):
-                async with self._request(self._questions, method, target, kind, headers, body) as response:
+            async with asyncio.timeout(_LONGEST_ANSWER if is_long else self._answer_timeout):
+                async with self._request(session, method, target, kind, headers, body) as response:
+                    if late is not None:
+                        late.cancel()
                     while part := await response.content.read(1 << 20):
                         answer += part
                         if len(answer) > _MAX_ANSWER:
@@ -233,6 +247,9 @@ class Origin:
             raise _Slow(f"no answer from {self.host} in time", is_timeout=True) from error
         except aiohttp.ClientError as error:
             raise OriginUnavailable(f"{self.host} broke off before the end of its answer: {error}") from error
+        finally:
+            if late is not None:
+                late.cancel()
         return Answer(response.status, CIMultiDict(response.headers), bytes(answer), said_at)
 
     @asynccontextmanager
@@ -307,18 +324,18 @@ class Origin:
             raise
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
             # The Hub closed a kept connection at that moment. aiohttp itself repeats a GET, but not a POST.
-            if method != "POST" or session is not self._questions:
+            if method != "POST" or session is self._streams:
                 raise
             return await send()
 
-    def _session(self, limit: int, *, decompress: bool) -> aiohttp.ClientSession:
+    def _session(self, limit: int, *, decompress: bool, silence: float | None = None) -> aiohttp.ClientSession:
         # Not trust_env: it would also send credentials from ~/.netrc, even with requests that are to prove what an
         # anonymous client may read.
         hub = urlsplit(self.url)
         proxy = proxy_of(hub.scheme, hub.hostname or "")
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=limit, ttl_dns_cache=60),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout, sock_read=silence),
             auto_decompress=decompress,
             proxy=proxy.url if proxy else None,
             cookie_jar=aiohttp.DummyCookieJar(),

@@ -194,7 +194,17 @@ class Settings:
     # timeouts leave time to report the failure, or to try again, before that.
     origin_connect_timeout: float = _setting("4s", "Time to connect to the origin or its CDN.", _time_limit, "TIME")
     origin_metadata_timeout: float = _setting(
-        "8s", "Time to wait for an answer from the origin about a file or a repository.", _time_limit, "TIME"
+        "8s",
+        "Time to wait for an answer from the origin about a file, and about a repository if there is an older answer.",
+        _time_limit,
+        "TIME",
+    )
+    # Clients wait without a limit for answers about repositories, datasets 100 s.
+    origin_silence_timeout: float = _setting(
+        "90s",
+        "Time an answer about a repository may take to begin, or pause, before the node gives it up.",
+        _time_limit,
+        "TIME",
     )
     origin_first_byte_timeout: float = _setting(
         "8s", "Time to wait for the first byte of a body from the origin before asking again.", _time_limit, "TIME"

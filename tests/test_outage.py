@@ -109,7 +109,7 @@ def test_what_is_known_is_said_again_and_called_stale(hub: HubProcess, start: St
 
 @pytest.mark.parametrize("how", ["close", "hang", "500", "503", "429"])
 def test_what_is_not_known_is_never_told_as_refused_or_missing(hub: HubProcess, start: Start, how: str) -> None:
-    node = start()
+    node = start("--origin-silence-timeout", "8s")
     fail(hub, how)
     status = {"hang": 504, "429": 429}.get(how, 502)
     with ThreadPoolExecutor(16) as pool:

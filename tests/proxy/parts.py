@@ -62,10 +62,18 @@ async def parts(
     grant_life: float = 300.0,
     offline: bool = False,
     answer_timeout: float = 5.0,
+    silence: float = 20.0,
     patience: float = 9.0,
 ) -> AsyncIterator[Parts]:
     figures = Figures()
-    origin = Origin(url, metrics=figures, offline=offline, connect_timeout=2.0, answer_timeout=answer_timeout)
+    origin = Origin(
+        url,
+        metrics=figures,
+        offline=offline,
+        connect_timeout=2.0,
+        answer_timeout=answer_timeout,
+        silence=silence,
+    )
     catalog = Catalog(root / "catalog")
     known = {"origin": origin, "catalog": catalog, "listings": Listings()}
     known |= {"freshness": Freshness(named), "grants": Grants(grant_life)}
@@ -75,7 +83,7 @@ async def parts(
             origin,
             catalog,
             Resolver(**known, patience=patience),
-            Api(**known),
+            Api(**known, patience=answer_timeout),
             Passthrough(origin=origin, catalog=catalog),
         )
     finally:

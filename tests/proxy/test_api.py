@@ -1,5 +1,6 @@
 """Answers about repositories: asked once, consistent with files, only for those who may see them, with the Hub away."""
 
+import asyncio
 import json
 import random
 import time
@@ -254,6 +255,42 @@ async def test_what_is_known_is_told_when_the_hub_fails(hub, tmp_path, trouble):
         assert (await node.ask(f"{INFO}/revision/{commit}"))[2] == "hit"
         with pytest.raises(OriginUnavailable):
             await node.ask(f"{INFO}/refs")
+
+
+async def test_a_slow_answer_is_waited_for_unless_there_is_an_older_one(hub, tmp_path):
+    async with parts(hub.url, tmp_path, named=0, answer_timeout=0.2) as node:
+        hub.turn(latency={"api": 0.8})
+        assert (await node.ask(INFO))[2] == "miss"
+        assert (await node.ask(INFO))[2] == "stale"
+        new = hub.folder.commit(TINY.id, {"b.txt": b"b"})
+        limit = time.monotonic() + 30
+        while await sha(node) != new:
+            assert time.monotonic() < limit, "an answer that came too late serves the next client"
+
+
+async def test_of_a_silent_hub_only_two_questions_are_waited_for(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("proxy.failing._TRY_SECONDS", 100.0)
+    questions = (TREE, f"{INFO}/refs", INFO, f"{INFO}/revision/main")
+    async with parts(hub.url, tmp_path, named=0, answer_timeout=0.3, silence=1000.0) as node:
+        before = [(await node.ask(target))[1] for target in questions]
+        hub.turn(dark="hang")
+        for number, target in enumerate(questions):
+            assert await node.ask(target) == (200, before[number], "stale")
+            limit = time.monotonic() + 30
+            while number and not node.origin.is_failing and time.monotonic() < limit:
+                await asyncio.sleep(0.01)
+            assert node.origin.is_failing == (number > 0)
+        assert len(node.origin.flights) == 2, "nobody asks any more"
+        hub.turn(dark="")
+
+
+async def test_a_trees_commit_is_known_from_files_when_the_hub_is_slow(hub, tmp_path):
+    async with parts(hub.url, tmp_path, named=0, answer_timeout=0.3, silence=1000.0) as node:
+        commit = (await node.file("config.json")).commit
+        tree = (await node.ask(f"{INFO}/tree/{commit}?recursive=true&expand=false"))[1]
+        hub.turn(dark="hang")
+        assert await node.ask(TREE) == (200, tree, "stale")
+        hub.turn(dark="")
 
 
 async def test_what_is_in_doubt_is_asked_again_and_told_when_the_hub_is_away(hub, tmp_path):

@@ -22,9 +22,11 @@ class Awkward:
         self.asked: list[web.BaseRequest] = []
         self.answers: list[web.Response] = []
         self.hang = False
+        self.came = asyncio.Event()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         self.asked.append(request)
+        self.came.set()
         if self.hang:
             await asyncio.sleep(60)
         return self.answers.pop(0) if self.answers else web.Response(text="ok")
@@ -117,7 +119,7 @@ async def test_a_slow_answer_about_one_repository_makes_no_other_stale(origin, a
         with pytest.raises(OriginUnavailable):
             await origin.ask("GET", target, kind="api")
 
-    origin._answer_timeout, awkward.hang = 0.1, True
+    origin._silence, awkward.hang = 0.2, True
     for _ in range(2):
         await ask_slowly(QUESTION)
     awkward.hang = False
@@ -130,6 +132,41 @@ async def test_a_slow_answer_about_one_repository_makes_no_other_stale(origin, a
     assert not origin.is_failing, "other questions have been answered since the first was not"
     await ask_slowly(QUESTION)
     assert origin.is_failing, "none is answered"
+
+
+@pytest.mark.parametrize("parts", [(0.6,), (0.0, 0.6, 0.6, 0.6, 0.6), (0.0, 60.0)])
+async def test_an_answer_about_a_repository_may_take_long_as_long_as_it_comes(aiohttp_raw_server, parts):
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        for pause in parts:
+            await asyncio.sleep(pause)
+            if not response.prepared:
+                await response.prepare(request)
+            await response.write(b"x")
+        return response
+
+    server = await aiohttp_raw_server(handle)
+    origin = Origin(f"http://127.0.0.1:{server.port}", metrics=Figures(), answer_timeout=0.1, silence=2.0)
+    asking = origin.ask("GET", QUESTION, kind="api")
+    if max(parts) > 2.0:
+        with pytest.raises(OriginUnavailable) as caught:
+            await asking
+        assert caught.value.is_timeout
+    else:
+        assert (await asking).body == b"x" * len(parts)
+    assert not origin.is_failing
+    await origin.close()
+
+
+async def test_slow_questions_take_no_connections_from_those_about_files(awkward, monkeypatch):
+    monkeypatch.setattr("proxy.origin._MAX_QUESTIONS", 1)
+    origin = Origin(awkward.url, metrics=Figures(), answer_timeout=5.0)
+    awkward.hang = True
+    origin.flights.start("slow", lambda: origin.ask("GET", QUESTION, kind="api"))
+    await awkward.came.wait()
+    awkward.hang = False
+    assert await ask(origin) == 200
+    await origin.close()
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])

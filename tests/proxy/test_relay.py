@@ -316,7 +316,7 @@ async def test_who_waited_long_for_an_owner_has_no_time_to_ask_the_hub_as_well(w
 
     silence = await asyncio.start_server(listen, "127.0.0.1", 0)
     away = f"http://127.0.0.1:{silence.sockets[0].getsockname()[1]}"
-    async with site(wire.url, away, answer_timeout=0.2) as (_, asker, line):
+    async with site(wire.url, away, silence=0.2) as (_, asker, line):
         monkeypatch.setattr("proxy.relay._PATIENCE", 0.0)
         with pytest.raises(OriginUnavailable) as caught:
             await asker.origin.ask("GET", INFO, kind="api")
@@ -324,7 +324,7 @@ async def test_who_waited_long_for_an_owner_has_no_time_to_ask_the_hub_as_well(w
         assert (await asker.origin.ask("GET", INFO, kind="api")).body == OPEN
         assert line.asked == 1
     monkeypatch.undo()
-    async with site(wire.url, away, answer_timeout=0.2) as (_, asker, line):
+    async with site(wire.url, away, silence=0.2) as (_, asker, line):
         assert (await asker.origin.ask("GET", INFO, kind="api")).body == OPEN
         assert line.asked == 1
     silence.close()
