@@ -28,7 +28,7 @@ from proxy import bodies
 from proxy.admin.metrics import Metrics
 from proxy.api import MAX_QUESTION, Api
 from proxy.files import Files
-from proxy.hub import errors, lfs, xet
+from proxy.hub import cors, errors, lfs, xet
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.lfs import BatchRoute, ObjectRoute
 from proxy.hub.questions import is_too_long
@@ -150,10 +150,15 @@ class App:
         kind, answer = ("other", _refuse_token()) if client.has_bad_token else self._route(request, client)
         request["route"] = kind
         try:
-            return await answer
+            response = await answer
+            if kind == "api" and not response.prepared:
+                _make_readable(response)
+            return response
         except (HubError, OriginUnavailable) as error:
             request["outcome"] = "error"
             response = errors.respond(error, client)
+            if kind == "api" or (request.method in _READS and not _is_for_xet(_target(request))):
+                _make_readable(response)
             if response.status >= 500:  # our own failures are explained in the log, not the Hub's refusals
                 request["why"] = error
             return response
@@ -166,6 +171,9 @@ class App:
     def _route(self, request: web.BaseRequest, client: Client) -> tuple[str, Awaitable[web.StreamResponse]]:
         target = _target(request)
         route = OtherRoute(target) if target.startswith(_XET) else parse(target)  # no owner at the Hub is called `-`
+        asked = "" if _is_for_xet(target) else cors.asked_method(request.method, request.headers)
+        if asked in _READS or (isinstance(route, ApiRoute) and route.is_cacheable(asked)):
+            return "other", _permit(request, asked)
         if isinstance(route, FileRoute) and request.method in _READS:
             return "resolve", self._files.handle(request, route, client)
         is_plain = "Content-Encoding" not in request.headers
@@ -211,6 +219,18 @@ async def _refuse_token() -> web.StreamResponse:
     raise errors.bad_token()
 
 
+async def _permit(request: web.BaseRequest, asked: str) -> web.StreamResponse:
+    """Answer a browser's preflight about a read. The Hub is asked about other methods, which may change something."""
+    request["outcome"] = "hit"
+    return web.Response(status=204, headers=cors.permission(request.headers, asked))
+
+
+def _make_readable(response: web.StreamResponse) -> None:
+    """Let pages of other sites read an answer, as they may read the Hub's."""
+    for name, value in cors.READABLE.items():
+        response.headers.setdefault(name, value)
+
+
 def _absolute(request: web.BaseRequest) -> re.Match[str] | None:
     """The scheme and host at the beginning of the request's target; None for the usual target, which is a path."""
     return None if request.raw_path.startswith("/") else _ABSOLUTE.match(request.raw_path)
@@ -220,6 +240,11 @@ def _target(request: web.BaseRequest) -> str:
     """The requested path and query, still encoded, whichever form the target has."""
     absolute = _absolute(request)
     return request.raw_path if absolute is None else "/" + request.raw_path[absolute.end() :].removeprefix("/")
+
+
+def _is_for_xet(target: str) -> bool:
+    """Whether a target is one of our Xet server, with or without a path of the client's before it."""
+    return "/-/" in target and xet.server_route(OtherRoute(target)) is not None
 
 
 def _leads_to_us(path: str) -> bool:

@@ -21,7 +21,7 @@ from mesh.transfer import Location
 from mesh.whole import WholeResponse
 from proxy import resumed
 from proxy.catalog import Catalog
-from proxy.hub import errors
+from proxy.hub import cors, errors
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.metadata import FileMetadata
 from proxy.hub.urls import FileRoute
@@ -276,11 +276,7 @@ def _headers(commit: str, metadata: FileMetadata) -> dict[str, str]:
         "X-Repo-Commit": commit,
         "Accept-Ranges": "bytes",
         "Content-Type": metadata.content_type or "application/octet-stream",
-        "Access-Control-Allow-Origin": "*",
-        "Access-Control-Expose-Headers": (
-            "X-Repo-Commit,X-Error-Code,X-Error-Message,ETag,Accept-Ranges,Content-Range,X-Linked-Size,X-Linked-ETag"
-        ),
-        "Vary": "Origin, Accept",
+        **cors.READABLE,
     }
     if metadata.digest is not None and metadata.digest.algorithm == "sha256":
         headers["X-Linked-Etag"] = f'"{metadata.etag}"'

@@ -32,6 +32,7 @@ PURE = [
     "proxy.hub.access",
     "proxy.hub.aliases",
     "proxy.hub.client",
+    "proxy.hub.cors",
     "proxy.hub.freshness",
     "proxy.hub.lfs",
     "proxy.hub.metadata",

@@ -125,6 +125,10 @@ class Hub:
             wait = str(knobs.retry_after)
             limits = {"RateLimit": f'"resolvers";r=0;t={wait}', "Retry-After": wait} if status == 429 else {}
             return web.Response(status=status, headers=limits, text="no")
+        if asked := request.headers.get("Access-Control-Request-Method"):
+            fields = request.headers.get("Access-Control-Request-Headers", "")
+            allowed = {"Access-Control-Allow-Methods": asked, "Access-Control-Allow-Headers": fields}
+            return web.Response(status=204, headers=allowed)
         answer = await handler(request)
         if kind == "api" and request.method in _READS and answer.status == 200 and isinstance(answer, web.Response):
             if isinstance(answer.body, bytes) and "X-Echo" not in request.headers:
@@ -137,6 +141,8 @@ class Hub:
         return answer
 
     async def _add_common(self, request: web.Request, response: web.StreamResponse) -> None:
+        # To a page of another site it names that page, to other clients itself; so it does not say the same to all.
+        response.headers["Access-Control-Allow-Origin"] = request.headers.get("Origin", self._state.hub_url)
         for name, value in answers.common(_kind(request)).items():
             response.headers.setdefault(name, value)
         if self._state.knobs.as_https and "WWW-Authenticate" in response.headers:
