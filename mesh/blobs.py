@@ -73,6 +73,11 @@ class Blobs:
             if swarm is not None:
                 return swarm.read(start, stop, access, is_whole=is_whole)
 
+    def holds(self, digest: Digest) -> bool:
+        """Whether a whole blob can be read without fetching any of its bytes."""
+        swarm = self._swarms.get(digest)
+        return digest in self._house.store or (swarm is not None and swarm.fill.is_proven)
+
     async def want(self, digest: Digest, size: int, access: OriginAccess | None, *, is_public: bool = True) -> None:
         """Fetch a whole blob without reading it; returns when it is complete.
 

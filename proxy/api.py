@@ -17,7 +17,7 @@ from proxy import caching
 from proxy.answers import as_stored, is_coherent, is_page, may_keep
 from proxy.catalog import ApiAnswer, Catalog, Ref, XetName
 from proxy.hearsay import Hearsay, Lookup
-from proxy.hub import metadata, rewrite
+from proxy.hub import errors, metadata, rewrite
 from proxy.hub.access import EVERYBODY, OPEN_SECONDS, Grants, says_open, token_key
 from proxy.hub.client import Client
 from proxy.hub.errors import HubError, OriginUnavailable
@@ -77,14 +77,14 @@ class Api:
     ) -> web.StreamResponse:
         """Answer a client. Raises HubError and OriginUnavailable."""
         fields = request.headers
-        asked = tuple(fields.items()) if "Cache-Control" in fields or "Pragma" in fields else ()
+        is_reload, is_kept_only = caching.wish(fields)
         answer, outcome = await self.ask(
             route,
             client,
             body,
             fields.get("Content-Type", FORM),
-            is_reload=caching.wants_news(asked),
-            is_kept_only="only-if-cached" in caching.directives(asked),
+            is_reload=is_reload,
+            is_kept_only=is_kept_only,
         )
         request["outcome"] = outcome
         return respond(request, route, answer, outcome, client.token, self._origin.url, self.shown(answer.body))
@@ -145,7 +145,7 @@ class Api:
         if not is_reload and (known := self._known(route, question, client)) is not None:
             return known, "hit"
         if is_kept_only:
-            raise HubError(504, message="no answer to this is kept here, and only that is asked for (only-if-cached)")
+            raise errors.not_kept()
         ask = partial(self._asked, route, question, client, body, content_type, is_reload=is_reload)
         told = partial(self._told, route, question, client)
         if self._origin.is_failing and (stale := await told()) is not None:

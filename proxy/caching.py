@@ -167,6 +167,14 @@ def wants_news(request: Fields) -> bool:
     return "no-cache" in asked or asked.get("max-age") == "0" or pragma
 
 
+def wish(request: Mapping[str, str]) -> tuple[bool, bool]:
+    """Whether the client asks for a reload, and whether it wants only what is stored here."""
+    if "Cache-Control" not in request and "Pragma" not in request:
+        return False, False
+    fields = tuple(request.items())
+    return wants_news(fields), "only-if-cached" in directives(fields)
+
+
 def may_be_stale(stored: Stored, request: Fields, now: float) -> bool:
     """Whether it may answer when the origin fails (section 4.2.4, and stale-if-error in RFC 5861)."""
     said = directives(stored.headers)

@@ -19,7 +19,7 @@ from mesh.fill import Reader
 from mesh.outflow import Outflow
 from mesh.transfer import Location
 from mesh.whole import WholeResponse
-from proxy import resumed
+from proxy import caching, hints, resumed
 from proxy.catalog import Catalog
 from proxy.hub import cors, errors
 from proxy.hub.errors import HubError, OriginUnavailable
@@ -53,7 +53,7 @@ class HubAccess:
 
         None if the Hub does not give this blob to an anonymous request.
         """
-        route = resolver.of_hint(hint)
+        route = hints.decode(hint)
         if route is None:
             return None
         file = await resolver.if_public(route, digest, size)
@@ -87,7 +87,8 @@ class Files:
     async def handle(self, request: web.BaseRequest, route: FileRoute, client: Client) -> web.StreamResponse:
         """Answer a client. Raises HubError and OriginUnavailable when there is no file to answer with."""
         until = first_byte_by(self._blobs)
-        file = await self._resolver.file(route, client)
+        is_reload, is_kept_only = caching.wish(request.headers)
+        file = await self._resolver.file(route, client, is_reload=is_reload, is_kept_only=is_kept_only)
         selection = select(
             file.size,
             f'"{file.etag}"',
@@ -108,6 +109,8 @@ class Files:
             headers["Cache-Status"] = _cache_status(file, "hit")
             request["outcome"] = "hit"
             return WholeResponse(selection.status, headers, None if selection.status == 304 else b"")
+        if is_kept_only and (file.digest is None or not self._blobs.holds(file.digest)):
+            raise errors.not_kept()
         try:
             return await self._body(request, file, client, selection, headers, until)
         except HubError as error:

@@ -8,13 +8,13 @@ import dataclasses
 import logging
 import time
 from typing import Literal
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import msgspec
 
 from mesh.content import Digest
 from mesh.transfer import Location
-from mesh.wire import Decoder
+from proxy import hints
 from proxy.catalog import Catalog, File, Ref
 from proxy.hearsay import Hearsay, Lookup
 from proxy.hub import errors, metadata, rewrite
@@ -23,13 +23,13 @@ from proxy.hub.client import Client
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.freshness import Freshness
 from proxy.hub.metadata import FileMetadata
-from proxy.hub.urls import FileRoute, Repo, is_commit, is_file, led_to
+from proxy.hub.urls import FileRoute, Repo, is_commit, led_to
 from proxy.listings import Listings
 from proxy.locations import Locations
 from proxy.origin import Answer, Origin
 from proxy.version import VERSION
 
-__all__ = ["Client", "Hint", "Outcome", "ResolvedFile", "Resolver"]
+__all__ = ["Client", "Outcome", "ResolvedFile", "Resolver"]
 
 log = logging.getLogger(__name__)
 
@@ -70,17 +70,6 @@ class ResolvedFile:
         return FileRoute(self.repo, self.commit, self.path)
 
 
-class Hint(msgspec.Struct, frozen=True):
-    """What a seed needs to fetch a public file itself: no token, no signed address."""
-
-    repo: str
-    commit: str
-    path: str
-
-
-_hints: Decoder[Hint] = Decoder(Hint)
-
-
 class Resolver:
     """Answers questions about files. Each is asked of the Hub once, however many clients wait for it.
 
@@ -111,8 +100,13 @@ class Resolver:
         """Whether the origin may be asked at all (not --offline)."""
         return not self._origin.is_offline
 
-    async def file(self, route: FileRoute, client: Client) -> ResolvedFile:
+    async def file(
+        self, route: FileRoute, client: Client, *, is_reload: bool = False, is_kept_only: bool = False
+    ) -> ResolvedFile:
         """The file that a route names, if the client may read it.
+
+        `is_reload`: ask the Hub what a branch or tag means now, however fresh its last word is. `is_kept_only`: never
+        ask it.
 
         Raises HubError for what the Hub refuses, OriginUnavailable when the Hub would have to be asked and cannot be.
         """
@@ -121,16 +115,18 @@ class Resolver:
         if not is_commit(commit):
             ref = self._catalog.ref(str(route.repo), route.revision)
             commit = ref.commit if ref is not None else ""
-            is_fresh = ref is not None and self._freshness.is_fresh(ref.said_at, time.time())
+            is_fresh = not is_reload and ref is not None and self._freshness.is_fresh(ref.said_at, time.time())
         if is_fresh and (known := self._known(route, commit, client, "hit")) is not None:
             return known
+        if is_kept_only:
+            raise errors.not_kept()
         at = FileRoute(route.repo, commit, route.path) if is_fresh else route
         # A client that can have an older answer need not wait for the time-out that another one has just had.
         if self._origin.is_failing and (stale := await self._told(route, client, until)) is not None:
             self._origin.try_again(lambda: self._ask(at, client))
             return stale
         try:
-            return await self._ask_in_time(at, client, until)
+            return await self._ask_in_time(at, client, until, is_reload=is_reload)
         except OriginUnavailable:
             if (stale := await self._told(route, client, until)) is not None:
                 return stale
@@ -203,18 +199,7 @@ class Resolver:
         """What a seed may be told so that it fetches this file for all nodes; empty if nothing."""
         if not file.is_public:
             return b""
-        return msgspec.msgpack.encode(Hint(str(file.repo), file.commit, file.path))
-
-    def of_hint(self, hint: bytes) -> FileRoute | None:
-        """The file that a hint from another node names, to be asked for anonymously; None for a bad hint."""
-        try:
-            said = _hints.decode(hint)
-            repo = Repo.parse(said.repo)
-        except (msgspec.DecodeError, ValueError):
-            return None
-        if not is_commit(said.commit) or len(said.path) > 4096 or not is_file(said.commit, quote(said.path)):
-            return None
-        return FileRoute(repo, said.commit, said.path)
+        return hints.encode(file.at_commit)
 
     # --- what is known
 
@@ -265,20 +250,22 @@ class Resolver:
 
     # --- asking the Hub
 
-    async def _ask_in_time(self, route: FileRoute, client: Client, until: float) -> ResolvedFile:
+    async def _ask_in_time(
+        self, route: FileRoute, client: Client, until: float, *, is_reload: bool = False
+    ) -> ResolvedFile:
         """Ask the Hub; after `until` the question goes on without this client, and the next one finds its result."""
         try:
             async with asyncio.timeout_at(until):
-                return await self._ask(route, client)
+                return await self._ask(route, client, is_reload=is_reload)
         except TimeoutError as error:
             raise OriginUnavailable(f"no answer from {self._origin.host} in time", is_timeout=True) from error
 
-    async def _ask(self, route: FileRoute, client: Client) -> ResolvedFile:
+    async def _ask(self, route: FileRoute, client: Client, *, is_reload: bool = False) -> ResolvedFile:
         """Ask anonymously first: what an anonymous request gets, everybody may have, and one answer serves all."""
         publicness = self._catalog.publicness(str(route.repo))
         if client.token is None or not publicness.is_closed(time.time()):
             try:
-                return await self._ask_as(route, None, client.user_agent)
+                return await self._ask_as(route, None, client.user_agent, is_renewal=is_reload)
             except HubError as error:
                 if client.token is None or not error.is_refusal:
                     raise
@@ -286,7 +273,7 @@ class Resolver:
                 # The anonymous quota is used up, but this client has its own.
                 if client.token is None or error.retry_after is None:
                     raise
-        return await self._ask_as(route, client.token, client.user_agent)
+        return await self._ask_as(route, client.token, client.user_agent, is_renewal=is_reload)
 
     async def _ask_as(
         self,

@@ -127,6 +127,11 @@ def entry_not_found(path: str, commit: str) -> HubError:
     )
 
 
+def not_kept() -> HubError:
+    """The answer to a client that wants only what is kept here (`only-if-cached`), when that is not enough."""
+    return HubError(504, message="no answer to this is kept here, and only that is asked for (only-if-cached)")
+
+
 def bad_token() -> HubError:
     """The Hub's answer to a token that is not valid."""
     return HubError(401, message=_BAD_TOKEN)
