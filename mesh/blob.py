@@ -20,7 +20,7 @@ class Blob:
     stamp: Stamp | None
     _release: Callable[[], None] = field(repr=False)
 
-    is_here = True  # False in a `Reader` until its blob is proven
+    is_here = True  # False in a `Reader` that came before its blob was proven
 
     def ready(self, position: int) -> int:
         """Return the end of the blob: all bytes are ready."""

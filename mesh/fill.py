@@ -244,12 +244,10 @@ class Reader:
         self.start = self.position = start
         self.stop = stop
         self.is_whole = is_whole
+        # Whether the blob was complete and proven when the reader came, though perhaps not flushed to disk: it is a hit
+        # if so, and a miss if the reader had to wait, however quickly a small blob arrives.
+        self.is_here = fill.is_proven
         self._sipped = start  # one past the last byte that has been released from the reserve
-
-    @property
-    def is_here(self) -> bool:
-        """Whether the blob is complete and proven, though perhaps not yet flushed to disk."""
-        return self._fill.is_proven
 
     def ready(self, position: int) -> int:
         """Return one past the last byte to send now to a client that has all bytes before `position`.

@@ -9,11 +9,11 @@ import pytest
 
 from tests.http import ask
 from tests.hub.process import HubProcess
-from tests.node import NodeProcess
+from tests.node import NodeProcess, until
 
 REPO = "acme/tiny"
 FILE = f"/{REPO}/resolve/main/w.txt"
-HIT, STALE = "hubmesh; hit", "hubmesh; fwd=stale; detail=origin-unavailable"
+HIT, MISS, STALE = "hubmesh; hit", "hubmesh; fwd=uri-miss; stored", "hubmesh; fwd=stale; detail=origin-unavailable"
 RELOADS = [{"Cache_Control": "no-cache"}, {"Cache_Control": "max-age=0"}, {"Pragma": "no-cache"}]
 
 
@@ -59,3 +59,13 @@ def test_a_client_that_wants_only_what_is_kept_costs_no_request(hub: HubProcess,
     answer = ask(node.url + FILE, Cache_Control="only-if-cached")
     assert (answer.body, answer["Cache-Status"]) == (b"one", HIT)
     assert hub.stats()["requests"] == {}
+
+
+def test_a_file_that_has_to_be_fetched_is_a_miss_however_small(hub: HubProcess, node: NodeProcess) -> None:
+    for expected, outcome in ((MISS, "miss"), (HIT, "hit")):
+        assert ask(node.url + FILE)["Cache-Status"] == expected
+        line = f"GET {FILE} 200 {outcome} "
+        until(lambda line=line: line in node.log(), "the log says something else")
+    requests = {key: value for key, value in node.status()["metrics"].items() if "requests" in key and "resolve" in key}
+    counted = 'hubmesh_client_requests_total{{route="resolve",status="200",outcome="{}"}}'
+    assert requests == {counted.format("miss"): 1, counted.format("hit"): 1}
