@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import NoReturn
 
 import aiohttp
 
 from mesh.ask import ask
 from mesh.auth import Auth, NotAuthentic
-from mesh.errors import MeshError, Unavailable
+from mesh.errors import MeshError
 from mesh.gossip import TARGET
-from mesh.membership import Address
+from mesh.membership import MAX_INCARNATION, Address, Claim, State
+from mesh.protocol import MAX_MESSAGE, Foreign, Message, decode, encode
 from proxy.units import HostPort
+from proxy.version import VERSION
 
 _TIMEOUT = 5.0  # seconds
-# The answer of a seed to an empty message from a node that it accepts.
-_WELCOME = "answers HTTP 400"
+# The answer of a seed to a message that it cannot read or that belongs to another mesh. One with another key, or with
+# certificates on one side only, refuses the message before it reads it.
+_REFUSAL = "answers HTTP 400"
+_SAME = "run the same hubmesh on all nodes"
 
 
 def trouble(seed: HostPort, auth: Auth) -> tuple[str, str] | None:
@@ -33,9 +36,13 @@ def trouble(seed: HostPort, auth: Auth) -> tuple[str, str] | None:
             "use the same key or certificates on all nodes, and correct their clocks",
         )
     except MeshError as error:
-        if str(error).endswith(_WELCOME):
-            return None
+        if str(error).endswith(_REFUSAL):
+            return f"{seed} speaks another version of the mesh protocol, or is no mesh port: {error}", _SAME
         return f"{seed} is not the mesh port of a node: {error}", "give the port of its --mesh-listen, usually 8091"
+    except Foreign as error:
+        return f"{seed} is in another mesh: {error}", _SAME
+    except ValueError as error:
+        return f"{seed} sent an answer that cannot be read: {error}", _SAME
     except TimeoutError:
         return (
             f"{seed} does not answer within {_TIMEOUT:.0f} s",
@@ -48,10 +55,14 @@ def trouble(seed: HostPort, auth: Auth) -> tuple[str, str] | None:
         return f"{seed} does not answer: {error}", cure
     finally:
         log.setLevel(level)
+    return None
 
 
-async def _greet(address: Address, auth: Auth) -> NoReturn:
-    """Send an empty message. Always raises: as `ask` does, TimeoutError, or Unavailable if the message is accepted."""
+async def _greet(address: Address, auth: Auth) -> None:
+    """Send a gossip message, and read the answer. Raises as `ask` and `decode` do, or TimeoutError."""
+    # The message is valid, but the seed does not believe in such an incarnation (mesh/gossip.py). So it answers as it
+    # would answer a node, and remembers nothing: this command is no member, and has no port to be called at.
+    me = Claim(auth.node_id, MAX_INCARNATION - 1, State.LEFT, "", 1, "peer", VERSION)
+    body = encode(Message(auth.mesh_id, me, b""))
     async with asyncio.timeout(_TIMEOUT), aiohttp.ClientSession() as session:
-        await ask(session, auth, address, TARGET, b"", limit=1 << 16)
-    raise Unavailable(f"{address} accepts an empty message")
+        decode(await ask(session, auth, address, TARGET, body, limit=MAX_MESSAGE), auth.mesh_id)

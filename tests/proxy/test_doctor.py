@@ -9,6 +9,7 @@ import time
 import pytest
 from aiohttp import web
 
+from mesh import protocol
 from proxy.commands import checks
 from proxy.commands.options import load
 from tests.mesh.certificates import Authority
@@ -114,7 +115,7 @@ async def test_a_seed_that_does_not_answer_and_a_key_for_all_to_read(settings, h
     assert f"chmod 600 {key}" in bad["key"]
 
 
-async def test_seeds_that_would_not_take_the_node_in(settings, home, unused_tcp_port):
+async def test_seeds_that_would_not_take_the_node_in(settings, home, unused_tcp_port, monkeypatch):
     mine, others = Authority(home / "authority").sign("node"), Authority(home / "other", "other").sign("node")
     keys = [home / "key", home / "another"]
     for number, key in enumerate(keys):
@@ -146,6 +147,13 @@ async def test_seeds_that_would_not_take_the_node_in(settings, home, unused_tcp_
         assert "does not speak TLS" in await said(plain.mesh, **certified(mine))
         assert "another authority signed it" in await said(certain.mesh, **certified(others))
         assert "is not the mesh port" in await said(plain.url)
+        with monkeypatch.context() as patch:
+            patch.setattr(protocol, "VERSION", protocol.VERSION + 1)
+            assert "run the same hubmesh" in await said(plain.mesh)
+            assert "run the same hubmesh" in await said(keyed.mesh, mesh_key_file=keys[0])
+        for node in (plain, keyed, certain):  # none of them has taken the command for a node
+            assert node.status()["peers"] == []
+            assert "peer " not in node.log()
     bad = await found(checks.seeds, settings(mesh_key_file=str(home / "nowhere")))
     assert "cannot start with these settings: " in bad["mesh"]
     assert "nowhere" in bad["mesh"]
