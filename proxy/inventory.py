@@ -101,7 +101,7 @@ class Inventory:
     async def pin(self, repo: str, revision: str | None) -> int:
         here = set(map(str, await self._of(repo, revision) & self._here()))
         if not here:
-            raise LookupError(f"nothing of {repo} is here")
+            raise LookupError(f"this node holds nothing of {repo}")
         await self._pins.add(repo, here)
         return len(here)
 
@@ -112,7 +112,7 @@ class Inventory:
 
     async def remove(self, repo: str) -> Removed:
         if not (here := await self._of(repo) & self._here()):
-            raise LookupError(f"nothing of {repo} is here")
+            raise LookupError(f"this node holds nothing of {repo}")
         freed, elsewhere, refused = 0, set(), None
         for digest in here:
             if self._pins.repos_of(digest) - {repo}:

@@ -30,7 +30,7 @@ def ls(repo: str | None, as_json: bool, **flags: Any) -> None:
             (blob for blob in blobs if blob.repo in (repo, f"models/{repo}")), key=lambda blob: blob.path or ""
         )
         if not rows:
-            raise click.ClickException(f"nothing of {repo} is here")
+            raise click.ClickException(f"this node holds nothing of {repo}")
         lines = table(("FILE", "SIZE", "HERE", "FROM", "DIGEST"), map(_file_line, rows))
     click.echo(json.dumps([asdict(row) for row in rows]) if as_json else "\n".join(lines))
 

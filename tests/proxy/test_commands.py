@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from importlib.resources import files
 
 import pytest
 
@@ -65,14 +66,14 @@ async def test_ls_of_one_repository_names_its_files(run_at):
         ("config.json", "?"),
         ("model.safetensors", "100%"),
     ]
-    assert (await run_at("ls", "acme/none"))[::2] == (1, "hubmesh: nothing of acme/none is here\n")
+    assert (await run_at("ls", "acme/none"))[::2] == (1, "hubmesh: this node holds nothing of acme/none\n")
 
 
 async def test_what_one_repository_fails_with_does_not_keep_the_others(run_at, node):
-    node.error, node.failing = LookupError("nothing of models/acme/none is here"), "models/acme/none"
+    node.error, node.failing = LookupError("this node holds nothing of models/acme/none"), "models/acme/none"
     code, out, err = await run_at("rm", "acme/none", "acme/tiny")
     assert (code, out) == (1, "acme/tiny: 1 B freed\n")
-    assert err == "hubmesh: acme/none: nothing of models/acme/none is here\n"
+    assert err == "hubmesh: acme/none: this node holds nothing of models/acme/none\n"
 
 
 async def test_orders_reach_the_node(run_at, node, monkeypatch):
@@ -99,6 +100,9 @@ async def test_what_stays_is_said(run_at, node):
         1,
         "acme/tiny: 1 B freed; files kept because they are being read or downloaded: 2. Try again later\n",
     )
+    dashboard = files("proxy.admin").joinpath("static/dashboard.js").read_text()
+    for reason in ("because they are being read or downloaded: ", "because a pinned repository contains them: "):
+        assert f"; files kept {reason}" in dashboard, "it says the same in other words"
 
 
 async def test_ls_promises_nothing_of_what_has_no_known_size(run_at, node):
@@ -110,8 +114,8 @@ async def test_ls_promises_nothing_of_what_has_no_known_size(run_at, node):
 
 
 async def test_what_the_node_says_is_passed_on(run_at, node):
-    node.error = LookupError("nothing of models/acme/tiny is here")
-    assert await run_at("pin", "acme/tiny") == (1, "", "hubmesh: nothing of models/acme/tiny is here\n")
+    node.error = LookupError("this node holds nothing of models/acme/tiny")
+    assert await run_at("pin", "acme/tiny") == (1, "", "hubmesh: this node holds nothing of models/acme/tiny\n")
 
 
 async def test_what_is_not_there_is_called_that_and_not_by_the_words_of_the_hub(run_at, node):

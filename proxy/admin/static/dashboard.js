@@ -251,8 +251,11 @@ async function act(button, action, repo) {
     });
     const said = await answer.json();
     const done = { pin: `pinned ${said.files} files of`, unpin: `unpinned ${said.files} files of`, rm: `freed ${size(said.bytes || 0)} of` };
-    const stays = said.in_use ? `; ${said.in_use} files stay, for they are being read or fetched` : "";
-    text("said", answer.ok ? `${done[action]} ${repo}${stays}` : said.error);
+    const kept = [
+      said.pinned ? `; files kept because a pinned repository contains them: ${said.pinned}` : "",
+      said.in_use ? `; files kept because they are being read or downloaded: ${said.in_use}. Try again later` : "",
+    ].join("");
+    text("said", answer.ok ? `${done[action]} ${repo}${kept}` : said.error);
   } catch (error) {
     text("said", `the node does not answer: ${error.message}`);
   } finally {
