@@ -53,7 +53,7 @@ CLOCKS = {"time", "time_ns", "monotonic", "perf_counter", "sleep", "now", "utcno
 # Third-party packages, and the only modules that may import each.
 HOMES = {
     "click": r"proxy\.(cli|commands\..*)",
-    "diskcache": r"proxy\.(catalog|database)",
+    "diskcache": r"proxy\.(database|records)",
     "huggingface_hub": r"proxy\.commands\..*",
     "prometheus_client": r"proxy\.admin\.metrics",
     "uvloop": r"proxy\.node",

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import proxy.catalog as module
+import proxy.records as module
 from mesh.content import Digest
 from mesh.errors import StoreUnusable
 from proxy import aside, database
@@ -85,7 +85,7 @@ def test_a_kill_loses_nothing_that_was_told_before(tmp_path):
         async def main():
             catalog = Catalog(Path(sys.argv[1]))
             fill(catalog)
-            while catalog._writing is not None:
+            while catalog._records._writing is not None:
                 await asyncio.sleep(0.01)
             print("written", flush=True)
             await asyncio.sleep(60)
@@ -165,8 +165,8 @@ async def test_what_nobody_says_again_outlasts_what_can_be_asked_again(tmp_path,
     disproof = catalog.disproof(wrong)
     for number in range(300):
         catalog.set_answer(REPO, "*", f"q{number}", ApiAnswer(200, {}, bytes(10_000), 10.0))
-        while catalog._writing is not None:  # each is written, and makes room, on its own
-            await asyncio.wait([catalog._writing])
+        while catalog._records._writing is not None:  # each is written, and makes room, on its own
+            await asyncio.wait([catalog._records._writing])
     await catalog.close()
     catalog = Catalog(tmp_path / "catalog")
     assert catalog.answer(REPO, "*", "q0") is None, "more is kept than may be"
@@ -227,7 +227,7 @@ async def test_a_catalog_that_cannot_be_opened_now_is_not_damaged(tmp_path, monk
 
 async def test_writing_does_not_try_for_ever(tmp_path, caplog):
     catalog = Catalog(tmp_path / "catalog")
-    catalog._disk._timeout = 0
+    catalog._records._disk._timeout = 0
     with contextlib.closing(sqlite3.connect(tmp_path / "catalog" / "cache.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         fill(catalog)
@@ -261,7 +261,7 @@ async def test_damage_while_running_is_said_once_and_leaves_the_memory(tmp_path,
     def broken(*_: object, **__: object) -> None:
         raise sqlite3.DatabaseError("database disk image is malformed")
 
-    monkeypatch.setattr(catalog._disk, "get", broken)
+    monkeypatch.setattr(catalog._records._disk, "get", broken)
     for number in range(3):
         assert catalog.file(REPO, COMMIT, f"f{number}") is None
     fill(catalog)
@@ -276,8 +276,8 @@ async def test_memory_is_bounded_in_bytes(tmp_path, monkeypatch):
     for number in range(40):
         catalog.set_answer(REPO, "*", str(number), ApiAnswer(200, {}, b"x" * 100_000, 10.0 + number))
         await asyncio.sleep(0)
-    assert catalog._memory_size <= 1 << 20
-    assert len(catalog._memory) <= 10
+    assert catalog._records._memory_size <= 1 << 20
+    assert len(catalog._records._memory) <= 10
     for number in range(40):
         answer = catalog.answer(REPO, "*", str(number))
         assert answer is not None
@@ -288,9 +288,9 @@ async def test_memory_is_bounded_in_bytes(tmp_path, monkeypatch):
 async def test_who_sent_what_is_kept_on_disk_and_what_was_read_is_not_out_of_date(tmp_path):
     digest = Digest("sha256", "a" * 64)
     catalog = Catalog(tmp_path / "catalog")
-    before = catalog._memory_size
+    before = catalog._records._memory_size
     catalog.set_sources(digest, {"origin": 5})
-    assert catalog._memory_size == before
+    assert catalog._records._memory_size == before
     assert catalog.sources(digest) == {"origin": 5}
     catalog.set_sources(digest, {"node-b": 5})
     assert catalog.sources(digest) == {"node-b": 5}

@@ -305,8 +305,8 @@ async def test_a_write_to_a_name_without_an_owner_leaves_all_of_that_name_in_dou
     for name in names:
         node.catalog.told(name, 500.0, is_open=True)
         node.catalog.set_ref(name, "main", Ref("c" * 40, 5.0))
-    while is_kept and node.catalog._writing is not None:
-        await asyncio.wait([node.catalog._writing])
+    while is_kept and node.catalog._records._writing is not None:
+        await asyncio.wait([node.catalog._records._writing])
     body = b'{"name": "tiny", "organization": null}'  # as huggingface_hub deletes the user's own
     async with client.delete(f"{node.url}/api/repos/delete", data=body) as answer:
         assert answer.status == 200

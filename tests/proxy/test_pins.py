@@ -35,7 +35,7 @@ async def test_what_an_earlier_version_kept_in_the_catalog_outlasts_what_the_cat
     for life in range(2):
         catalog = Catalog(tmp_path / "catalog")
         if not life:
-            catalog._set(_key("pins"), {TINY: [str(ONE)]})
+            catalog._records.set(_key("pins"), {TINY: [str(ONE)]})
         assert Inventory(catalog, Pins(file, catalog.earlier_pins())).is_pinned(ONE)
         for number in range(100):
             catalog.set_answer(TINY, "*", f"{life} {number}", ApiAnswer(200, {}, bytes(30_000), 10.0))
