@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from proxy import caching
 from proxy.caching import Stored
-from proxy.catalog import ApiAnswer
+from proxy.catalog import ApiAnswer, KeptAnswer
 
 
 def may_keep(answer: ApiAnswer, token: str | None) -> bool:
@@ -20,12 +20,12 @@ def is_page(headers: Mapping[str, str]) -> bool:
     return headers.get("Content-Type", "").lower().startswith(("text/html", "application/xhtml"))
 
 
-def as_stored(answer: ApiAnswer) -> Stored:
-    """The same answer in the form that `proxy.caching` works on."""
+def as_stored(answer: ApiAnswer | KeptAnswer) -> Stored:
+    """The same answer in the form that `proxy.caching` works on; the body of a kept one may be missing."""
     headers = tuple(answer.headers.items())
     return Stored(answer.status, "", headers, answer.body, answer.said_at, answer.said_at)
 
 
-def is_coherent(answer: ApiAnswer, commit: str) -> bool:
+def is_coherent(answer: KeptAnswer, commit: str) -> bool:
     """Whether the answer's commit is the one that files come from now, as far as both are known."""
     return not commit or not answer.commit or commit == answer.commit

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from proxy import caching
 from proxy.answers import as_stored, is_coherent, is_page, may_keep
-from proxy.catalog import ApiAnswer, Catalog, Ref, XetName
+from proxy.catalog import ApiAnswer, Catalog, KeptAnswer, Ref, XetName
 from proxy.hearsay import Hearsay, Lookup
 from proxy.hub import errors, metadata, rewrite
 from proxy.hub.access import EVERYBODY, OPEN_SECONDS, Grants, says_open, token_key
@@ -142,7 +142,7 @@ class Api:
     ) -> tuple[ApiAnswer, Outcome]:
         """Answer a question which, if it is about files (tree, paths-info), names a commit if there is one."""
         question = key_of(route, body, content_type)
-        if not is_reload and (known := self._known(route, question, client)) is not None:
+        if not is_reload and (known := await self._catalog.whole(self._known(route, question, client))) is not None:
             return known, "hit"
         if is_kept_only:
             raise errors.not_kept()
@@ -161,12 +161,12 @@ class Api:
 
     async def _told(self, route: ApiRoute, question: str, client: Client) -> ApiAnswer | None:
         """The last known answer: given to this node, or to another node that it trusts."""
-        stale = self._stale(route, question, client)
+        stale = await self._catalog.whole(self._stale(route, question, client))
         if stale is None and self.hearsay is not None:
             query = normal(route.query) if route.kind in ("info", "revision") else None
             lookup = Lookup(str(route.repo), route.revision or "main", question=question, query=query)
             await self.hearsay.learn(lookup)
-            stale = self._stale(route, question, client)
+            stale = await self._catalog.whole(self._stale(route, question, client))
         return stale
 
     async def _commit(
@@ -202,7 +202,7 @@ class Api:
 
     # --- what is known
 
-    def _known(self, route: ApiRoute, question: str, client: Client) -> ApiAnswer | None:
+    def _known(self, route: ApiRoute, question: str, client: Client) -> KeptAnswer | None:
         now, immutable = time.time(), is_immutable(route)
         commit = self._refs.last(route)
         doubted_at = self._catalog.doubted_at(str(route.repo))
@@ -215,14 +215,14 @@ class Api:
                 return answer
         return None
 
-    def _stale(self, route: ApiRoute, question: str, client: Client) -> ApiAnswer | None:
+    def _stale(self, route: ApiRoute, question: str, client: Client) -> KeptAnswer | None:
         """The best of the earlier answers, if possible one about the commit that files come from."""
         commit = self._refs.last(route)
         kept = (answer for answer, _ in self._kept(route, question, client, commit))
         answers = [answer for answer in kept if not caching.must_be_fresh(as_stored(answer))]
         return next((answer for answer in answers if is_coherent(answer, commit)), answers[0] if answers else None)
 
-    def _kept(self, route: ApiRoute, question: str, client: Client, commit: str) -> Iterator[tuple[ApiAnswer, bool]]:
+    def _kept(self, route: ApiRoute, question: str, client: Client, commit: str) -> Iterator[tuple[KeptAnswer, bool]]:
         """The kept answers that this client may see, each with whether it was kept for the client's token alone."""
         repo, now = str(route.repo), time.time()
         hidden_at = self._catalog.publicness(repo).hidden_at
@@ -293,8 +293,8 @@ class Api:
         self, route: ApiRoute, question: str, token: str | None, user_agent: str, body: bytes, headers: dict[str, str]
     ) -> ApiAnswer:
         said_at, target, name = time.time(), route.target, str(route.repo)
-        method = "POST" if route.kind == "paths-info" else "GET"
-        known = self._catalog.answer(str(route.repo), token_key(token) if token else EVERYBODY, question)
+        method, scope = "POST" if route.kind == "paths-info" else "GET", token_key(token) if token else EVERYBODY
+        known = await self._catalog.whole(self._catalog.answer(name, scope, question))
         if known is not None and not body and "ETag" in known.headers:
             headers["If-None-Match"] = known.headers["ETag"]
         for _ in range(_MAX_HOPS):
@@ -311,11 +311,11 @@ class Api:
         if answer.status == 304 and known is not None:
             if route.kind in ("info", "revision"):  # the Hub has just confirmed what it says of the gate
                 self._learn(route, known.commit, msgspec.json.decode(known.body), token, said_at)
-            return self._remember(route, question, msgspec.structs.replace(known, said_at=said_at), token)
+            return await self._remember(route, question, msgspec.structs.replace(known, said_at=said_at), token)
         if answer.status >= 400:
             error = HubError.of(answer.status, answer.headers, answer.body)
             if error.is_missing_entry and is_immutable(route):
-                return self._keep(route, question, answer, None, token, said_at)
+                return await self._keep(route, question, answer, None, token, said_at)
             self._note_refusal(str(route.repo), error, token, said_at)
             raise error
         try:
@@ -327,7 +327,7 @@ class Api:
             document = None
         if route.kind in ("info", "revision") and (own := own_name(route.repo, document)):
             self._catalog.called(name, own, said_at)
-        return self._keep(route, question, answer, document, token, said_at)
+        return await self._keep(route, question, answer, document, token, said_at)
 
     def _note_refusal(self, repo: str, error: HubError, token: str | None, said_at: float) -> None:
         if error.is_refusal and token is not None:
@@ -335,7 +335,7 @@ class Api:
         elif error.is_refusal and error.code != "GatedRepo":
             self._catalog.refused(repo, said_at, is_closed=False, is_hidden=True)
 
-    def _keep(
+    async def _keep(
         self, route: ApiRoute, question: str, answer: Answer, document: Any, token: str | None, said_at: float
     ) -> ApiAnswer:
         """Keep an answer for those who may see it, and what it says about the revision."""
@@ -346,7 +346,7 @@ class Api:
         at = commit or (route.revision if is_commit(route.revision or "") else None)
         if at and b'"xetHash"' in body:
             for xet_hash, path in rewrite.xet_names(document):
-                self._catalog.set_xet_name(str(route.repo), xet_hash, XetName(at, path))
+                self._catalog.set_xet_name(str(route.repo), xet_hash, XetName(at, path), is_listed=True)
         headers = {name: answer.headers[name] for name in _KEPT_HEADERS if name in answer.headers}
         kept = ApiAnswer(answer.status, headers, body, said_at, commit)
         if route.kind == "info" and not (isinstance(document, dict) and "id" in document):
@@ -354,7 +354,7 @@ class Api:
         if not may_keep(kept, token):
             return kept
         self._learn(route, commit, document, token, said_at)
-        return self._remember(route, question, kept, token)
+        return await self._remember(route, question, kept, token)
 
     def _learn(self, route: ApiRoute, commit: str, document: Any, token: str | None, said_at: float) -> None:
         """Keep what an answer implies about files and about who may read them."""
@@ -372,11 +372,10 @@ class Api:
         elif is_open:
             self._listings.open(repo, commit, said_at)
 
-    def _remember(self, route: ApiRoute, question: str, kept: ApiAnswer, token: str | None) -> ApiAnswer:
+    async def _remember(self, route: ApiRoute, question: str, kept: ApiAnswer, token: str | None) -> ApiAnswer:
         repo, scope = str(route.repo), token_key(token) if token else EVERYBODY
-        self._catalog.set_answer(repo, scope, question, kept)
-        if kept.commit:
-            self._catalog.set_answer(repo, scope, question_at(route, kept.commit), kept)
-            if not is_commit(route.revision or ""):
-                self._catalog.set_ref(repo, route.revision or "main", Ref(kept.commit, kept.said_at))
+        also = (question_at(route, kept.commit),) if kept.commit else ()
+        await self._catalog.set_answer(repo, scope, kept, question, *also)
+        if kept.commit and not is_commit(route.revision or ""):
+            self._catalog.set_ref(repo, route.revision or "main", Ref(kept.commit, kept.said_at))
         return kept

@@ -5,6 +5,7 @@ What a `kill -9` loses is asked for again.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ from proxy.hub.aliases import Aliases
 from proxy.hub.metadata import FileMetadata
 from proxy.records import Records
 
+_MAX_INLINE = 1 << 10  # bytes of an answer's body; a longer one is an entry of its own
 _FORMAT = "2"  # of the keys and values below
 
 
@@ -42,6 +44,22 @@ class ApiAnswer(msgspec.Struct, frozen=True):
     body: bytes
     said_at: float
     commit: str = ""
+
+
+class KeptAnswer(msgspec.Struct, frozen=True):
+    """An `ApiAnswer` as it is kept: a body is stored once, however many questions it answers.
+
+    `digest` and `size` are the body's SHA-256 and its length in bytes; if there is no digest, `body` is all of it. That
+    is so for short ones, and for what earlier versions kept.
+    """
+
+    status: int
+    headers: dict[str, str]
+    said_at: float
+    commit: str = ""
+    body: bytes = b""
+    digest: str = ""
+    size: int = 0
 
 
 class File(msgspec.Struct, frozen=True):
@@ -95,7 +113,7 @@ class Catalog:
     """
 
     def __init__(self, root: Path) -> None:
-        self._records = Records(root, lasting=_LASTING)
+        self._records = Records(root, answers=_ANSWERS, lasting=_LASTING)
         self.on_shut: Callable[[str], None] = lambda repo: None
         self._aliases = Aliases(self._records.get(_ALIASES, dict[str, str]))
 
@@ -135,10 +153,12 @@ class Catalog:
 
     def xet_name(self, repo: str, xet_hash: str) -> XetName | None:
         """A file of a repository, by its Xet hash."""
-        return self._records.get(_key("xet", repo, xet_hash), XetName)
+        names = (self._records.get(_key(kind, repo, xet_hash), XetName) for kind in ("xet", "listed"))
+        return next(filter(None, names), None)
 
-    def set_xet_name(self, repo: str, xet_hash: str, name: XetName) -> None:
-        key = _key("xet", repo, xet_hash)
+    def set_xet_name(self, repo: str, xet_hash: str, name: XetName, *, is_listed: bool = False) -> None:
+        """Keep a name; `is_listed`: only a listing has told of it, so it is kept no longer than API answers are."""
+        key = _key("listed" if is_listed else "xet", repo, xet_hash)
         if not self._records.remembers(key):  # any one name is enough
             self._records.set(key, name)
 
@@ -193,13 +213,33 @@ class Catalog:
         how = {"is_closed": is_closed, "is_hidden": is_hidden}
         self._change(self._aliases.names(repo), lambda known: known.refused(said_at, **how))
 
-    def answer(self, repo: str, scope: str, question: str) -> ApiAnswer | None:
-        """A kept API answer. `scope` is who may see it: EVERYBODY, or a token's key."""
-        answer = self._records.get(_key("api", repo, scope, question), ApiAnswer)
+    def answer(self, repo: str, scope: str, question: str) -> KeptAnswer | None:
+        """A kept API answer, see `whole`. `scope` is who may see it: EVERYBODY, or a token's key."""
+        answer = self._records.get(_key("api", repo, scope, question), KeptAnswer)
         return answer if answer is not None and answer.said_at > self.publicness(repo).changed_at else None
 
-    def set_answer(self, repo: str, scope: str, question: str, answer: ApiAnswer) -> None:
-        self._records.set(_key("api", repo, scope, question), answer)
+    async def whole(self, kept: KeptAnswer | None) -> ApiAnswer | None:
+        """A kept answer with its body; None when that is not kept any more."""
+        if kept is None:
+            return None
+        body: bytes | None = kept.body
+        if kept.digest:
+            body = self._records.get(_key("body", kept.digest), bytes)
+            if body is None or len(body) != kept.size:
+                return None
+        return ApiAnswer(kept.status, kept.headers, body or b"", kept.said_at, kept.commit)
+
+    async def set_answer(self, repo: str, scope: str, answer: ApiAnswer, *questions: str) -> None:
+        """Keep an answer to one or more questions."""
+        body = answer.body
+        kept = KeptAnswer(answer.status, answer.headers, answer.said_at, answer.commit)
+        if len(body) <= _MAX_INLINE:
+            kept = msgspec.structs.replace(kept, body=body)
+        else:
+            kept = msgspec.structs.replace(kept, digest=hashlib.sha256(body).hexdigest(), size=len(body))
+            self._records.set(_key("body", kept.digest), body)
+        for question in questions:
+            self._records.set(_key("api", repo, scope, question), kept)
 
     def blob_name(self, digest: Digest) -> BlobName | None:
         """The repository and path that this blob was last known by."""
@@ -286,4 +326,5 @@ def _key(*parts: str) -> str:
 
 
 _ALIASES = _key("aliases")
+_ANSWERS = tuple(_key(kind, "") for kind in ("api", "body", "listed"))  # what API answers bring
 _LASTING = (_key("disproved", ""), _ALIASES)  # entries that cannot be asked for again; they are few and small

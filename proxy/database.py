@@ -16,8 +16,6 @@ from proxy.aside import names_aside
 
 log = logging.getLogger(__name__)
 
-_SIZE_LIMIT = 1 << 30  # bytes on disk; beyond them diskcache evicts the entries stored longest ago
-
 
 def open_database(root: Path) -> Any:
     """Open the diskcache in a folder. A damaged one is put aside and replaced: its content can be asked for again.
@@ -45,8 +43,7 @@ def _opened(root: Path) -> Any:
         root.chmod(0o700)  # it holds metadata of private repositories
     cache = diskcache.Cache(
         str(root),
-        size_limit=_SIZE_LIMIT,
-        eviction_policy="least-recently-stored",
+        eviction_policy="none",  # `proxy.room` makes room
         sqlite_synchronous=1,  # survives a kill; a power cut may lose the last seconds
         timeout=5,
     )
@@ -54,6 +51,7 @@ def _opened(root: Path) -> Any:
         [(verdict,)] = cache._sql("PRAGMA quick_check(1)").fetchall()
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)
+        cache._sql("CREATE INDEX IF NOT EXISTS Cache_store_time ON Cache (store_time)")  # as other policies have it
         cache.set("opened", time.time())  # is it writable?
     except BaseException:
         cache.close()

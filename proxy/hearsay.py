@@ -132,10 +132,10 @@ class Hearsay:
 
         told = await asyncio.gather(*map(ask, others))
         for known in told:
-            self._take(lookup, known)
+            await self._take(lookup, known)
         return any(known.is_something for known in told)
 
-    def _take(self, lookup: Lookup, known: Known) -> None:
+    async def _take(self, lookup: Lookup, known: Known) -> None:
         """Store what is newer than the entries here."""
         repo, now, commit = lookup.repo, time.time(), lookup.revision
         publicness = self._catalog.publicness(repo)
@@ -156,7 +156,7 @@ class Hearsay:
             older = self._catalog.answer(repo, EVERYBODY, known.question)
             answer = msgspec.structs.replace(known.answer, said_at=min(now, known.answer.said_at))
             if older is None or older.said_at < answer.said_at:
-                self._catalog.set_answer(repo, EVERYBODY, known.question, answer)
+                await self._catalog.set_answer(repo, EVERYBODY, answer, known.question)
 
     # --- telling
 
@@ -170,10 +170,10 @@ class Hearsay:
                 raise web.HTTPForbidden(text="pauses are accepted in a mesh with a key only\n")
             self._origin.pause((heard.asker, heard.window), heard.seconds)
             return web.Response()
-        encoded = msgspec.msgpack.encode(self._tell(heard))
+        encoded = msgspec.msgpack.encode(await self._tell(heard))
         return web.Response(body=encoded if len(encoded) <= _MAX_ANSWER else msgspec.msgpack.encode(Known()))
 
-    def _tell(self, lookup: Lookup) -> Known:
+    async def _tell(self, lookup: Lookup) -> Known:
         """What the Hub told this node in answers to anonymous requests, and has not taken back since."""
         repo, now = lookup.repo, time.time()
         publicness = self._catalog.publicness(repo)
@@ -184,8 +184,10 @@ class Hearsay:
             file = None
         for question in _questions(lookup, commit) if lookup.question else ():
             answer = self._catalog.answer(repo, EVERYBODY, question)
-            if answer is not None and answer.said_at > publicness.hidden_at:
-                return Known(ref, None, answer, question, publicness.closed_at, publicness.hidden_at)
+            if answer is None or answer.said_at <= publicness.hidden_at:
+                continue
+            if (whole := await self._catalog.whole(answer)) is not None:
+                return Known(ref, None, whole, question, publicness.closed_at, publicness.hidden_at)
         is_public = publicness.opened_at > max(publicness.closed_at, publicness.hidden_at, publicness.changed_at)
         may_tell = file is not None or is_public
         if not may_tell and not publicness.opened_at and not self._mesh.auth.is_keyed:

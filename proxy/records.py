@@ -14,33 +14,33 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import diskcache
 import msgspec
 
 from proxy.database import is_damage, open_database
+from proxy.room import Room
 
 log = logging.getLogger(__name__)
 
 _MEMORY = 16 << 20  # bytes, roughly: values as they are on disk, plus Python's overhead for each
 _OVERHEAD = 500
-_NEVER_OLD = 1e11  # seconds since the epoch
 
 T = TypeVar("T")
 
 
 class Records:
-    """Typed values by key. Belongs to the event loop's thread.
+    """Typed values by key; bytes are stored as they are. Belongs to the event loop's thread.
 
-    `lasting`: keys that begin with one of these are evicted last. Their store time lies in the future.
+    `answers` and `lasting` are the beginnings of keys with room of their own on disk: see `Room`.
 
     Raises StoreUnusable when it cannot be opened, as when the disk is full or another program has locked it.
     """
 
-    def __init__(self, root: Path, *, lasting: Sequence[str]) -> None:
+    def __init__(self, root: Path, *, answers: Sequence[str], lasting: Sequence[str]) -> None:
         self._disk = open_database(root)
-        self._lasting = tuple(lasting)
+        self._room = Room(self._disk, answers=answers, lasting=lasting)
         self._memory: OrderedDict[str, tuple[Any, int]] = OrderedDict()
         self._memory_size = 0
         self._pending: dict[str, bytes] = {}
@@ -87,7 +87,7 @@ class Records:
         return self._read(key, kind)[0]
 
     def set(self, key: str, value: object) -> None:
-        raw = msgspec.msgpack.encode(value)
+        raw = value if isinstance(value, bytes) else msgspec.msgpack.encode(value)
         self._remember(key, value, len(raw))
         self._write_soon(key, raw)
 
@@ -103,7 +103,7 @@ class Records:
         try:
             if raw is None and not self._is_broken:
                 raw = self._disk.get(key)
-            value = None if raw is None else msgspec.msgpack.decode(raw, type=kind)
+            value = None if raw is None else _decoded(raw, kind)
         except Exception as error:  # diskcache raises anything for a damaged row
             self._complain("read", error, is_all=isinstance(error, sqlite3.Error) and is_damage(error))
             return None, None
@@ -125,11 +125,7 @@ class Records:
 
     def _write(self, batch: dict[str, bytes]) -> None:
         try:
-            with self._disk.transact():  # with retry=True it would retry without end, whatever the reason
-                for key, raw in batch.items():
-                    self._disk.set(key, raw)
-                    if key.startswith(self._lasting):
-                        self._disk._sql("UPDATE Cache SET store_time = ? WHERE key = ?", (_NEVER_OLD, key))
+            self._room.write(batch)
         except Exception as error:
             self._complain("written", error, is_all=is_damage(error))
 
@@ -150,3 +146,7 @@ class Records:
         self._memory_size += size
         while self._memory_size > _MEMORY:
             self._memory_size -= self._memory.popitem(last=False)[1][1]
+
+
+def _decoded(raw: bytes, kind: type[T]) -> T:
+    return cast("T", raw) if kind is bytes else msgspec.msgpack.decode(raw, type=kind)

@@ -112,7 +112,7 @@ class XetTokens:
                 return None
             answer, _ = await self._api.ask(route, client)
             for xet_hash, path in rewrite.xet_names(msgspec.json.decode(answer.body)):
-                self._catalog.set_xet_name(str(repo), xet_hash, XetName(commit, path))
+                self._catalog.set_xet_name(str(repo), xet_hash, XetName(commit, path), is_listed=True)
                 if not found or is_card(found):
                     found = path
             following = rewrite.next_page(answer.headers.get("Link", ""))

@@ -87,8 +87,8 @@ MUTATIONS = [
     edit(
         16,
         API,
-        "repo, scope = str(route.repo), token_key(token) if token else EVERYBODY\n        self._catalog",
-        "repo, scope = str(route.repo), EVERYBODY\n        self._catalog",
+        "repo, scope = str(route.repo), token_key(token) if token else EVERYBODY\n        also",
+        "repo, scope = str(route.repo), EVERYBODY\n        also",
     ),
     Mutation(  # each of the two is sufficient
         16,
@@ -184,7 +184,10 @@ MUTATIONS = [
         "return None\n        if stale",
     ),
     edit(
-        30, API, "stale = self._stale(route, question, client)\n        if stale is None and", "return None\n        if"
+        30,
+        API,
+        "stale = await self._catalog.whole(self._stale(route, question, client))\n        if stale is None and",
+        "return None\n        if",
     ),
     edit(31, URLS, 'return replace(inner, prefix=f"/{first}")', "return route"),
     edit(31, URLS, 'path = "/" + path.lstrip("/")\n    route', "route"),

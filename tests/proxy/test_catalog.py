@@ -13,13 +13,15 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import diskcache
+import msgspec
 import pytest
 
 import proxy.records as module
 from mesh.content import Digest
 from mesh.errors import StoreUnusable
-from proxy import aside, database
-from proxy.catalog import ApiAnswer, BlobName, Catalog, File, Ref
+from proxy import aside, room
+from proxy.catalog import ApiAnswer, BlobName, Catalog, Disproof, File, Ref, XetName, _key
 from proxy.hub.metadata import FileMetadata
 
 REPO, COMMIT = "models/acme/tiny", "c" * 40
@@ -30,20 +32,20 @@ def metadata(number: int = 0) -> FileMetadata:
     return FileMetadata(f"{number:064x}", number, "text/plain")
 
 
-def fill(catalog: Catalog) -> None:
+async def fill(catalog: Catalog) -> None:
     catalog.set_file(REPO, COMMIT, "a/b\n.bin", File(metadata(7), open_at=5.0))
     catalog.set_file(REPO, COMMIT, "gone", File(None))
     catalog.set_file(REPO + "2", COMMIT, "other", File(metadata(8)))
     catalog.set_ref(REPO, "main", Ref(COMMIT, 10.0))
-    catalog.set_answer(REPO, "*", "q", ApiAnswer(200, {"Link": "<x>"}, b"[]" * 50_000, 10.0, COMMIT))
+    await catalog.set_answer(REPO, "*", ApiAnswer(200, {"Link": "<x>"}, b"[]" * 50_000, 10.0, COMMIT), "q")
 
 
-def check(catalog: Catalog) -> None:
+async def check(catalog: Catalog) -> None:
     assert catalog.file(REPO, COMMIT, "a/b\n.bin") == File(metadata(7), open_at=5.0)
     assert catalog.file(REPO, COMMIT, "gone") == File(None)
     assert catalog.file(REPO, COMMIT, "never") is None
     assert catalog.ref(REPO, "main") == Ref(COMMIT, 10.0)
-    answer = catalog.answer(REPO, "*", "q")
+    answer = await catalog.whole(catalog.answer(REPO, "*", "q"))
     assert answer is not None
     assert (answer.headers, len(answer.body), answer.commit) == ({"Link": "<x>"}, 100_000, COMMIT)
     assert catalog.answer(REPO, "someone", "q") is None
@@ -53,17 +55,17 @@ def check(catalog: Catalog) -> None:
 
 async def test_everything_is_there_at_once_and_after_a_restart(tmp_path):
     catalog = Catalog(tmp_path / "catalog")
-    fill(catalog)
-    check(catalog)
+    await fill(catalog)
+    await check(catalog)
     await catalog.close()
     catalog = Catalog(tmp_path / "catalog")
-    check(catalog)
+    await check(catalog)
     await catalog.close()
 
 
 async def test_what_was_said_before_a_write_is_void(tmp_path):
     catalog = Catalog(tmp_path / "catalog")
-    fill(catalog)
+    await fill(catalog)
     catalog.changed(REPO)
     catalog.set_ref(REPO, "main", Ref("d" * 40, 11.0))  # an answer that was on its way meanwhile
     assert catalog.ref(REPO, "main") is None
@@ -84,7 +86,7 @@ def test_a_kill_loses_nothing_that_was_told_before(tmp_path):
 
         async def main():
             catalog = Catalog(Path(sys.argv[1]))
-            fill(catalog)
+            await fill(catalog)
             while catalog._records._writing is not None:
                 await asyncio.sleep(0.01)
             print("written", flush=True)
@@ -103,7 +105,7 @@ def test_a_kill_loses_nothing_that_was_told_before(tmp_path):
 
     async def reopen() -> None:
         catalog = Catalog(tmp_path / "catalog")
-        check(catalog)
+        await check(catalog)
         await catalog.close()
 
     asyncio.run(reopen())
@@ -125,8 +127,8 @@ async def test_a_damaged_file_is_put_aside_and_said_so(tmp_path, caplog, damage)
         content = bytearray()
     file.write_bytes(content)
     catalog = Catalog(tmp_path / "catalog")
-    fill(catalog)
-    check(catalog)
+    await fill(catalog)
+    await check(catalog)
     await catalog.close()
     if damage != "empty":  # SQLite takes an empty file for a new database
         assert [record.levelname for record in caplog.records] == ["ERROR"]
@@ -151,27 +153,105 @@ async def test_a_wrong_byte_that_sqlite_does_not_see_is_damage_too(tmp_path, cap
     assert good in content
     file.write_bytes(content.replace(good, bad))
     catalog = Catalog(tmp_path / "catalog")
-    fill(catalog)
-    check(catalog)
+    await fill(catalog)
+    await check(catalog)
     await catalog.close()
     assert "begun anew" in caplog.text
     assert bad in (tmp_path / "catalog.damaged" / "cache.db").read_bytes()
 
 
-async def test_what_nobody_says_again_outlasts_what_can_be_asked_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(database, "_SIZE_LIMIT", 1 << 20)
-    catalog, wrong = Catalog(tmp_path / "catalog"), Digest("sha256", "f" * 64)
+async def written(catalog: Catalog) -> None:
+    while catalog._records._writing is not None:
+        await asyncio.wait([catalog._records._writing])
+
+
+@pytest.mark.parametrize("written_by", ["this version", "an earlier version"])
+async def test_api_answers_displace_only_each_other(tmp_path, monkeypatch, written_by):
+    monkeypatch.setattr(room, "_ANSWERS_LIMIT", 1 << 20)
+    root, wrong = tmp_path / "catalog", Digest("sha256", "f" * 64)
+    catalog = Catalog(root)
+    await fill(catalog)
     catalog.disprove(wrong, is_trusted=True)
     disproof = catalog.disproof(wrong)
+    if written_by == "an earlier version":
+        await catalog.close()
+        make_earlier(root)
+        catalog = Catalog(root)
+    await check(catalog)
+    for number in range(30):  # bodies of all sizes; each is written, and makes room, on its own
+        for size in (2_000, 20_000, 200_000):
+            body = f"{number:04}".encode() * (size // 4)
+            await catalog.set_answer(REPO, "*", ApiAnswer(200, {}, body, 10.0), f"{size} {number}")
+            catalog.set_xet_name(REPO, f"{size} {number}", XetName(COMMIT, "listed"), is_listed=True)
+            await written(catalog)
+    await catalog.close()
+    assert sum(file.stat().st_size for file in root.rglob("*")) < 3 << 20, "more is kept than may be"
+    catalog = Catalog(root)
+    for question in ("q", "2000 0", "200000 0"):
+        assert catalog.answer(REPO, "*", question) is None
+    assert await catalog.whole(catalog.answer(REPO, "*", "200000 29")) is not None
+    assert catalog.xet_name(REPO, "2000 0") is None
+    assert catalog.xet_name(REPO, "2000 29") is not None
+    assert catalog.disproof(wrong) == disproof != Disproof()
+    await catalog.set_answer(REPO, "*", ApiAnswer(200, {"Link": "<x>"}, b"[]" * 50_000, 10.0, COMMIT), "q")
+    await check(catalog)  # of the names, none is missing
+    await catalog.close()
+
+
+def make_earlier(root: Path) -> None:
+    """Change a catalog into what versions left that evicted names and API answers alike, and kept bodies in answers."""
+    with diskcache.Cache(str(root), eviction_policy="least-recently-stored") as cache:
+        cache._sql("DELETE FROM Cache WHERE key > ? AND key < ?", (_key("body", ""), _key("body", "~")))
+        answer = ApiAnswer(200, {"Link": "<x>"}, b"[]" * 50_000, 10.0, COMMIT)
+        cache.set(_key("api", REPO, "*", "q"), msgspec.msgpack.encode(answer))
+        cache._sql("UPDATE Cache SET store_time = store_time - 1e10 WHERE store_time BETWEEN 1e10 AND 1e11")
+        cache._sql("UPDATE Cache SET store_time = 1e11 WHERE store_time > 1e11")
+
+
+async def test_names_are_limited_too_and_displace_no_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "_NAMES_LIMIT", 100_000)
+    catalog = Catalog(tmp_path / "catalog")
+    await fill(catalog)
     for number in range(300):
-        catalog.set_answer(REPO, "*", f"q{number}", ApiAnswer(200, {}, bytes(10_000), 10.0))
-        while catalog._records._writing is not None:  # each is written, and makes room, on its own
-            await asyncio.wait([catalog._records._writing])
+        catalog.set_file(REPO, COMMIT, f"file-{number}", File(metadata(number)))
+        await written(catalog)
     await catalog.close()
     catalog = Catalog(tmp_path / "catalog")
-    assert catalog.answer(REPO, "*", "q0") is None, "more is kept than may be"
-    assert catalog.disproof(wrong) == disproof
+    assert catalog.file(REPO, COMMIT, "a/b\n.bin") is None
+    assert 20 < len(list(catalog.files_of(REPO))) < 300
+    assert catalog.file(REPO, COMMIT, "file-299") == File(metadata(299))
+    assert await catalog.whole(catalog.answer(REPO, "*", "q")) is not None
     await catalog.close()
+
+
+async def test_a_body_is_stored_once_however_many_questions_it_answers(tmp_path):
+    catalog = Catalog(tmp_path / "catalog")
+    answer = ApiAnswer(200, {}, bytes(1_000_000), 10.0, COMMIT)
+    await catalog.set_answer(REPO, "*", answer, "main", COMMIT)
+    await catalog.set_answer(REPO, "someone", answer, "main")
+    await catalog.close()
+    assert sum(file.stat().st_size for file in (tmp_path / "catalog").rglob("*")) < 1_500_000
+    catalog = Catalog(tmp_path / "catalog")
+    for scope, question in (("*", "main"), ("*", COMMIT), ("someone", "main")):
+        assert await catalog.whole(catalog.answer(REPO, scope, question)) == answer
+    await catalog.close()
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+async def test_an_answer_without_its_body_is_none_until_it_is_told_again(tmp_path, damage):
+    for _ in range(2):
+        await filled(tmp_path / "catalog")
+        [body] = (tmp_path / "catalog").rglob("*.val")
+        if damage == "gone":
+            body.unlink()
+        else:
+            body.write_bytes(body.read_bytes()[:50_000])
+        catalog = Catalog(tmp_path / "catalog")
+        assert catalog.answer(REPO, "*", "q") is not None
+        assert await catalog.whole(catalog.answer(REPO, "*", "q")) is None
+        await fill(catalog)
+        await check(catalog)
+        await catalog.close()
 
 
 async def test_a_damaged_entry_is_not_there_and_the_others_are(tmp_path):
@@ -182,8 +262,8 @@ async def test_a_damaged_entry_is_not_there_and_the_others_are(tmp_path):
         )  # a ref, as if pickled
     catalog = Catalog(tmp_path / "catalog")
     assert catalog.ref(REPO, "main") is None
-    fill(catalog)
-    check(catalog)
+    await fill(catalog)
+    await check(catalog)
     await catalog.close()
 
 
@@ -220,7 +300,7 @@ async def test_a_catalog_that_cannot_be_opened_now_is_not_damaged(tmp_path, monk
             (root / "cache.db").rmdir()
             (tmp_path / "kept").rename(root / "cache.db")
     catalog = Catalog(root)
-    check(catalog)
+    await check(catalog)
     await catalog.close()
     assert not (tmp_path / "catalog.damaged").exists()
 
@@ -230,14 +310,14 @@ async def test_writing_does_not_try_for_ever(tmp_path, caplog):
     catalog._records._disk._timeout = 0
     with contextlib.closing(sqlite3.connect(tmp_path / "catalog" / "cache.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        fill(catalog)
+        await fill(catalog)
         await asyncio.wait_for(catalog.close(), 60)
     assert "cannot be written" in caplog.text
 
 
 async def filled(root: Path) -> None:
     catalog = Catalog(root)
-    fill(catalog)
+    await fill(catalog)
     await catalog.close()
 
 
@@ -250,7 +330,7 @@ async def test_other_users_of_the_machine_cannot_read_it(tmp_path, before):
     if before == "damaged":
         (root / "cache.db").write_bytes(b"damaged" * 1000)
     catalog = Catalog(root)
-    fill(catalog)
+    await fill(catalog)
     await catalog.close()
     assert {path.stat().st_mode & 0o777 for path in root.parent.iterdir()} == {0o700}
 
@@ -264,7 +344,7 @@ async def test_damage_while_running_is_said_once_and_leaves_the_memory(tmp_path,
     monkeypatch.setattr(catalog._records._disk, "get", broken)
     for number in range(3):
         assert catalog.file(REPO, COMMIT, f"f{number}") is None
-    fill(catalog)
+    await fill(catalog)
     assert catalog.ref(REPO, "main") == Ref(COMMIT, 10.0)
     assert len(caplog.records) == 1
     await catalog.close()
@@ -274,12 +354,13 @@ async def test_memory_is_bounded_in_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_MEMORY", 1 << 20)
     catalog = Catalog(tmp_path / "catalog")
     for number in range(40):
-        catalog.set_answer(REPO, "*", str(number), ApiAnswer(200, {}, b"x" * 100_000, 10.0 + number))
+        body = f"{number}".encode() * 50_000
+        await catalog.set_answer(REPO, "*", ApiAnswer(200, {}, body, 10.0 + number), str(number))
         await asyncio.sleep(0)
     assert catalog._records._memory_size <= 1 << 20
-    assert len(catalog._records._memory) <= 10
+    assert len(catalog._records._memory) <= 40
     for number in range(40):
-        answer = catalog.answer(REPO, "*", str(number))
+        answer = await catalog.whole(catalog.answer(REPO, "*", str(number)))
         assert answer is not None
         assert answer.said_at == 10.0 + number
     await catalog.close()

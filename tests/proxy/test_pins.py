@@ -4,8 +4,8 @@ import pytest
 
 from mesh.content import Digest
 from mesh.errors import StoreUnusable
-from proxy import database
-from proxy.catalog import ApiAnswer, Catalog, _key
+from proxy import room
+from proxy.catalog import Catalog, File, _key
 from proxy.inventory import Inventory
 from proxy.pins import Pins
 
@@ -31,14 +31,14 @@ async def test_they_are_there_after_a_restart(file):
 
 
 async def test_what_an_earlier_version_kept_in_the_catalog_outlasts_what_the_catalog_drops(tmp_path, file, monkeypatch):
-    monkeypatch.setattr(database, "_SIZE_LIMIT", 1 << 20)
+    monkeypatch.setattr(room, "_NAMES_LIMIT", 10_000)
     for life in range(2):
         catalog = Catalog(tmp_path / "catalog")
         if not life:
             catalog._records.set(_key("pins"), {TINY: [str(ONE)]})
         assert Inventory(catalog, Pins(file, catalog.earlier_pins())).is_pinned(ONE)
         for number in range(100):
-            catalog.set_answer(TINY, "*", f"{life} {number}", ApiAnswer(200, {}, bytes(30_000), 10.0))
+            catalog.set_file(TINY, f"{life}", f"{number}", File(None))
         await catalog.close()
     catalog = Catalog(tmp_path / "catalog")
     assert catalog.earlier_pins() == {}
