@@ -8,6 +8,16 @@ from proxy import caching
 from proxy.caching import Stored
 from proxy.catalog import ApiAnswer, KeptAnswer
 
+_KEPT_HEADERS = (
+    *("Content-Type", "Link", "X-Repo-Commit", "X-Error-Code", "X-Error-Message", "X-Total-Count"),
+    *("ETag", "Cache-Control", "Expires"),
+)
+
+
+def kept_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """The header fields that are kept with an answer."""
+    return {name: headers[name] for name in _KEPT_HEADERS if name in headers}
+
 
 def may_keep(answer: ApiAnswer, token: str | None) -> bool:
     """Whether the origin allows it to be kept. An answer it calls private may be kept for a single token."""

@@ -13,11 +13,12 @@ from urllib.parse import quote
 import msgspec
 from aiohttp import web
 
+from mesh.turns import Turns
 from proxy import caching
-from proxy.answers import as_stored, is_coherent, is_page, may_keep
+from proxy.answers import as_stored, is_coherent, is_page, kept_headers, may_keep
 from proxy.catalog import ApiAnswer, Catalog, KeptAnswer, Ref, XetName
 from proxy.hearsay import Hearsay, Lookup
-from proxy.hub import errors, metadata, rewrite
+from proxy.hub import documents, errors, metadata, rewrite
 from proxy.hub.access import EVERYBODY, OPEN_SECONDS, Grants, says_open, token_key
 from proxy.hub.client import Client
 from proxy.hub.errors import HubError, OriginUnavailable
@@ -26,6 +27,7 @@ from proxy.hub.questions import FORM, normal, question_at
 from proxy.hub.questions import question as key_of
 from proxy.hub.urls import ApiRoute, is_commit, led_to, own_name
 from proxy.hub.xet import XetUse
+from proxy.large import work_on
 from proxy.listings import Listings
 from proxy.origin import Answer, Origin
 from proxy.refs import Refs
@@ -34,10 +36,6 @@ from proxy.waiting import in_time
 
 log = logging.getLogger(__name__)
 
-_KEPT_HEADERS = (
-    *("Content-Type", "Link", "X-Repo-Commit", "X-Error-Code", "X-Error-Message", "X-Total-Count"),
-    *("ETag", "Cache-Control", "Expires"),
-)
 MAX_QUESTION = 4 << 20  # bytes of a paths-info body: room for some ten thousand paths
 _MAX_HOPS = 3
 _REDIRECTS = (301, 302, 307, 308)
@@ -87,11 +85,12 @@ class Api:
             is_kept_only=is_kept_only,
         )
         request["outcome"] = outcome
-        return respond(request, route, answer, outcome, client.token, self._origin.url, self.shown(answer.body))
+        shown = await work_on(answer.body, self.shown)
+        return respond(request, route, answer, outcome, client.token, self._origin.url, shown)
 
     def shown(self, body: bytes) -> bytes:
         """The body without the Xet hashes of files that clients are not to fetch over Xet. Raises OriginUnavailable."""
-        if b'"xetHash"' not in body or self._xet == "always":
+        if self._xet == "always" or not rewrite.mentions_xet(body):
             return body
         try:
             return msgspec.json.encode(rewrite.strip_xet(msgspec.json.decode(body), self._xet))
@@ -292,7 +291,7 @@ class Api:
     async def _ask_hub(
         self, route: ApiRoute, question: str, token: str | None, user_agent: str, body: bytes, headers: dict[str, str]
     ) -> ApiAnswer:
-        said_at, target, name = time.time(), route.target, str(route.repo)
+        said_at, target, name, is_info = time.time(), route.target, str(route.repo), route.kind in ("info", "revision")
         method, scope = "POST" if route.kind == "paths-info" else "GET", token_key(token) if token else EVERYBODY
         known = await self._catalog.whole(self._catalog.answer(name, scope, question))
         if known is not None and not body and "ETag" in known.headers:
@@ -309,8 +308,8 @@ class Api:
         else:
             raise OriginUnavailable(f"{self._origin.host} sent {_MAX_HOPS} redirects in a row for {route.repo}")
         if answer.status == 304 and known is not None:
-            if route.kind in ("info", "revision"):  # the Hub has just confirmed what it says of the gate
-                self._learn(route, known.commit, msgspec.json.decode(known.body), token, said_at)
+            if is_info:  # the Hub has just confirmed what it says of the gate
+                self._learn(route, known.commit, await work_on(known.body, documents.info), token, said_at)
             return await self._remember(route, question, msgspec.structs.replace(known, said_at=said_at), token)
         if answer.status >= 400:
             error = HubError.of(answer.status, answer.headers, answer.body)
@@ -319,13 +318,13 @@ class Api:
             self._note_refusal(str(route.repo), error, token, said_at)
             raise error
         try:
-            document = msgspec.json.decode(answer.body)
+            document = await work_on(answer.body, documents.info if is_info else msgspec.json.decode)
         except msgspec.DecodeError as error:
             # What looks like `owner/name` may be an old id and a verb that is not known here.
             if route.kind != "info" or "/" not in route.repo.id or is_page(answer.headers):
                 raise OriginUnavailable(f"{self._origin.host} sent invalid JSON: is --origin a Hub?") from error
             document = None
-        if route.kind in ("info", "revision") and (own := own_name(route.repo, document)):
+        if is_info and (own := own_name(route.repo, document)):
             self._catalog.called(name, own, said_at)
         return await self._keep(route, question, answer, document, token, said_at)
 
@@ -339,16 +338,18 @@ class Api:
         self, route: ApiRoute, question: str, answer: Answer, document: Any, token: str | None, said_at: float
     ) -> ApiAnswer:
         """Keep an answer for those who may see it, and what it says about the revision."""
-        body, commit = answer.body, ""
+        commit = ""
         if route.kind in ("info", "revision") and isinstance(document, dict):
             sha = document.get("sha")
             commit = sha if isinstance(sha, str) and is_commit(sha) else ""
         at = commit or (route.revision if is_commit(route.revision or "") else None)
-        if at and b'"xetHash"' in body:
-            for xet_hash, path in rewrite.xet_names(document):
+        if at:
+            turns = Turns()
+            for xet_hash, path in await work_on(answer.body, documents.xet_names):
+                await turns.give()
                 self._catalog.set_xet_name(str(route.repo), xet_hash, XetName(at, path), is_listed=True)
-        headers = {name: answer.headers[name] for name in _KEPT_HEADERS if name in answer.headers}
-        kept = ApiAnswer(answer.status, headers, body, said_at, commit)
+        headers = kept_headers(answer.headers)
+        kept = ApiAnswer(answer.status, headers, answer.body, said_at, commit)
         if route.kind == "info" and not (isinstance(document, dict) and "id" in document):
             return kept  # not about a single repository, although its path looks like it
         if not may_keep(kept, token):

@@ -5,10 +5,10 @@ What a `kill -9` loses is asked for again.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import msgspec
@@ -17,6 +17,7 @@ from mesh.content import Digest
 from proxy.hub.access import Publicness
 from proxy.hub.aliases import Aliases
 from proxy.hub.metadata import FileMetadata
+from proxy.large import work_on
 from proxy.records import Records
 
 _MAX_INLINE = 1 << 10  # bytes of an answer's body; a longer one is an entry of its own
@@ -224,7 +225,7 @@ class Catalog:
             return None
         body: bytes | None = kept.body
         if kept.digest:
-            body = self._records.get(_key("body", kept.digest), bytes)
+            body = await self._records.get_body(_key("body", kept.digest), kept.size)
             if body is None or len(body) != kept.size:
                 return None
         return ApiAnswer(kept.status, kept.headers, body or b"", kept.said_at, kept.commit)
@@ -232,12 +233,11 @@ class Catalog:
     async def set_answer(self, repo: str, scope: str, answer: ApiAnswer, *questions: str) -> None:
         """Keep an answer to one or more questions."""
         body = answer.body
-        kept = KeptAnswer(answer.status, answer.headers, answer.said_at, answer.commit)
-        if len(body) <= _MAX_INLINE:
-            kept = msgspec.structs.replace(kept, body=body)
-        else:
-            kept = msgspec.structs.replace(kept, digest=hashlib.sha256(body).hexdigest(), size=len(body))
-            self._records.set(_key("body", kept.digest), body)
+        digest = await work_on(body, lambda of: sha256(of).hexdigest()) if len(body) > _MAX_INLINE else ""
+        if digest:
+            self._records.set(_key("body", digest), body)
+        inline = b"" if digest else body
+        kept = KeptAnswer(answer.status, answer.headers, answer.said_at, answer.commit, inline, digest, len(body))
         for question in questions:
             self._records.set(_key("api", repo, scope, question), kept)
 

@@ -1,8 +1,8 @@
 """Values by key, kept over restarts.
 
 diskcache stores them. Values that were read are also kept in a small cache in memory; one that is not there costs the
-event loop about 30 µs of SQLite. A single thread writes to disk, one batch after the other. A `kill -9` loses what is
-not written yet.
+event loop about 30 µs of SQLite; large ones are read in a thread. A single thread writes to disk, one batch after the
+other. A `kill -9` loses what is not written yet.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import diskcache
 import msgspec
 
 from proxy.database import is_damage, open_database
+from proxy.large import LARGE
 from proxy.room import Room
 
 log = logging.getLogger(__name__)
 
 _MEMORY = 16 << 20  # bytes, roughly: values as they are on disk, plus Python's overhead for each
 _OVERHEAD = 500
+_SHARE = 8  # a value larger than this part of the memory is read from disk each time, and displaces no others
 
 T = TypeVar("T")
 
@@ -46,6 +48,7 @@ class Records:
         self._pending: dict[str, bytes] = {}
         self._batch: dict[str, bytes] = {}  # being written to disk
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="catalog")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="catalog-read")  # of large bodies
         self._writing: asyncio.Future[None] | None = None
         self._is_broken = False
 
@@ -54,8 +57,9 @@ class Records:
         while self._writing is not None:
             await self._writing
             await asyncio.sleep(0)  # callbacks of a finished write may run after we are woken
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._disk.close)
-        self._writer.shutdown()
+        for executor in (self._reader, self._writer):  # each thread has a connection of its own
+            await asyncio.get_running_loop().run_in_executor(executor, self._disk.close)
+            executor.shutdown()
         self._disk.close()  # this thread's connection
 
     def keys(self, start: str) -> list[str]:
@@ -77,6 +81,15 @@ class Records:
         if size is not None:
             self._remember(key, value, size)
         return value
+
+    async def get_body(self, key: str, size: int) -> bytes | None:
+        """A value of bytes that is expected to have `size`; a large one is read in a thread."""
+        if size <= LARGE or key in self._memory or key in self._pending or key in self._batch:
+            return self.get(key, bytes)
+        body, _ = await asyncio.get_running_loop().run_in_executor(self._reader, self._read, key, bytes)
+        if body is not None:
+            self._remember(key, body, len(body))
+        return body
 
     def remembers(self, key: str) -> bool:
         """Whether there is a value in memory."""
@@ -103,7 +116,7 @@ class Records:
         try:
             if raw is None and not self._is_broken:
                 raw = self._disk.get(key)
-            value = None if raw is None else _decoded(raw, kind)
+            value: Any = raw if raw is None or kind is bytes else msgspec.msgpack.decode(raw, type=kind)
         except Exception as error:  # diskcache raises anything for a damaged row
             self._complain("read", error, is_all=isinstance(error, sqlite3.Error) and is_damage(error))
             return None, None
@@ -142,11 +155,9 @@ class Records:
         if key in self._memory:
             self._memory_size -= self._memory.pop(key)[1]
         size += len(key) + _OVERHEAD
+        if size > _MEMORY // _SHARE:
+            return
         self._memory[key] = value, size
         self._memory_size += size
         while self._memory_size > _MEMORY:
             self._memory_size -= self._memory.popitem(last=False)[1][1]
-
-
-def _decoded(raw: bytes, kind: type[T]) -> T:
-    return cast("T", raw) if kind is bytes else msgspec.msgpack.decode(raw, type=kind)

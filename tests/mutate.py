@@ -56,7 +56,7 @@ MUTATIONS = [
     edit(1, FILES, 'headers["X-Linked-Etag"] = ', "_ = "),
     edit(1, FILES, 'headers["Content-Length"] = str(file.size)', "pass"),
     edit(2, FILES, '"Accept-Ranges": "bytes",', '"Accept-Ranges": "bytes", "X-Xet-Hash": metadata.xet_hash,'),
-    edit(3, API, "if b'\"xetHash\"' not in body or", "if body or"),
+    edit(3, API, "or not rewrite.mentions_xet(body):", "or body:"),
     edit(4, REWRITE, 'path.startswith(("/buckets/", "/api/buckets/"))', "not path"),
     edit(5, ONWARD, '{"host", "expect"}', '{"host", "expect", "authorization"}'),
     edit(5, "proxy/xet_tokens.py", 'self._use == "never" or', "True or"),

@@ -33,6 +33,7 @@ PURE = [
     "proxy.hub.aliases",
     "proxy.hub.client",
     "proxy.hub.cors",
+    "proxy.hub.documents",
     "proxy.hub.freshness",
     "proxy.hub.lfs",
     "proxy.hub.metadata",

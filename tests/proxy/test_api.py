@@ -3,12 +3,16 @@
 import asyncio
 import json
 import random
+import threading
 import time
 from collections.abc import Awaitable
+from hashlib import sha256
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
+from proxy import large
 from proxy.hub.client import Client
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.urls import parse
@@ -352,6 +356,37 @@ async def test_what_only_looks_like_an_info_is_passed_on_as_it_is(tmp_path, aioh
         for question in (node.ask("/api/models/gpt2"), node.ask(f"{INFO}/revision/main"), node.ask(f"{INFO}/refs")):
             with pytest.raises(OriginUnavailable):
                 await question
+
+
+@pytest.mark.filterwarnings("ignore::aiohttp.web_exceptions.NotAppKeyWarning")
+async def test_a_large_info_is_read_in_threads_and_answered_like_any_other(tmp_path, monkeypatch, aiohttp_raw_server):
+    names = [f"data/{number:06}" for number in range(12_000)]
+    siblings = [{"rfilename": name, "size": 5, "xetHash": sha256(name.encode()).hexdigest()} for name in names]
+    info = {"id": TINY.id, "sha": "c" * 40, "private": False, "gated": False, "siblings": siblings}
+
+    async def origin(_: web.BaseRequest) -> web.Response:
+        return web.json_response(info)
+
+    threads = set()
+
+    def noted(body: bytes) -> bool:
+        assert len(body) > large.LARGE
+        threads.add(threading.current_thread())
+        return b'"xetHash"' in body
+
+    monkeypatch.setattr("proxy.hub.rewrite.mentions_xet", noted)
+    server = await aiohttp_raw_server(origin)
+    async with parts(f"http://127.0.0.1:{server.port}", tmp_path) as node:
+        for outcome in ("miss", "hit"):
+            status, body, was = await node.ask(INFO)
+            assert (status, json.loads(body), was) == (200, info, outcome)
+            response = await node.api.handle(make_mocked_request("GET", INFO), parse(INFO), Client(None, ""))
+            assert b"xetHash" not in response._whole
+        for sibling in (siblings[0], siblings[-1]):
+            assert node.catalog.xet_name(str(TINY), sibling["xetHash"]).path == sibling["rfilename"]
+        assert node.catalog.publicness(str(TINY)).is_open(time.time(), time.time(), may_ask=True)
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -378,4 +379,28 @@ async def test_who_sent_what_is_kept_on_disk_and_what_was_read_is_not_out_of_dat
     await catalog.close()
     catalog = Catalog(tmp_path / "catalog")
     assert catalog.sources(digest) == {"node-b": 5}
+    await catalog.close()
+
+
+async def test_a_large_body_displaces_no_others_from_memory_and_is_read_in_a_thread(tmp_path, monkeypatch):
+    catalog = Catalog(tmp_path / "catalog")
+    await fill(catalog)
+    before = set(catalog._records._memory)
+    large = ApiAnswer(200, {}, bytes(module._MEMORY // 8), 10.0)
+    await catalog.set_answer(REPO, "*", large, "large")
+    assert before < set(catalog._records._memory)
+    assert await catalog.whole(catalog.answer(REPO, "*", "large")) == large  # before it is written
+    await written(catalog)
+    threads, get = [], catalog._records._disk.get
+
+    def noted(key: str) -> object:
+        threads.append(threading.current_thread())
+        return get(key)
+
+    monkeypatch.setattr(catalog._records._disk, "get", noted)
+    for _ in range(2):
+        assert await catalog.whole(catalog.answer(REPO, "*", "large")) == large
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
+    assert before < set(catalog._records._memory)
     await catalog.close()
