@@ -18,7 +18,7 @@ import numpy as np
 
 from loadtests import timeline
 from loadtests.simulation import Simulation
-from mesh.fetcher import ORIGIN_STREAMS
+from mesh.streams import ORIGIN_STREAMS
 from proxy.units import parse_rate, parse_size
 
 

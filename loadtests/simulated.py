@@ -1,6 +1,6 @@
 """A node of a simulated swarm: what it holds and was assigned, the transfer it begins next, what it has to report.
 
-The queues and the number and length of streams are those of `mesh.fetcher`.
+The queues and the number and length of streams are those of `mesh.fetcher` (`mesh.streams`).
 """
 
 from __future__ import annotations
@@ -9,17 +9,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from mesh.content import Pieces
-from mesh.fetcher import (
-    LEASE_SECONDS,
-    ORIGIN_STREAMS,
-    PEER_RUN_BYTES,
-    PEER_STREAMS,
-    RUN_BYTES,
-    SOURCE_STREAMS,
-    URGENT_STREAMS,
-)
+from mesh.fetcher import LEASE_SECONDS
 from mesh.messages import ORIGIN, Failure, Gain, Task
 from mesh.policy import QUICK
+from mesh.streams import ORIGIN_STREAMS, PEER_RUN_BYTES, PEER_STREAMS, RUN_BYTES, SOURCE_STREAMS, URGENT_STREAMS
 
 
 @dataclass(slots=True, eq=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -26,8 +25,10 @@ from mesh.errors import (
     Unavailable,
 )
 from mesh.intake import Begun, Run
+from mesh.line import SMALL
 from mesh.messages import ORIGIN, Failure, Gain, Reason, Task
 from mesh.policy import QUICK
+from mesh.streams import ORIGIN_STREAMS, PEER_RUN_BYTES, PEER_STREAMS, RUN_BYTES, SOURCE_STREAMS, URGENT_STREAMS
 from mesh.watch import Watch
 from mesh.ways import Ways
 
@@ -38,13 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Connections to the origin for one blob. One may not fill the line; more than there are cores bring nothing more in.
-ORIGIN_STREAMS = min(6, max(4, os.cpu_count() or 1))
-URGENT_STREAMS = 2  # connections beyond these, for readers that would otherwise wait behind long runs
-PEER_STREAMS = 8  # connections to all peers for one blob
-SOURCE_STREAMS = 4  # connections to one quick peer; over a slow line pieces are complete sooner one after the other
-RUN_BYTES = 64 << 20  # longest run from the origin
-PEER_RUN_BYTES = 16 << 20  # longest run from a peer
 _MAX_FAILURES = 6  # in a row without a byte until the origin is given up: about six seconds
 LEASE_SECONDS = 60.0  # seconds of a lease that returns to the queue from one of this node's own runs
 FIRST_SECONDS = 0.02  # seconds after its first byte in which the first run has the origin to itself
@@ -75,9 +69,7 @@ class Fetcher:
         self._begun: dict[int, Begun] = {}  # pieces that a broken run from the origin left incomplete
         self._sources: dict[int, str] = {}  # of landed pieces
         self._quick: set[str] = set()  # peers whose last piece arrived within `policy.QUICK` seconds
-        self._has_answered = False
-        self._is_closing = False
-        self._is_sequential = False
+        self._has_answered = self._is_closing = self._is_sequential = False
         self._failures = 0
         self._resume_at = 0.0
 
@@ -162,7 +154,10 @@ class Fetcher:
         while may_fetch and (first := self._next_lease()) is not None:
             if from_origin >= (streams if self._has_answered and not self._is_sequential else 1):
                 break
-            self._start_origin_run(first)
+            has_turn = not (self._fill.readers or self._is_sequential or self._partial.size <= SMALL)
+            if has_turn and not self._house.line.take(self.launch):
+                break
+            self._start_origin_run(first, has_turn=has_turn)
             from_origin += 1
         if any(run.is_sequential for run in self.runs):
             return
@@ -173,6 +168,7 @@ class Fetcher:
     async def close(self) -> None:
         """Cancel all transfers and wait until their threads no longer use the file."""
         self._is_closing = True
+        self._house.line.leave(self.launch)
         self._leased.clear()
         self._offered.clear()
         while self.runs:
@@ -182,17 +178,20 @@ class Fetcher:
 
     # --- the origin
 
-    def _start_origin_run(self, first: int) -> None:
-        pieces, others = self._partial.pieces, self._coming() | set(self._begun)  # `others` cannot be in this run
+    def _start_origin_run(self, first: int, *, has_turn: bool) -> None:
+        line, pieces, others = self._house.line, self._partial.pieces, self._coming() | set(self._begun)
         turns = not self._is_sequential and self._fill.begin(first)  # begins inside the piece: a run of one piece
-        longest = 1 if turns else max(1, min(-(-len(self._leased) // ORIGIN_STREAMS), RUN_BYTES // pieces.piece_size))
+        run_bytes = min(RUN_BYTES, line.run_bytes) if has_turn else RUN_BYTES
+        longest = 1 if turns else max(1, min(-(-len(self._leased) // ORIGIN_STREAMS), run_bytes // pieces.piece_size))
         stop = first
         while stop in self._leased and stop - first < longest and (stop == first or stop not in others):
             del self._leased[stop]
             stop += 1
         run = self._run(ORIGIN, first, stop, {}, self._begun.pop(first, None))
-        run.is_sequential = self._is_sequential
-        self._house.tasks.start(self._fetch(run, self._from_origin), name=f"origin {first}-{stop}")
+        run.is_sequential, run.has_turn = self._is_sequential, has_turn
+        task = self._house.tasks.start(self._fetch(run, self._from_origin), name=f"origin {first}-{stop}")
+        if has_turn:
+            task.add_done_callback(lambda _: line.give_back())
 
     async def _from_origin(self, run: Run) -> None:
         location = None
@@ -303,9 +302,8 @@ class Fetcher:
     # --- both
 
     def _run(self, source: str, first: int, stop: int, digests: dict[int, bytes], begun: Begun | None) -> Run:
-        is_origin = source == ORIGIN
+        is_origin, stats = source == ORIGIN, self._house.stats
         counter = "origin_received" if is_origin else "peer_received"
-        stats = self._house.stats
 
         def received(count: int) -> None:
             stats.add(counter, count)
@@ -384,8 +382,10 @@ class Fetcher:
         start, stop = self._partial.pieces.span(piece)
         run.landed_bytes += stop - start
         self.last_landed = time.monotonic()
-        (self._quick.add if self.last_landed - run.landed_at < QUICK else self._quick.discard)(run.source)
-        run.landed_at = self.last_landed
+        seconds, run.landed_at = self.last_landed - run.landed_at, self.last_landed
+        (self._quick.add if seconds < QUICK else self._quick.discard)(run.source)
+        if run.has_turn:
+            self._house.line.landed(stop - start, seconds, self._house.stats.origin_received, run.landed_at)
         for pending in (self._begun, self._leased, self._offered):  # a sequential run brings pieces that wait here
             pending.pop(piece, None)
         if piece not in self._partial.have:
@@ -394,7 +394,7 @@ class Fetcher:
             if run.is_trusted(piece):
                 self._house.resolve_doubt(self._partial.digest, piece, digest)
             if not run.is_origin:
-                self._house.peers.heard(run.source)
+                self._house.served(run.source, self._partial.digest)
             self._fill.added(piece)
             self.gained.append(Gain(piece, run.source, digest))
             self._changed()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from mesh.errors import PieceCorrupt
 from mesh.limiter import Limiter
+from mesh.line import Line
 from mesh.slots import Slots
 from mesh.threads import NICE_OF_PROOFS, bulk_pool
 from mesh.transfer import Connections, Location
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 _THREADS = 64  # concurrent transfers, each in a thread of its own
 _PROOFS = 8  # blobs that are proven concurrently
 _ORIGIN_CONNECTIONS = 32  # used concurrently; a blob that has none may go beyond this
+_MAX_SERVED = 64  # peers of which it is known when they last sent a piece
 _OF_PEERS = 16  # threads reserved for transfers from peers, however many blobs come from the origin
 
 
@@ -123,8 +127,24 @@ class House:
     origin_limiter: Limiter = field(default_factory=lambda: Limiter(None))
     peer_limiter: Limiter = field(default_factory=lambda: Limiter(None))
     origin_slots: Slots = field(default_factory=lambda: Slots(_ORIGIN_CONNECTIONS, _THREADS - _OF_PEERS))  # by blob
+    line: Line = field(default_factory=Line)
     pool: ThreadPoolExecutor = field(default_factory=lambda: bulk_pool(_THREADS, "intake"))
     proofs: ThreadPoolExecutor = field(default_factory=lambda: bulk_pool(_PROOFS, "proof", NICE_OF_PROOFS))
+
+    _served: dict[str, tuple[float, Digest]] = field(default_factory=dict)  # by peer, latest last; see `served`
+
+    def served(self, peer: str, digest: Digest) -> None:
+        """Record that a peer delivered a piece of a blob."""
+        self.peers.heard(peer)
+        self._served.pop(peer, None)
+        self._served[peer] = time.monotonic(), digest
+        if len(self._served) > _MAX_SERVED:
+            del self._served[next(iter(self._served))]
+
+    def served_other_at(self, peer: str, digest: Digest) -> float:
+        """Return the monotonic time of a peer's last piece, if that was of another blob than `digest`; else -inf."""
+        at, last = self._served.get(peer, (-math.inf, digest))
+        return at if last != digest else -math.inf
 
     def resolve_doubt(self, digest: Digest, piece: int, blake3: bytes) -> None:
         """Blame the source of a piece in a failed proof if a trusted source has now sent different bytes for it."""

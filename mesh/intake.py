@@ -84,6 +84,7 @@ class Run:
         self._hasher = begun.hasher if begun else blake3() if self._turn is None else None
         self._is_held = False  # the piece that arrives is complete on disk already (sequential runs only)
         self.is_sequential = False
+        self.has_turn = False  # it holds a turn of `mesh.line`
 
     @property
     def is_origin(self) -> bool:

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 # up after 10 s; the origin needs part of that to answer.
 _STARVED = 5.5
 _NOTHING = 3.0  # without a piece, or bytes enough for one soon: then no source serves this node
+# The same for pieces of other blobs from the tracker of this one: a seed fetches blobs by turns over a slow line.
+_NOTHING_FROM_TRACKER = 8.0
 _NOTHING_OF_CROWD = 8.0  # the same in a crowd: hundreds of healthy nodes on few cores get a piece every three seconds
 # The more nodes wait for one tracker, the likelier it is only busy, and the more the origin would send if all of them
 # turned to the origin at once. A client without its first byte can be told to retry.
@@ -38,9 +40,9 @@ _LONGEST_OF_CROWD = 25.0
 _LONGEST_WITHOUT_RESERVE = 7.0  # the same for a client without its first byte
 _MANY = 2  # rescued pieces before the tracker is doubted: one may be chance, or on its way from the origin to a peer
 _UNSERVED = 8.0  # without an assignment: then the tracker does nothing for this node
-# In a crowd a node that leaves a busy tracker also leaves all other nodes, and fetches its own copy. Its readers are
-# served without that.
-_UNSERVED_OF_CROWD = 30.0
+# The same in a crowd, or while the tracker sends pieces of other blobs. A node that leaves a busy tracker also leaves
+# all other nodes, and fetches its own copy. Its readers are served without that.
+_UNSERVED_OF_BUSY = 30.0
 _LEASE_SECONDS = 60.0
 _PACE_SECONDS = 2.0  # shortest time over which a transfer's pace is measured: under a rate limit bytes come in bursts
 _NEAR = 4.0  # a piece that a peer will have sent within this time comes soonest from that peer
@@ -65,6 +67,8 @@ class Rescue:
         now = time.monotonic()
         idle = now - max(self._fetcher.last_landed, self._served_at)  # at first, since the fill began
         is_crowd = self._house.exchange.is_crowd
+        if self._is_tracker_serving(now):
+            idle = 0.0
         if is_crowd:
             # A node that is late for its own timers cannot tell whether nothing came or it has not looked.
             is_left_alone = idle >= _NOTHING_OF_CROWD and not self._house.exchange.is_strained
@@ -91,6 +95,12 @@ class Rescue:
             self._former, self._places = self._places, {run: (run.position, now) for run in self._fetcher.runs}
             self._measure(now)
             self._placed_at = now
+
+    def _is_tracker_serving(self, now: float) -> bool:
+        """Whether the last piece from the blob's tracker to this node was of another blob, and came lately."""
+        digest = self._fill.partial.digest
+        tracker = self._house.exchange.tracker_of(digest)
+        return now - self._house.served_other_at(tracker, digest) < _NOTHING_FROM_TRACKER
 
     def _measure(self, now: float) -> None:
         """Record whether bytes come fast enough for a piece to be complete soon: several may share a slow line."""
@@ -125,7 +135,9 @@ class Rescue:
         if not under_way and (piece, ORIGIN) not in self._fetcher.active():
             log.info("%s: a reader has waited %.0f s: asking the origin for piece %d", partial.digest, seconds, piece)
             self._count += 1
-            unserved = _UNSERVED_OF_CROWD if self._house.exchange.is_crowd else _UNSERVED
-            if self._count >= _MANY and time.monotonic() - self._fetcher.assigned_at >= unserved:
+            now = time.monotonic()
+            is_busy = self._house.exchange.is_crowd or self._is_tracker_serving(now)
+            unserved = _UNSERVED_OF_BUSY if is_busy else _UNSERVED
+            if self._count >= _MANY and now - self._fetcher.assigned_at >= unserved:
                 self._house.exchange.doubt(partial.digest)
             self._fetcher.take([Task(piece, (ORIGIN,), b"", _LEASE_SECONDS)])

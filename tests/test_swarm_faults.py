@@ -53,6 +53,22 @@ def ask_again(url: str) -> Answer:
     return next(answer for answer in answers if answer.status != 429)
 
 
+def test_files_that_share_a_seeds_slow_line_come_once(hub: HubProcess, tmp_path: Path) -> None:
+    """At 2 MiB/s each file has a whole piece in time only if they come by turns. A peer goes to the Hub otherwise."""
+    files = {f"{number}.bin": random.Random(number).randbytes(2 * MIB + number) for number in range(8)}
+    hub.folder.commit(REPO, files)
+    hub.turn(bandwidth=2 * MIB)
+    with (
+        NodeProcess(tmp_path / "seed", hub.url, "--role", "seed") as seed,
+        NodeProcess(tmp_path / "peer", hub.url, "--seed", seed.mesh) as peer,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        meet([seed, peer])
+        answers = list(pool.map(ask, (f"{peer.url}/{REPO}/resolve/main/{name}" for name in files)))
+    assert [answer.body == content for answer, content in zip(answers, files.values(), strict=True)] == [True] * 8
+    assert int(hub.stats()["total_bytes"]) < 1.05 * sum(map(len, files.values()))
+
+
 @pytest.mark.parametrize("victim", [0, 3], ids=["tracker", "holder"])
 def test_who_dies_on_the_way_costs_what_it_alone_had(hub: HubProcess, nodes: list[NodeProcess], victim: int) -> None:
     hub.turn(bandwidth=4 * MIB)

@@ -69,8 +69,12 @@ class Case:
         self.fill = Fill(Partial(path, Digest("sha256", "a" * 64), 16 * MIB))
         self.transfers = Transfers()
         self.doubted: list[Digest] = []
-        self.exchange = SimpleNamespace(is_crowd=False, is_strained=False, doubt=self.doubted.append)
-        house = cast("House", SimpleNamespace(exchange=self.exchange))
+        self.exchange = SimpleNamespace(
+            is_crowd=False, is_strained=False, doubt=self.doubted.append, tracker_of=lambda _: "tracker"
+        )
+        self.served_at = {"tracker": float("-inf")}  # when a peer last sent a piece of another blob
+        others = SimpleNamespace(exchange=self.exchange, served_other_at=lambda peer, _: self.served_at[peer])
+        house = cast("House", others)
         self.rescue = Rescue(house, self.fill, cast("Fetcher", self.transfers))
         self.land(0)
         self.reader: Reader = self.fill.reader(0, 16 * MIB, is_whole=True)
@@ -119,6 +123,24 @@ async def test_so_there_is_while_several_share_a_slow_line_and_none_is_complete_
     assert case.transfers.taken == []
     case.look_until(17.0)
     assert case.transfers.taken == [1]
+
+
+async def test_a_tracker_that_sends_other_blobs_by_turns_has_more_time_but_not_for_ever(case: Case) -> None:
+    starting = case.fill.reader(MIB, 16 * MIB, is_whole=False)
+    for _ in range(2):
+        case.look_until(case.now + 6.0)
+        case.served_at["tracker"] = case.now
+    assert case.transfers.taken == [1], "a client without a byte would give up"
+    case.land(1)
+    starting.close()
+    for piece in (2, 3):
+        case.reader.position = piece * MIB - RESERVE
+        for _ in range(4):
+            case.look_until(case.now + 4.0)
+            case.served_at["tracker"] = case.now
+        assert case.transfers.taken[1:] == list(range(2, piece + 1))
+        case.land(piece)
+    assert case.doubted == [case.fill.partial.digest]
 
 
 async def test_a_drip_of_bytes_is_no_reason_to_wait(case: Case) -> None:
