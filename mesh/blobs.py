@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping
 
@@ -10,9 +11,11 @@ from mesh.access import OriginAccess
 from mesh.adopt import Taken
 from mesh.blob import Blob
 from mesh.content import Digest, Pieces
-from mesh.errors import MeshError, SourceFailed, StoreFull, Unavailable
+from mesh.errors import MeshError, SourceFailed, StoreFull, StoreUnusable, Unavailable
 from mesh.fill import Reader
 from mesh.house import House
+from mesh.proof import piece_digest
+from mesh.stated import Manifests
 from mesh.swarm import Swarm
 
 log = logging.getLogger(__name__)
@@ -25,6 +28,7 @@ class Blobs:
     """The only way to a blob's bytes. Belongs to the event loop's thread."""
 
     def __init__(self, house: House) -> None:
+        self.manifests = Manifests(house.store.manifest)
         self._house = house
         self._swarms: dict[Digest, Swarm] = {}
         self._lives: dict[Digest, asyncio.Task[None]] = {}
@@ -144,10 +148,31 @@ class Blobs:
     def begin_proof(self, digest: Digest) -> asyncio.Task[None]:
         """Start to prove a blob in doubt, unless that is under way; returns the task."""
         if (proof := self._proofs.get(digest)) is None:
+            self.manifests.forget(digest)
             proof = self._house.tasks.start(self._house.store.doubts.settle(digest), name=f"proof {digest}")
             self._proofs[digest] = proof
             proof.add_done_callback(lambda _: self._proofs.pop(digest))
         return proof
+
+    async def check(self, digest: Digest, piece: int) -> None:
+        """Read a piece of a complete blob again, and prove the blob anew if the piece is not as it was."""
+        with contextlib.suppress(StoreUnusable):
+            if (blob := self._house.store.open(digest)) is None:
+                return
+            with blob:
+                known = self._house.store.manifest(digest, blob.size).get(piece)
+                if known is None:
+                    return
+                span, loop = Pieces.of(blob.size).span(piece), asyncio.get_running_loop()
+                try:
+                    found = await loop.run_in_executor(self._house.proofs, piece_digest, blob.fd, *span)
+                except OSError as error:
+                    log.warning("cannot read piece %d of %s: %s", piece, digest, error)
+                    found = b""
+            if found != known:
+                log.warning("piece %d of %s is not as it was when it was proven", piece, digest)
+                self._house.store.doubts.add(digest)
+                self.begin_proof(digest)
 
     async def settle_doubts(self) -> None:
         """Prove all blobs in doubt again, one after the other, before a reader has to wait for one."""

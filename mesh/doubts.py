@@ -1,7 +1,8 @@
-"""Blobs in doubt: complete blobs whose file has changed in some way since its bytes were proven.
+"""Blobs in doubt: complete blobs whose file may have changed since its bytes were proven.
 
-Another program or a repair of the disk wrote to the file, or a copy of the data directory lost the file's times. Such
-bytes are not sent to anyone until the whole file has been read again; a blob that does not match its digest is dropped.
+Another program or a repair of the disk wrote to the file, a copy of the data directory lost the file's times, or a peer
+received a piece that is not as it was. Such bytes are not sent to anyone until the whole file has been read again; a
+blob that does not match its digest is dropped.
 """
 
 from __future__ import annotations
@@ -50,9 +51,13 @@ class Doubts:
         entry = self._entries.get(digest)
         if entry is None:
             return False
-        if entry.stamp is not None:
-            return entry.stamp.is_doubtful(self._path(digest))
-        return entry.is_doubted
+        is_touched = entry.stamp is not None and entry.stamp.is_doubtful(self._path(digest))
+        return entry.is_doubted or is_touched
+
+    def add(self, digest: Digest) -> None:
+        """Record that a blob's bytes are not what was proven, whatever the file's times say."""
+        if (entry := self._entries.get(digest)) is not None:
+            entry.is_doubted = True
 
     async def __aiter__(self) -> AsyncIterator[Digest]:
         turns = Turns()  # each file that is shared with another program costs a stat(2)
@@ -68,7 +73,7 @@ class Doubts:
         """
         if (entry := self._entries.get(digest)) is None:
             return  # the blob has been removed meanwhile
-        log.info("something was done to the file of %s since it was proven: reading it anew", digest)
+        log.info("the file of %s may have changed since it was proven: reading it anew", digest)
         entry.users += 1
         try:
             again = await asyncio.to_thread(take_again, self._path(digest), digest, entry.size, self._is_over)
@@ -86,6 +91,7 @@ class Doubts:
             self._drop(digest)
             return
         stamp, pieces = again
+        entry.is_doubted = False
         path = self._path(digest)
         with contextlib.suppress(OSError):  # if this fails, the blob is in doubt again after the next start
             if entry.stamp is not None:
@@ -93,6 +99,6 @@ class Doubts:
                 stamp.write(layout.stamp_of(path))
                 self._mark(digest)
             else:
-                entry.modified, entry.is_doubted = stamp.modified, False
+                entry.modified = stamp.modified
                 write_manifest(layout.manifest_of(path), entry.size, pieces)
                 layout.set_proven(layout.manifest_of(path), stamp.modified)

@@ -38,7 +38,7 @@ class Entry:
     users: int = 0  # open `Blob`s and running proofs; a blob in use is not evicted
     stamp: Stamp | None = None  # set when another program has the file too
     modified: int = 0  # time of the file's last write before its proof, in nanoseconds since the epoch
-    is_doubted: bool = False  # its file was written to since the proof
+    is_doubted: bool = False  # its file was written to since the proof, or a piece of it is not as it was
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from mesh.content import Digest
 from mesh.messages import Reason
 
 
@@ -62,7 +63,12 @@ class SourceDishonest(SourceFailed):
 
 
 class PieceCorrupt(SourceDishonest):
-    """A source sent a piece whose bytes do not match its digest."""
+    """A source sent a piece of a blob whose bytes do not match the piece's digest."""
+
+    def __init__(self, source: str, digest: Digest, piece: int) -> None:
+        super().__init__(source, f"sent wrong bytes for piece {piece} of {digest}")
+        self.digest = digest
+        self.piece = piece
 
 
 class LocationRefused(SourceFailed):

@@ -14,7 +14,7 @@ from typing import Protocol
 import msgspec
 
 from mesh.content import Digest, Pieces, PieceSet
-from mesh.errors import MeshError, SourceBanned, SourceFailed, Unavailable, Unreachable
+from mesh.errors import MeshError, PieceCorrupt, SourceBanned, SourceFailed, Unavailable, Unreachable
 from mesh.messages import Plan, Report
 from mesh.placement import ranked
 from mesh.policy import CROWD
@@ -122,6 +122,12 @@ class Envelope(msgspec.Struct, frozen=True):
     size: int
     report: Report
     hint: bytes = b""
+
+
+class Complaint(msgspec.Struct, frozen=True):
+    """The receiver sent a piece whose bytes are wrong: it may want to check its own copy of that."""
+
+    piece: int
 
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -345,3 +351,9 @@ class MeshExchange:
     def blame(self, node: str, error: SourceFailed) -> None:
         self._banned_until[node] = time.monotonic() + _BANNED_SECONDS
         log.error("peer %s %s; it is not asked again for %d s", node, error.reason, _BANNED_SECONDS)
+
+    async def complain(self, error: PieceCorrupt) -> None:
+        if self._may_share(error.digest):
+            with contextlib.suppress(MeshError):
+                body = _ENCODER.encode(Complaint(error.piece))
+                await self._neighbours.ask(error.source, f"/mesh/blobs/{error.digest}/doubts", body)

@@ -283,8 +283,7 @@ class Fetcher:
         except SourceFailed as error:
             reason = error.failure
             if isinstance(error, SourceDishonest):
-                self._house.stats.reject(run.source)
-                self._house.peers.blame(run.source, error)
+                self._house.blame(error)
             log.debug("%s: %s", self._partial.digest, error)
         except StoreFull:  # not the source's fault, and there may be room in a moment
             rest = (task for task in tasks if task.piece in run.pieces and task.piece not in self._leased)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from mesh.errors import PieceCorrupt
+from mesh.errors import PieceCorrupt, SourceDishonest
 from mesh.limiter import Limiter
 from mesh.line import Line
 from mesh.slots import Slots
@@ -101,6 +101,9 @@ class Peers(Protocol):
     def blame(self, node: str, error: SourceFailed) -> None:
         """Stop using a peer for a while, because it sent wrong bytes."""
 
+    async def complain(self, error: PieceCorrupt) -> None:
+        """Tell a peer which piece it sent was wrong. Failures are ignored."""
+
 
 Disproved = Callable[["Digest", bool], None]
 
@@ -152,10 +155,16 @@ class House:
         if doubted and piece in doubted:
             before, source = doubted.pop(piece)
             if before != blake3 and source:
-                self.stats.reject(source)
-                self.peers.blame(source, PieceCorrupt(source, f"sent wrong bytes for piece {piece}"))
+                self.blame(PieceCorrupt(source, digest, piece))
             if not doubted:
                 del self.doubted[digest]
+
+    def blame(self, error: SourceDishonest) -> None:
+        """Stop using a peer for a while. If a piece was wrong, have the peer check its own copy of that piece."""
+        self.stats.reject(error.source)
+        self.peers.blame(error.source, error)
+        if isinstance(error, PieceCorrupt):
+            self.tasks.start(self.peers.complain(error), name=f"complaint about {error.source}")
 
     def close(self) -> None:
         self.origin_connections.close()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
+from mesh import stated
 from mesh.errors import PieceCorrupt, SourceLate
 from mesh.limiter import Limiter
 from mesh.messages import ORIGIN
@@ -207,13 +208,18 @@ class Run:
         if self.is_origin and not self._is_held:
             self._fill.came(self.piece, offset, len(part))
 
+    def _stated(self, piece: int) -> bytes | None:
+        """Return the digest that the source itself states for a piece. It may be a lie, as the bytes may be."""
+        sent, pieces = self._transfer, self._partial.pieces
+        return stated.read(pieces, sent.start, sent.stop, sent.stated).get(piece) if sent is not None else None
+
     def _finish_piece(self) -> bool:
         """Record the complete piece and begin the next; False when there is none."""
         piece = self.piece
         if not self._is_held:
             digest = self._hasher.digest() if self._hasher is not None else self._partial.digest_of(piece)
-            if not self.is_origin and self._digests.get(piece, digest) != digest:
-                raise PieceCorrupt(self.source, f"sent wrong bytes for piece {piece} of {self._partial.digest}")
+            if not self.is_origin and (self._digests.get(piece) or self._stated(piece) or digest) != digest:
+                raise PieceCorrupt(self.source, self._partial.digest, piece)
             self._partial.record(piece, digest, trusted=self.is_trusted(piece))
             self._loop.call_soon_threadsafe(self._landed, self, piece, digest)
         with self._lock:

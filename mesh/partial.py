@@ -16,17 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 
-from blake3 import blake3
-
 from mesh.content import Digest, Pieces, PieceSet
 from mesh.errors import MeshError, StoreFull, StoreUnusable
+from mesh.proof import piece_digest
 
 log = logging.getLogger(__name__)
 
 _MAGIC = b"hubmesh1"
 _HEADER = struct.Struct("<8sQQ")  # magic, size of the blob, size of a piece
 _ENTRY = struct.Struct("<I?32s")  # piece, whether its bytes are trusted without further proof, BLAKE3 digest
-_READ = 1 << 20  # bytes per read
 
 
 class Partial:
@@ -119,19 +117,10 @@ class Partial:
 
     def digest_of(self, piece: int) -> bytes:
         """Read a piece back from disk and return its BLAKE3 digest. Raises StoreUnusable."""
-        start, stop = self.pieces.span(piece)
-        hasher = blake3()
-        buffer = memoryview(bytearray(min(_READ, stop - start)))
-        while start < stop:
-            try:
-                count = os.preadv(self.fd, [buffer[: stop - start]], start)
-            except OSError as error:
-                raise StoreUnusable(f"cannot read {self.path}: {error}") from error
-            if not count:
-                raise StoreUnusable(f"cannot read {self.path}: it is shorter than it was")
-            hasher.update(buffer[:count])
-            start += count
-        return hasher.digest()
+        try:
+            return piece_digest(self.fd, *self.pieces.span(piece))
+        except OSError as error:
+            raise StoreUnusable(f"cannot read {self.path}: {error}") from error
 
     def accept(self, piece: int) -> None:
         """Count a rechecked piece as present."""

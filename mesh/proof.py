@@ -5,10 +5,27 @@ from __future__ import annotations
 import os
 import threading
 
+from blake3 import blake3
+
 from mesh.content import Digest
 
 _READ = 1 << 20
 _space = threading.local()
+
+
+def piece_digest(fd: int, start: int, stop: int) -> bytes:
+    """Return the BLAKE3 digest of the bytes of a file from `start` up to `stop`. Blocks: call it in a worker thread.
+
+    Raises OSError when the file cannot be read or is too short.
+    """
+    hasher, buffer = blake3(), _buffer()
+    while start < stop:
+        count = os.preadv(fd, [buffer[: stop - start]], start)
+        if not count:
+            raise OSError("it is shorter than it was")
+        hasher.update(buffer[:count])
+        start += count
+    return hasher.digest()
 
 
 class Proof:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import math
 import os
 import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import msgspec
 from aiohttp import web
 
+from mesh import stated
 from mesh.access import OriginAccess
 from mesh.auth import SENDER
 from mesh.blobs import Blobs
-from mesh.content import MAX_PIECE, Digest
+from mesh.content import MAX_PIECE, Digest, Pieces
 from mesh.errors import MeshError, StoreUnusable
-from mesh.exchange import MAX_MESSAGE, Envelope
+from mesh.exchange import MAX_MESSAGE, Complaint, Envelope
 from mesh.house import House
 from mesh.messages import Plan
 from mesh.outflow import Held, Outflow
@@ -42,8 +45,10 @@ _HINT_SECONDS = 3.0  # for the origin to say which file a hint leads to
 _MAX_FINDING = 64  # hints looked up at once
 _MAX_UPLOADS = 40  # at once; beyond that a peer gets 503 and asks another node
 _MAX_OF_HOST = 32  # of these to one host, so that a host which receives very slowly leaves some to others
+_CHECK_SECONDS = 1.0  # between two checks of pieces for others
 
 _ENVELOPE: Decoder[Envelope] = Decoder(Envelope)
+_COMPLAINT: Decoder[Complaint] = Decoder(Complaint)
 _ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -80,11 +85,13 @@ class MeshServer:
         self._access = access
         self._uploads: Counter[str] = Counter()  # host → uploads under way
         self._announced = Quota(_MOST_ANNOUNCED, 1 / _ANNOUNCED_PER_SECOND)
+        self._check_at = 0.0
         self._finding: dict[tuple[Digest, bytes], tuple[asyncio.Task[OriginAccess | None], float]] = {}
 
     def add_routes(self, app: web.Application) -> None:
         app.router.add_post("/mesh/swarms/{digest}", self._report)
         app.router.add_get("/mesh/blobs/{digest}", self._piece, allow_head=False)
+        app.router.add_post("/mesh/blobs/{digest}/doubts", self._doubts)
 
     async def _report(self, request: web.Request) -> web.Response:
         digest = _digest(request)
@@ -162,11 +169,13 @@ class MeshServer:
         self._uploads[host] += 1
         try:
             if blob is not None and start < stop <= blob.size:
-                return await self._send(request, Held(blob.fd, stop, blob.stamp), start, stop, blob.size)
+                digest_of: Callable[[int], bytes] = partial(self._blobs.manifests.digest_of, digest, blob.size)
+                return await self._send(request, Held(blob.fd, stop, blob.stamp), start, stop, blob.size, digest_of)
             if swarm is not None and swarm.holds(start, stop):
+                digest_of = swarm.fill.partial.piece_digests.__getitem__
                 fd = os.dup(swarm.fill.partial.fd)  # the fill may close its own while this one is being sent
                 try:
-                    return await self._send(request, Held(fd, stop), start, stop, swarm.size)
+                    return await self._send(request, Held(fd, stop), start, stop, swarm.size, digest_of)
                 finally:
                     os.close(fd)
         finally:
@@ -181,8 +190,30 @@ class MeshServer:
             raise web.HTTPServiceUnavailable(text="being read anew or replaced\n")
         raise web.HTTPNotFound(text="not here\n")
 
-    async def _send(self, request: web.Request, held: Held, start: int, stop: int, size: int) -> web.StreamResponse:
-        headers = {
+    async def _doubts(self, request: web.Request) -> web.Response:
+        """Check a piece that another node found wrong, but not more often than costs little: anyone may say so."""
+        digest = _digest(request)
+        try:
+            piece = _COMPLAINT.decode(await read_message(request)).piece
+        except msgspec.DecodeError as error:
+            raise web.HTTPBadRequest(text=f"{error}\n") from error
+        if not self._may_share(digest):
+            raise web.HTTPNotFound(text="not here\n")
+        if time.monotonic() >= self._check_at:
+            self._check_at = math.inf
+            self._house.tasks.start(self._check(digest, piece), name=f"check {piece} of {digest}")
+        return web.Response()
+
+    async def _check(self, digest: Digest, piece: int) -> None:
+        try:
+            await self._blobs.check(digest, piece)
+        finally:
+            self._check_at = time.monotonic() + _CHECK_SECONDS
+
+    async def _send(
+        self, request: web.Request, held: Held, start: int, stop: int, size: int, digest_of: Callable[[int], bytes]
+    ) -> web.StreamResponse:
+        headers = stated.state(Pieces.of(size), start, stop, digest_of) | {
             "Content-Range": f"bytes {start}-{stop - 1}/{size}",
             "Content-Type": "application/octet-stream",
         }

@@ -20,6 +20,7 @@ from urllib.parse import urljoin, urlsplit
 
 from mesh.errors import LocationRefused, NotHere, RangeIgnored, SourceBusy, SourceDishonest, SourceFailed, SourceLate
 from mesh.proxies import Proxy, proxy_of
+from mesh.stated import HEADER
 
 BUFFER_SIZE = 512 << 10
 _GATHERED = 256 << 10  # bytes to gather for one call of the sink, which costs as much for a few as for many
@@ -197,6 +198,7 @@ class Transfer:
     start: int
     stop: int
     size: int  # of the whole blob; the source must agree with it
+    stated: str = ""  # the digests that the source states with the bytes (`mesh.stated`), once they come
     _socket: socket.socket | None = None  # of the connection in use
     _is_cancelled: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # guards both
@@ -224,6 +226,7 @@ class Transfer:
         try:
             with response:  # it holds the socket too, and alone if the answer is the last one of the connection
                 self._check(response)
+                self.stated = response.getheader(HEADER, "")
                 self._receive(response, sink)
         except (OSError, http.client.HTTPException, ValueError) as error:
             connection.http.close()
@@ -315,12 +318,9 @@ class Transfer:
             if response.length is not None and response.length != self.size:
                 raise SourceDishonest(self.source, f"has {response.length} bytes instead of {self.size}")
         elif status == 206:
-            match = _CONTENT_RANGE.match(response.getheader("Content-Range", ""))
+            match = _CONTENT_RANGE.match(sent := response.getheader("Content-Range", ""))
             if match is None or (int(match[1]), int(match[2]) + 1) != (self.start, self.stop):
-                raise SourceDishonest(
-                    self.source,
-                    f"sent {response.getheader('Content-Range')!r} for {self.start}-{self.stop - 1}",
-                )
+                raise SourceDishonest(self.source, f"sent {sent!r} for {self.start}-{self.stop - 1}")
             if match[3] not in ("*", str(self.size)):
                 raise SourceDishonest(self.source, f"has {match[3]} bytes instead of {self.size}")
             if response.length not in (None, self.stop - self.start):

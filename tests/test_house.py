@@ -27,6 +27,7 @@ PURE = [
     "mesh.placement",
     "mesh.policy",
     "mesh.speeds",
+    "mesh.stated",
     "proxy.caching",
     "proxy.failing",
     "proxy.hub.access",
