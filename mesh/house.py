@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -24,10 +25,13 @@ if TYPE_CHECKING:
     from mesh.store import Store
     from mesh.tasks import Tasks
 
+log = logging.getLogger(__name__)
+
 _THREADS = 64  # concurrent transfers, each in a thread of its own
 _PROOFS = 8  # blobs that are proven concurrently
 _ORIGIN_CONNECTIONS = 32  # used concurrently; a blob that has none may go beyond this
 _MAX_SERVED = 64  # peers of which it is known when they last sent a piece
+_MAX_SUSPECTS = 256  # peers; in an open mesh a node may use any number of names
 _OF_PEERS = 16  # threads reserved for transfers from peers, however many blobs come from the origin
 
 
@@ -125,6 +129,8 @@ class House:
     brought: Callable[[Digest, dict[str, int]], None] = lambda digest, sources: None
     # By blob: the untrusted pieces that were part of a failed proof, each with its BLAKE3 digest and its source.
     doubted: dict[Digest, dict[int, tuple[bytes, str]]] = field(default_factory=dict)
+    # By peer: the last blob of which it sent a wrong piece that it may only have passed on.
+    suspects: dict[str, Digest] = field(default_factory=dict)
     origin_connections: Connections = field(default_factory=Connections)
     peer_connections: Connections = field(default_factory=lambda: Connections(proxies=False))
     origin_limiter: Limiter = field(default_factory=lambda: Limiter(None))
@@ -150,21 +156,45 @@ class House:
         return at if last != digest else -math.inf
 
     def resolve_doubt(self, digest: Digest, piece: int, blake3: bytes) -> None:
-        """Blame the source of a piece in a failed proof if a trusted source has now sent different bytes for it."""
+        """Suspect the source of a piece in a failed proof if a trusted source has now sent different bytes for it."""
         doubted = self.doubted.get(digest)
         if doubted and piece in doubted:
             before, source = doubted.pop(piece)
             if before != blake3 and source:
-                self.blame(PieceCorrupt(source, digest, piece))
+                self._suspect(PieceCorrupt(source, digest, piece))
             if not doubted:
                 del self.doubted[digest]
+
+    def _suspect(self, error: PieceCorrupt) -> None:
+        """Blame a source for a wrong piece only at the second blob: it may just have passed the first one on."""
+        before = self.suspects.get(error.source)
+        if before == error.digest:  # more pieces of the same failed proof
+            self.stats.reject(error.source)
+            return
+        while len(self.suspects) >= _MAX_SUSPECTS:
+            del self.suspects[next(iter(self.suspects))]
+        self.suspects[error.source] = error.digest
+        if before is not None:
+            self.blame(error)
+            return
+        self.stats.reject(error.source)
+        log.warning(
+            "what %s sent for piece %d of %s was wrong, perhaps already at its source; it is asked again",
+            error.source,
+            error.piece,
+            error.digest,
+        )
+        self._complain(error)
 
     def blame(self, error: SourceDishonest) -> None:
         """Stop using a peer for a while. If a piece was wrong, have the peer check its own copy of that piece."""
         self.stats.reject(error.source)
         self.peers.blame(error.source, error)
         if isinstance(error, PieceCorrupt):
-            self.tasks.start(self.peers.complain(error), name=f"complaint about {error.source}")
+            self._complain(error)
+
+    def _complain(self, error: PieceCorrupt) -> None:
+        self.tasks.start(self.peers.complain(error), name=f"complaint about {error.source}")
 
     def close(self) -> None:
         self.origin_connections.close()

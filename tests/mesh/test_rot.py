@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from mesh import blobs, layout, server
+from mesh.content import Digest
 from mesh.errors import PieceCorrupt
 from mesh.partial import write_manifest
 from mesh.shared import Stamp
 from mesh.store import Store
 from tests.mesh.nodes import Node, mesh_node
-from tests.mesh.origin import Origin
+from tests.mesh.origin import Origin, node
 from tests.mesh.test_disk import kept
 from tests.mesh.test_mesh import KEY, MIB, content, introduce, known, until
 from tests.mesh.test_swarm import read
@@ -135,3 +136,33 @@ async def test_a_blob_that_is_not_as_it_was_is_proven_whatever_its_times_say(
         blob.close()
         assert not is_spoiled
     store.close()
+
+
+async def test_who_may_have_passed_a_wrong_piece_on_is_banned_at_the_second_blob_only(tmp_path: Path) -> None:
+    """The origin's bytes show that a piece was wrong, but not whether its sender was the first to send it so."""
+    told: list[tuple[str, object, int]] = []
+    banned: list[str] = []
+
+    async def complain(error: PieceCorrupt) -> None:
+        told.append((error.source, error.digest, error.piece))
+
+    one, other = (Digest("sha256", letter * 64) for letter in "ab")
+    async with node(tmp_path) as (house, _):
+        house.peers.complain = complain  # type: ignore[method-assign]
+        house.peers.blame = lambda name, error: banned.append(name)  # type: ignore[method-assign]
+        for blob in (one, other):
+            house.doubted[blob] = {piece: (b"wrong", "x") for piece in range(3)} | {3: (b"right", "honest")}
+        for piece in range(4):
+            house.resolve_doubt(one, piece, b"right")
+        await until(lambda: told)
+        assert (told, banned) == ([("x", one, 0)], [])
+        for piece in range(4):
+            house.resolve_doubt(other, piece, b"right")
+        await until(lambda: len(told) == 2)
+        assert (told[1], banned) == (("x", other, 0), ["x"])
+        assert house.stats.pieces_rejected == {"x": 6}
+        assert not house.doubted
+        for number in range(1000):
+            house.doubted[one] = {0: (b"wrong", f"stranger {number}")}
+            house.resolve_doubt(one, 0, b"right")
+        assert len(house.suspects) < 500
