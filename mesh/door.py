@@ -58,13 +58,12 @@ class Door:
         await self._entering.close()
 
     async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             # At the limit new connections wait in the kernel's queue: a peer that was refused would take us for dead.
             await self._has_room.wait()
+            await _readable(listener)
             try:
-                self._receive(*await loop.sock_accept(listener))
-                # Each `sock_accept` costs a turn of the loop, which is long on a busy node: accept all that wait.
+                # Each wait costs a turn of the loop, which is long on a busy node: accept all that are there.
                 for _ in range(_AT_ONCE):
                     if not self._has_room.is_set():
                         break
@@ -110,6 +109,20 @@ class Door:
         oldest = handlers[hosts.index(greediest)].transport
         if oldest is not None:
             oldest.abort()
+
+
+async def _readable(listener: socket.socket) -> None:
+    """Wait until a connection can be accepted.
+
+    Unlike `loop.sock_accept`, this holds no connection that would be lost when the wait is cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(listener, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(listener)
 
 
 def _host(transport: asyncio.BaseTransport | None) -> str:
