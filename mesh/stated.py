@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from mesh.content import Digest, Pieces
 
@@ -36,9 +37,12 @@ def state(pieces: Pieces, start: int, stop: int, digest_of: Callable[[int], byte
 
 def read(pieces: Pieces, start: int, stop: int, text: str) -> dict[int, bytes]:
     """Return piece → digest, as stated in the header with the bytes from `start` up to `stop`; {} for nonsense."""
-    if not _LIST.match(text):
-        return {}
-    return dict(zip(_whole(pieces, start, stop), map(bytes.fromhex, text.split(",")), strict=False))
+    return dict(zip(_whole(pieces, start, stop), _digests(text), strict=False))
+
+
+@lru_cache(64)  # a receiver looks at the same statement after each of its pieces
+def _digests(text: str) -> tuple[bytes, ...]:
+    return tuple(map(bytes.fromhex, text.split(","))) if _LIST.match(text) else ()
 
 
 def _whole(pieces: Pieces, start: int, stop: int) -> range:

@@ -18,6 +18,12 @@ from proxy.ranges import names
 
 Fields = tuple[tuple[str, str], ...]
 
+# The `Cache-Status` field (RFC 9211) by outcome.
+STATUS = {
+    "hit": "hubmesh; hit",
+    "miss": "hubmesh; fwd=uri-miss; stored",
+    "stale": "hubmesh; fwd=stale; detail=origin-unavailable",
+}
 # Seconds for which a stale answer may be used while the origin fails, unless the answer itself says for how long.
 STALE_SECONDS = 86_400.0
 _MAX_SECONDS = float(1 << 31)  # section 1.2.2

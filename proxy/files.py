@@ -106,7 +106,7 @@ class Files:
         if request.method == "HEAD":
             return self._head(request, file, client, selection, headers)
         if selection.status in (304, 412, 416) or file.metadata.is_empty:
-            headers["Cache-Status"] = _cache_status(file, "hit")
+            headers["Cache-Status"] = caching.STATUS["stale" if file.outcome == "stale" else "hit"]
             request["outcome"] = "hit"
             return WholeResponse(selection.status, headers, None if selection.status == 304 else b"")
         if is_kept_only and (file.digest is None or not self._blobs.holds(file.digest)):
@@ -128,7 +128,7 @@ class Files:
         headers: dict[str, str],
     ) -> WholeResponse:
         request["outcome"] = file.outcome
-        headers["Cache-Status"] = _cache_status(file, file.outcome)
+        headers["Cache-Status"] = caching.STATUS[file.outcome]
         if selection.status != 200:
             return WholeResponse(selection.status, headers)
         if file.size > PLAIN_HTTP_LIMIT and client.accepts_unknown_size and "X-Xet-Hash" not in headers:
@@ -163,7 +163,7 @@ class Files:
         try:
             outcome = "hit" if source.is_here else "miss"
             request["outcome"] = "stale" if file.outcome == "stale" else outcome
-            headers["Cache-Status"] = _cache_status(file, outcome)
+            headers["Cache-Status"] = caching.STATUS[request["outcome"]]
             return await self._outflow.respond(
                 request, selection.status, headers, source, selection.start, selection.stop
             )
@@ -287,10 +287,3 @@ def _headers(commit: str, metadata: FileMetadata) -> dict[str, str]:
     if metadata.content_disposition:
         headers["Content-Disposition"] = metadata.content_disposition
     return headers
-
-
-def _cache_status(file: ResolvedFile, outcome: str) -> str:
-    """The `Cache-Status` field (RFC 9211)."""
-    if file.outcome == "stale":
-        return "hubmesh; fwd=stale; detail=origin-unavailable"
-    return "hubmesh; hit" if outcome == "hit" else "hubmesh; fwd=uri-miss; stored"

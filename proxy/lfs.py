@@ -16,7 +16,7 @@ from aiohttp import web
 from mesh.blobs import Blobs
 from mesh.outflow import Outflow
 from mesh.transfer import Location
-from proxy import bodies, resumed
+from proxy import bodies, caching, resumed
 from proxy.catalog import Catalog, File
 from proxy.files import Wanted, first_byte_by, is_refused, open_blob
 from proxy.hub import errors, lfs
@@ -152,7 +152,7 @@ class Lfs:
             raise
         try:
             request["outcome"] = outcome = "hit" if source.is_here else "miss"
-            headers["Cache-Status"] = "hubmesh; hit" if outcome == "hit" else "hubmesh; fwd=uri-miss; stored"
+            headers["Cache-Status"] = caching.STATUS[outcome]
             return await self._outflow.respond(
                 request, selection.status, headers, source, selection.start, selection.stop
             )

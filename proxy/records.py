@@ -21,7 +21,7 @@ import msgspec
 
 from proxy.database import is_damage, open_database
 from proxy.large import LARGE
-from proxy.room import Room
+from proxy.room import Room, after
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Records:
     def keys(self, start: str) -> list[str]:
         """All keys that begin with `start`, sorted."""
         keys = {key for key in (*self._pending, *self._batch) if key.startswith(start)}
-        between = start, start[:-1] + chr(ord(start[-1]) + 1)
+        between = start, after(start)
         try:
             keys.update(key for (key,) in self._disk._sql("SELECT key FROM Cache WHERE key > ? AND key < ?", between))
         except (sqlite3.Error, diskcache.Timeout) as error:

@@ -27,6 +27,7 @@ from proxy.hub.urls import FileRoute, Repo, is_commit, led_to
 from proxy.listings import Listings
 from proxy.locations import Locations
 from proxy.origin import Answer, Origin
+from proxy.refs import Refs
 from proxy.version import VERSION
 
 __all__ = ["Client", "Outcome", "ResolvedFile", "Resolver"]
@@ -89,7 +90,7 @@ class Resolver:
         self._origin = origin
         self._catalog = catalog
         self._listings = listings
-        self._freshness = freshness
+        self._refs = Refs(catalog, freshness)
         self._grants = grants
         self._patience = patience
         self._locations = Locations(origin.url)
@@ -111,16 +112,13 @@ class Resolver:
         Raises HubError for what the Hub refuses, OriginUnavailable when the Hub would have to be asked and cannot be.
         """
         until = asyncio.get_running_loop().time() + self._patience
-        commit, is_fresh = route.revision, True
-        if not is_commit(commit):
-            ref = self._catalog.ref(str(route.repo), route.revision)
-            commit = ref.commit if ref is not None else ""
-            is_fresh = not is_reload and ref is not None and self._freshness.is_fresh(ref.said_at, time.time())
-        if is_fresh and (known := self._known(route, commit, client, "hit")) is not None:
+        is_news_wanted = is_reload and not is_commit(route.revision)
+        commit = "" if is_news_wanted else self._refs.fresh(route)
+        if commit and (known := self._known(route, commit, client, "hit")) is not None:
             return known
         if is_kept_only:
             raise errors.not_kept()
-        at = FileRoute(route.repo, commit, route.path) if is_fresh else route
+        at = FileRoute(route.repo, commit, route.path) if commit else route
         # A client that can have an older answer need not wait for the time-out that another one has just had.
         if self._origin.is_failing and (stale := await self._told(route, client, until)) is not None:
             self._origin.try_again(lambda: self._ask(at, client))
@@ -135,7 +133,7 @@ class Resolver:
             # A bare error may be from a filter in the Hub's place. It is passed on only if there is no older answer.
             if error.is_bare and (stale := await self._told(route, client, until)) is not None:
                 return stale
-            if error.code == "RevisionNotFound" and commit != route.revision and is_fresh:
+            if error.code == "RevisionNotFound" and commit not in ("", route.revision):
                 return await self._ask_in_time(route, client, until)  # the branch was rewritten since
             raise
 
@@ -233,20 +231,13 @@ class Resolver:
 
     async def _told(self, route: FileRoute, client: Client, until: float) -> ResolvedFile | None:
         """The last known answer: given to this node, or to another node that it trusts."""
-        stale = self._known(route, self._last_commit(route), client, "stale")
+        stale = self._known(route, self._refs.last(route), client, "stale")
         if stale is not None or self.hearsay is None:
             return stale
         with contextlib.suppress(TimeoutError):  # the question goes on, and the next client finds its result
             async with asyncio.timeout_at(until + _HEARSAY_SECONDS):
                 await self.hearsay.learn(Lookup(str(route.repo), route.revision, route.path))
-        return self._known(route, self._last_commit(route), client, "stale")
-
-    def _last_commit(self, route: FileRoute) -> str:
-        """The commit that a revision meant when the Hub was last asked; empty if it never was."""
-        if is_commit(route.revision):
-            return route.revision
-        ref = self._catalog.ref(str(route.repo), route.revision)
-        return ref.commit if ref is not None else ""
+        return self._known(route, self._refs.last(route), client, "stale")
 
     # --- asking the Hub
 

@@ -23,6 +23,11 @@ _COST = "(size + IFNULL(LENGTH(value), 0) + 2 * LENGTH(CAST(key AS BLOB)) + 100)
 _AT_ONCE = 100  # rows looked at in one step of making room
 
 
+def after(start: str) -> str:
+    """The first key that sorts after all keys which begin with `start`."""
+    return start[:-1] + chr(ord(start[-1]) + 1)
+
+
 class Room:
     """Writes to a diskcache that evicts nothing by itself, and keeps it within the budgets. For one thread.
 
@@ -69,7 +74,7 @@ class Room:
         no_answer, ends = "", []
         for start in self._answers:
             no_answer += " AND NOT (key >= ? AND key < ?)"
-            ends += [start, start[:-1] + chr(ord(start[-1]) + 1)]
+            ends += [start, after(start)]
         self._disk._sql(
             f"UPDATE Cache SET store_time = store_time + ? WHERE store_time < ?{no_answer}", (_NAMES, _NAMES, *ends)
         )

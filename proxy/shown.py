@@ -14,12 +14,6 @@ from proxy.hub import rewrite
 from proxy.hub.urls import ApiRoute
 from proxy.visible import visible_base
 
-_HOW = {
-    "hit": "hubmesh; hit",
-    "miss": "hubmesh; fwd=uri-miss; stored",
-    "stale": "hubmesh; fwd=stale; detail=origin-unavailable",
-}
-
 
 def respond(
     request: web.BaseRequest, route: ApiRoute, answer: ApiAnswer, outcome: str, token: str | None, hub: str, body: bytes
@@ -30,7 +24,7 @@ def respond(
         visible = visible_base(request) + route.prefix
         if rewritten := rewrite.link(link, hub, visible, without_xet=True):
             headers["Link"] = rewritten
-    headers["Cache-Status"] = _HOW[outcome]
+    headers["Cache-Status"] = caching.STATUS[outcome]
     if outcome == "miss" and not may_keep(answer, token):
         headers["Cache-Status"] = "hubmesh; fwd=uri-miss"
     if outcome != "miss":

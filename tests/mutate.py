@@ -103,7 +103,7 @@ MUTATIONS = [
         ),
         "tests/proxy/test_listings.py::test_an_open_commit_says_nothing_of_the_next_one",
     ),
-    edit(17, RESOLVE, "if is_fresh and (known := ", "if False and (known := "),
+    edit(17, RESOLVE, "if commit and (known := ", "if False and (known := "),
     edit(
         17,
         RESOLVE,
@@ -180,7 +180,7 @@ MUTATIONS = [
     edit(
         30,
         RESOLVE,
-        'stale = self._known(route, self._last_commit(route), client, "stale")\n        if stale',
+        'stale = self._known(route, self._refs.last(route), client, "stale")\n        if stale',
         "return None\n        if stale",
     ),
     edit(
