@@ -75,7 +75,6 @@ class Door:
 
     def _receive(self, connection: socket.socket, address: tuple[str, ...]) -> None:
         connection.setblocking(False)
-        self._make_room()
         entering = self._entering.start(self._let_in(connection, str(address[0])), name="handshake")
 
         def entered(entering: asyncio.Task[None]) -> None:
@@ -94,21 +93,23 @@ class Door:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             loop = asyncio.get_running_loop()
             await loop.connect_accepted_socket(self._server, connection, ssl=tls, ssl_handshake_timeout=patience)
+            self._make_room()
         except ssl.SSLError as error:
             self._auth.complain(host, NotAuthentic.of_tls(error), "refused a connection of")
         except OSError:  # the peer went away, or sent nothing
             connection.close()
 
     def _make_room(self) -> None:
-        """At the limit, drop the oldest connection of the host that has the most: an honest node connects again."""
+        """Above the limit, drop the oldest connection of the host that has the most: an honest node connects again."""
         handlers = self._server.connections
-        if len(handlers) < self._limit:
+        if len(handlers) <= self._limit:
             return
-        hosts = [_host(handler.transport) for handler in handlers]
-        greediest = Counter(hosts).most_common(1)[0][0]
-        oldest = handlers[hosts.index(greediest)].transport
-        if oldest is not None:
-            oldest.abort()
+        # The server still lists a connection that was aborted in this turn of the loop, in which many can come.
+        live = [t for handler in handlers if (t := handler.transport) is not None and not t.is_closing()]
+        if len(live) > self._limit:
+            hosts = [_host(transport) for transport in live]
+            greediest = Counter(hosts).most_common(1)[0][0]
+            live[hosts.index(greediest)].abort()
 
 
 async def _readable(listener: socket.socket) -> None:
@@ -125,6 +126,6 @@ async def _readable(listener: socket.socket) -> None:
         loop.remove_reader(listener)
 
 
-def _host(transport: asyncio.BaseTransport | None) -> str:
-    name = None if transport is None else transport.get_extra_info("peername")
+def _host(transport: asyncio.BaseTransport) -> str:
+    name = transport.get_extra_info("peername")
     return str(name[0]) if name else ""

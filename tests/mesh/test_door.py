@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from aiohttp import web
@@ -16,6 +16,7 @@ from tests.mesh.certificates import Authority
 CALLERS = 60
 MANY = 700
 FEW = 20  # turns of the loop
+LIMIT = 10  # connections
 
 
 async def test_all_who_wait_are_let_in_together_not_one_in_each_turn_of_a_busy_loop():
@@ -73,6 +74,33 @@ async def test_however_many_come_at_once_nobody_is_sent_away():
             await server.shutdown(0.1)
             await tasks.close()
     assert answers == [b"HTTP/1.1 200"] * MANY
+
+
+async def test_the_limit_holds_when_many_connect_in_one_turn_of_the_loop():
+    async def answer(request):
+        return web.Response()
+
+    server, tasks = web.Server(answer), Tasks()
+    door = Door(server, Auth("me", None), tasks, limit=LIMIT)
+    with ExitStack() as stack:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=2 * CALLERS)
+        callers = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(CALLERS)]
+        try:
+            door.open(listener)
+            async with asyncio.timeout(10):
+                while not server.connections:  # all are accepted in one turn: none is added after this
+                    await asyncio.sleep(0)
+                while len(server.connections) > LIMIT:
+                    await asyncio.sleep(0)
+            for caller in callers[:-LIMIT]:
+                caller.settimeout(10)
+                with suppress(ConnectionResetError):
+                    assert await asyncio.to_thread(caller.recv, 1) == b""
+            assert len(server.connections) == LIMIT, "the latest stay"
+        finally:
+            await door.close()
+            await server.shutdown(0.1)
+            await tasks.close()
 
 
 async def test_who_is_still_at_the_door_when_it_closes_is_sent_away(tmp_path: Path):
