@@ -1,7 +1,8 @@
-"""One node's part in the swarm of one blob: which pieces it wants, its reports to the tracker, the proof of the blob.
+"""One node's part in the swarm of one blob: which pieces it wants, and its reports to the tracker.
 
-The tracker decides which piece comes from where (`mesh.ledger`), `Fetcher` carries that out, and `Fill` shows readers
-the bytes that are there. A node without peers is its own tracker: the same conversation, with shorter lists.
+The tracker decides which piece comes from where (`mesh.ledger`), `Fetcher` carries that out, `Fill` shows readers the
+bytes that are there, and `Proving` checks them. A node without peers is its own tracker: the same conversation, with
+shorter lists.
 """
 
 from __future__ import annotations
@@ -14,24 +15,22 @@ from typing import TYPE_CHECKING
 
 from mesh.access import OriginAccess
 from mesh.content import PieceSet
-from mesh.errors import BlobCorrupt, MeshError, StoreUnusable, Unavailable
+from mesh.errors import MeshError, Unavailable
 from mesh.fetcher import Fetcher
 from mesh.fill import Fill, Reader
 from mesh.messages import (
-    HELD,
     MAX_FAILED,
     MAX_GAINED,
     MAX_TASKS,
     MAX_URGENT,
     ORIGIN,
-    Failure,
-    Gain,
     Plan,
     Report,
     Task,
     runs_of,
 )
 from mesh.pacing import LONGEST
+from mesh.proving import Proving
 from mesh.rescue import Rescue
 from mesh.voucher import Voucher
 
@@ -49,7 +48,6 @@ _MANY = 8  # new pieces that are worth a report
 _FEW = 2  # first pieces of the blob, which are reported without a pause
 _PATIENCE = 5.0  # seconds without a piece after which a fill without a way to the origin gives up on its peers
 _LINGER = 5.0  # seconds for which a fill without readers stays open
-_PROOF_STEP = 64 << 20  # bytes hashed at a time
 
 
 class Swarm:
@@ -67,7 +65,8 @@ class Swarm:
         self.is_helping = False  # this node is a seed and fetches for others
         self._house = house
         self._partial = partial
-        self._voucher = Voucher(house, self.fill, self.fetcher, self._disprove)
+        self._proving = Proving(house, self.fill, self.fetcher, self._notice)
+        self._voucher = Voucher(house, self.fill, self.fetcher, self._proving.disprove)
         self._rescue = Rescue(house, self.fill, self.fetcher)
         self._is_wanted = False  # the whole blob is wanted, with or without readers
         self._news = asyncio.Event()
@@ -120,9 +119,10 @@ class Swarm:
     async def run(self) -> None:
         """Run until the blob is proven and stored, the fill has failed, or the blob is not wanted any more."""
         unsubscribe = self._house.exchange.subscribe(self.digest, self.size, self._notice)
+        proving = self._proving
         helpers = [
             asyncio.get_running_loop().create_task(work(), name=f"{work.__name__} {self.digest}")
-            for work in ((self._prove, self._recheck) if self._partial.unchecked else (self._prove,))
+            for work in ((proving.prove, proving.recheck) if self._partial.unchecked else (proving.prove,))
         ]
         try:
             while not self.fill.is_over and not self._is_idle():
@@ -311,7 +311,7 @@ class Swarm:
         if self._must_sync:
             have = partial.have.to_bytes()
             active = tuple(fetcher.active())[:MAX_TASKS]
-            gained = [self._held(piece) for piece in partial.have]
+            gained = [self._proving.held(piece) for piece in partial.have]
             gained, fetcher.gained = gained[:MAX_GAINED], gained[MAX_GAINED:]
             moved = self._has_moved
             self._must_sync = self._has_moved = False
@@ -328,72 +328,3 @@ class Swarm:
             can_fetch=fetcher.can_fetch,
             fetched=fetcher.received[ORIGIN],
         )
-
-    def _held(self, piece: int) -> Gain:
-        """Describe a piece held before, with its digest only if the piece is trusted: other nodes will believe it."""
-        is_trusted = piece in self._partial.trusted
-        return Gain(piece, HELD, self._partial.piece_digests[piece] if is_trusted else b"")
-
-    # --- the proof
-
-    async def _recheck(self) -> None:
-        """Read back the pieces of an earlier process before they count, those that readers wait for first."""
-        partial = self._partial
-        while partial.unchecked and not self.fill.is_over:
-            heads = [partial.pieces.covering(r.position, r.stop) for r in self.fill.readers]
-            piece = next((p for head in heads for p in head if p in partial.unchecked), next(iter(partial.unchecked)))
-            try:
-                if await asyncio.get_running_loop().run_in_executor(self._house.proofs, partial.recheck, piece):
-                    partial.accept(piece)
-                    self.fetcher.gained.append(self._held(piece))
-                    self.fill.added(piece)
-                else:
-                    log.warning("piece %d of %s cannot be read back as it was; it is fetched again", piece, self.digest)
-                    partial.drop(PieceSet(partial.pieces.count, 1 << piece))
-                    self.fetcher.failed.append(Failure(piece, ORIGIN, "refused"))  # ends a lease given meanwhile
-            except MeshError as error:  # otherwise readers would wait forever for the remaining pieces
-                self.fill.finish(error)
-            self._notice()
-
-    async def _prove(self) -> None:
-        """Hash the prefix as it grows; then publish the blob, or break every reader's connection."""
-        proof, fill, loop = self.fill.proof, self.fill, asyncio.get_running_loop()
-        try:
-            while not proof.is_complete:
-                stop = min(fill.prefix(), proof.hashed + _PROOF_STEP)
-                if stop == proof.hashed:
-                    await fill.changed()
-                    if fill.is_over:
-                        return
-                    continue
-                await loop.run_in_executor(self._house.proofs, proof.extend, stop)
-                fill.wake()
-            if proof.holds():
-                fill.prove()
-                await self._house.store.commit(self._partial)
-                self._house.brought(self.digest, dict(self.fetcher.received))
-                fill.finish(None)
-            else:
-                self._disprove()
-        except MeshError as error:
-            fill.finish(error)
-        except OSError as error:
-            fill.finish(StoreUnusable(f"cannot read {self._partial.path}: {error}"))
-        finally:
-            self._notice()
-
-    def _disprove(self) -> None:
-        """Drop the untrusted pieces, or all if all are trusted: the digest, or the origin for a piece, contradicts."""
-        partial, house = self._partial, self._house
-        doubted = PieceSet(partial.pieces.count, partial.have.bits & ~partial.trusted.bits)
-        sources = ", ".join(sorted(self.fetcher.received)) or "an earlier run"
-        log.error("%s: the bytes from %s do not match the digest; dropped", self.digest, sources)
-        if doubted:
-            house.doubted[self.digest] = {p: (partial.piece_digests[p], self.fetcher.source_of(p)) for p in doubted}
-        if self.fill.was_read:  # before readers are disconnected: some will ask for the rest at once
-            house.disproved(self.digest, not doubted)
-        if not doubted:
-            doubted = partial.have.copy()
-            house.stats.reject(ORIGIN, len(doubted))
-        self.fill.finish(BlobCorrupt(f"the bytes that arrived for {self.digest} are not what it names"))
-        partial.drop_surely(doubted)

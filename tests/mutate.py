@@ -128,7 +128,7 @@ MUTATIONS = [
     edit(21, FILES, "_FIRST_BYTE_SECONDS = 8.5", "_FIRST_BYTE_SECONDS = 60.0"),
     edit(22, ORIGIN, 'sent = {"Accept-Encoding": "identity",', 'sent = {"Accept-Encoding": "gzip",'),
     edit(22, "mesh/transfer.py", '"Accept-Encoding": "identity", "Range"', '"Accept-Encoding": "gzip", "Range"'),
-    edit(23, "mesh/swarm.py", "house.disproved(self.digest, not doubted)", "pass"),
+    edit(23, "mesh/proving.py", "house.disproved(self._digest, not doubted)", "pass"),
     edit(23, "proxy/resumed.py", "is_whole = selection.status != 206", "is_whole = selection.is_rest"),
     edit(
         23,
