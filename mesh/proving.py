@@ -77,7 +77,6 @@ class Proving:
             if proof.holds():
                 fill.prove()
                 await self._house.store.commit(self._partial)
-                self._house.brought(self._digest, dict(self._fetcher.received))
                 fill.finish(None)
             else:
                 self.disprove()
@@ -87,6 +86,8 @@ class Proving:
             fill.finish(StoreUnusable(f"cannot read {self._partial.path}: {error}"))
         finally:
             self._changed()
+        if fill.is_stored:  # whatever becomes of this call, the blob is there
+            self._house.brought(self._digest, dict(self._fetcher.received))
 
     def disprove(self) -> None:
         """Drop the untrusted pieces, or all if all are trusted: the digest, or the origin for a piece, contradicts."""

@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
 
 from mesh.access import OriginAccess
 from mesh.content import PieceSet
@@ -32,6 +33,7 @@ from mesh.messages import (
 from mesh.pacing import LONGEST
 from mesh.proving import Proving
 from mesh.rescue import Rescue
+from mesh.tasks import Tasks
 from mesh.voucher import Voucher
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ class Swarm:
         self._rescue = Rescue(house, self.fill, self.fetcher)
         self._is_wanted = False  # the whole blob is wanted, with or without readers
         self._news = asyncio.Event()
+        self._tasks = Tasks()
         self._talks: set[asyncio.Task[None]] = set()
         self._must_sync = True
         self._has_moved = False
@@ -119,11 +122,9 @@ class Swarm:
     async def run(self) -> None:
         """Run until the blob is proven and stored, the fill has failed, or the blob is not wanted any more."""
         unsubscribe = self._house.exchange.subscribe(self.digest, self.size, self._notice)
-        proving = self._proving
-        helpers = [
-            asyncio.get_running_loop().create_task(work(), name=f"{work.__name__} {self.digest}")
-            for work in ((proving.prove, proving.recheck) if self._partial.unchecked else (proving.prove,))
-        ]
+        proving = self._begin(self._proving.prove(), "proof")
+        if self._partial.unchecked:
+            self._begin(self._proving.recheck(), "recheck")
         try:
             while not self.fill.is_over and not self._is_idle():
                 self._fetch_doubted()
@@ -136,10 +137,8 @@ class Swarm:
         finally:
             unsubscribe()
             if self.fill.is_proven:  # a thread is flushing the blob, through a descriptor that is closed after this
-                await asyncio.wait(helpers[:1])
-            for task in (*helpers, *self._talks):
-                task.cancel()
-            await asyncio.gather(*helpers, *self._talks, return_exceptions=True)
+                await asyncio.wait([proving])
+            await self._tasks.close()
             await self.fetcher.close()
             if not self.fill.is_stored:
                 await self._house.exchange.resign(self.digest, self.size, self.fetcher.received[ORIGIN])
@@ -147,6 +146,18 @@ class Swarm:
                 self.fill.finish(Unavailable(f"{self.digest} is not being fetched any more"))
 
     # --- internals
+
+    def _begin(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
+        """Start a part of the work. If it fails in an unforeseen way, so does the fill: its readers would hang."""
+        task = self._tasks.start(work, name=f"{what} {self.digest}")
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            if not self.fill.is_over:
+                self.fill.finish(Unavailable(f"{self.digest}: fetching it failed; the log says why"))
+            self._notice()
 
     def _notice(self) -> None:
         self._news.set()
@@ -245,7 +256,7 @@ class Swarm:
         self._last_talk = now
         self._next_talk = now + 10.0
         self._told_urgent = self._urgent
-        task = asyncio.get_running_loop().create_task(self._exchange(), name=f"exchange {self.digest}")
+        task = self._begin(self._exchange(), "exchange")
         self._talks.add(task)
         task.add_done_callback(self._talks.discard)
 

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, TypeVar, cast
+
+from mesh.errors import MeshError
+from proxy.hub.errors import HubError, OriginUnavailable
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -39,5 +45,8 @@ class Flights:
 
     def _land(self, key: Hashable, flight: asyncio.Task[Any]) -> None:
         self._flights.pop(key, None)
-        if not flight.cancelled():
-            flight.exception()  # mark it as retrieved: if no waiter is left, asyncio should not log it
+        if flight.cancelled():
+            return
+        error = flight.exception()  # retrieved here: if no waiter is left, asyncio should not log an expected one
+        if error is not None and not isinstance(error, HubError | OriginUnavailable | MeshError):
+            log.error("shared work failed", exc_info=error)  # without its key, which may contain a token

@@ -62,6 +62,12 @@ HOMES = {
     "zeroconf": r"mesh\.discovery\..*",
 }
 
+# Modules that start tasks themselves, as they await them or log what they raise. All others use `mesh.tasks.Tasks`.
+STARTERS = {
+    *("mesh.exchange", "mesh.questions", "mesh.tasks"),
+    *("proxy.flights", "proxy.preheat", "proxy.waiting"),
+}
+
 
 def imports(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
@@ -97,6 +103,12 @@ def test_what_decides_is_pure(name):
 def test_libraries_stay_where_they_belong(library):
     users = {name for name, path in MODULES.items() if any(i.partition(".")[0] == library for i in imports(path))}
     assert [name for name in users if not re.fullmatch(HOMES[library], name)] == []
+
+
+def test_no_task_fails_unseen():
+    """What a task raises is lost if nobody awaits it and nothing logs it, and those who wait for its work hang."""
+    calls = {name: re.search(r"\.(create_task|ensure_future)\(", path.read_text()) for name, path in MODULES.items()}
+    assert {name for name, call in calls.items() if call} == STARTERS
 
 
 def test_files_stay_short_and_say_what_they_are_for():
