@@ -108,6 +108,8 @@ class Ledger:
         report.check(self.pieces.count)
         if report.node not in self and report.have is None:
             return Plan(resync=True, retry_after=0.0)
+        if report.moved and report.node not in self:  # a node known here was only asked to announce itself again
+            self._settling.moved(now)
         node = self._books.enter(report.node, now)
         if report.have is not None:
             self._announced(node, report, PieceSet.from_bytes(self.pieces.count, report.have).bits, now)
@@ -189,8 +191,6 @@ class Ledger:
         self._books.replace(node, have)
         self._books.announced(report.node, node, now)
         node.fetched = report.fetched
-        if report.moved:
-            self._settling.moved(now)
         for piece, source in report.active:
             if piece in node.tasks or have >> piece & 1:
                 continue

@@ -64,7 +64,8 @@ class Report:
     have: bytes | None = None
     # With `have`: the (piece, source) pairs under way, so that a new tracker does not assign them again.
     active: tuple[tuple[int, str], ...] = ()
-    # With `have`: another tracker led this swarm until now, so other nodes are about to announce themselves too.
+    # With `have`: sent because a plan asked for a resync, or the last tracker did not answer. If the tracker does not
+    # know the node, another one led this swarm until now, and other nodes are about to announce themselves too.
     moved: bool = False
     # Newly held pieces. With `have` also pieces held before (source HELD), to report their digests.
     gained: tuple[Gain, ...] = ()

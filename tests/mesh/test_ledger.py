@@ -354,12 +354,23 @@ def test_a_new_tracker_waits_for_announcements_before_it_leases() -> None:
     assert ledger.leases == {1: "b"}
 
 
+def test_a_node_that_has_to_announce_itself_again_holds_no_lease_up() -> None:
+    ledger = Ledger(4 * MIB)
+    asker = Report(node="asker", wanted=((1, 4),), slots=8, can_fetch=True)
+    for report in (hello("holder", 4, held=0b1111), hello("asker", 4, slots=0), Report(node="holder")):
+        ledger.report(report, 0.0)
+    ledger.report(replace(asker, failed=(Failure(0, "holder", "missing"),), slots=0), 15.0)
+    assert ledger.report(Report(node="holder"), 15.1).resync
+    ledger.report(replace(hello("holder", 4, held=0b0001), moved=True), 15.2)  # as after any resync
+    assert any(task.lease for task in ledger.report(asker, 15.3).tasks)
+
+
 def test_who_says_again_and_again_that_it_was_led_by_another_keeps_nobody_from_the_origin() -> None:
     ledger = Ledger(64 * MIB)
     ledger.report(hello("a", 64), 0.0)
     leases = [0, 0]
     for second in range(60):
-        ledger.report(replace(hello("liar", 64), slots=0, can_fetch=False, moved=True), second)
+        ledger.report(replace(hello(f"liar {second}", 64), slots=0, can_fetch=False, moved=True), second)
         plan = ledger.report(replace(hello("a", 64), slots=4), second + 0.5)  # a new node each time, without tasks
         leases[bool(plan.tasks)] += 1
     assert leases[1] >= 50
