@@ -9,7 +9,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from mesh.content import Pieces
-from mesh.fetcher import LEASE_SECONDS
 from mesh.messages import ORIGIN, Failure, Gain, Task
 from mesh.policy import QUICK
 from mesh.streams import ORIGIN_STREAMS, PEER_RUN_BYTES, PEER_STREAMS, RUN_BYTES, SOURCE_STREAMS, URGENT_STREAMS
@@ -93,7 +92,7 @@ class Node:
                 if run.source == ORIGIN and first + (piece != self.urgent[0]) < piece < stop:
                     keep = run.at + max(1, piece - first)
                     for task in run.tasks[keep:]:
-                        self.leased.setdefault(task.piece, Task(task.piece, (ORIGIN,), b"", LEASE_SECONDS))
+                        self.leased.setdefault(task.piece, Task.lease_of(task.piece))
                     del run.tasks[keep:]
         self.leased, self.offered = ({p: t[p] for p in self.urgent if p in t} | t for t in (self.leased, self.offered))
 

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MAX_FAILURES = 6  # in a row without a byte until the origin is given up: about six seconds
-LEASE_SECONDS = 60.0  # seconds of a lease that returns to the queue from one of this node's own runs
 FIRST_SECONDS = 0.02  # seconds after its first byte in which the first run has the origin to itself
 
 
@@ -135,7 +134,7 @@ class Fetcher:
             for run in list(self.runs):  # a piece that no reader is at yet may stay if the run reaches it next
                 if run.is_origin and not run.is_sequential and run.piece + (piece not in waited) < piece < run.stop:
                     for taken in run.shorten(piece):
-                        self._leased.setdefault(taken, Task(taken, (ORIGIN,), b"", LEASE_SECONDS))
+                        self._leased.setdefault(taken, Task.lease_of(taken))
         self._leased, self._offered = ({p: t[p] for p in urgent if p in t} | t for t in (self._leased, self._offered))
         self.launch(urgent=any(piece in self._leased for piece in urgent))
 
@@ -363,7 +362,7 @@ class Fetcher:
         if self.origin_error is not None:
             self.failed += [Failure(piece, ORIGIN, "refused") for piece in rest]
         else:
-            again = {piece: Task(piece, (ORIGIN,), b"", LEASE_SECONDS) for piece in rest}
+            again = {piece: Task.lease_of(piece) for piece in rest}
             self._leased = again | self._leased
 
     async def _in_thread(self, run: Run, location: Location) -> None:

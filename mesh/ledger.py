@@ -364,7 +364,7 @@ class Ledger:
                 if len(tasks) >= count:
                     break
                 self._books.lease(name, node, piece, now)
-                tasks.append(Task(piece, (ORIGIN,), b"", policy.LEASE_SECONDS))
+                tasks.append(Task.lease_of(piece))
         return tasks
 
     def _usable(self, node: Node, now: float) -> int:

@@ -8,9 +8,12 @@ numbers refer to the one blob of the exchange. All times are durations in second
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mesh.content import PieceSet
+
+if TYPE_CHECKING:
+    from typing import Self
 
 # Source of a piece that came from the origin. No node may have this id.
 ORIGIN = "origin"
@@ -129,8 +132,13 @@ class Task:
     piece: int
     sources: tuple[str, ...]
     digest: bytes  # of the piece; empty if not known
-    # How long the task stands. A lease is extended while bytes come from the origin.
+    # How long the node has for a task from a peer. Unused in a lease, which stands while bytes come from the origin.
     seconds: float
+
+    @classmethod
+    def lease_of(cls, piece: int) -> Self:
+        """Return the task to fetch a piece from the origin."""
+        return cls(piece, (ORIGIN,), b"", 0.0)
 
     @property
     def lease(self) -> bool:

@@ -43,7 +43,6 @@ _UNSERVED = 8.0  # without an assignment: then the tracker does nothing for this
 # The same in a crowd, or while the tracker sends pieces of other blobs. A node that leaves a busy tracker also leaves
 # all other nodes, and fetches its own copy. Its readers are served without that.
 _UNSERVED_OF_BUSY = 30.0
-_LEASE_SECONDS = 60.0
 _PACE_SECONDS = 2.0  # shortest time over which a transfer's pace is measured: under a rate limit bytes come in bursts
 _NEAR = 4.0  # a piece that a peer will have sent within this time comes soonest from that peer
 
@@ -140,4 +139,4 @@ class Rescue:
             unserved = _UNSERVED_OF_BUSY if is_busy else _UNSERVED
             if self._count >= _MANY and now - self._fetcher.assigned_at >= unserved:
                 self._house.exchange.doubt(partial.digest)
-            self._fetcher.take([Task(piece, (ORIGIN,), b"", _LEASE_SECONDS)])
+            self._fetcher.take([Task.lease_of(piece)])

@@ -240,7 +240,7 @@ class Swarm:
         if doubted and self.fetcher.can_fetch:
             missing = [piece for piece in self._wanted() if piece in doubted]
             active = {piece for piece, _ in self.fetcher.active()}
-            self.fetcher.take([Task(piece, (ORIGIN,), b"", 60.0) for piece in missing if piece not in active])
+            self.fetcher.take([Task.lease_of(piece) for piece in missing if piece not in active])
 
     # --- the conversation with the tracker
 
@@ -309,7 +309,7 @@ class Swarm:
         """In an open mesh, fetch from the origin if only ranges are read: just the whole blob proves peers' bytes."""
         if task.lease or self._is_wanted or self._house.peers.is_keyed or not self.fetcher.can_fetch:
             return task
-        return Task(task.piece, (ORIGIN,), b"", task.seconds)
+        return Task.lease_of(task.piece)
 
     def _report(self) -> Report:
         fetcher, partial = self.fetcher, self._partial

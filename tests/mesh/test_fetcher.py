@@ -29,7 +29,7 @@ async def test_a_piece_never_comes_from_the_origin_and_from_a_peer_at_once(tmp_p
     async with Origin(content(12 * MIB), pause=0.05).running() as origin, node(tmp_path) as (_, blobs):
         reader = await blobs.read(origin.digest, 12 * MIB, 0, 12 * MIB, origin, is_whole=True)
         fetcher = blobs.swarms[origin.digest].fetcher
-        fetcher.take([Task(piece, (ORIGIN,), b"", 60.0) for piece in range(12)])
+        fetcher.take([Task.lease_of(piece) for piece in range(12)])
         fetcher.take([Task(piece, ("peer",), b"", 60.0) for piece in range(12)])
         assert sorted(fetcher.active()) == [(piece, ORIGIN) for piece in range(12)]
         reader.close()
@@ -51,7 +51,7 @@ async def test_a_lease_for_a_piece_that_a_peer_fails_to_send_is_not_lost(tmp_pat
         house.peers.locate = lambda *_: Location(f"http://{host}:{port}/")  # type: ignore[method-assign]
         plans = [
             Plan((Task(1, ("peer",), b"", 60.0),), retry_after=0.1),
-            Plan((Task(0, (ORIGIN,), b"", 60.0), Task(1, (ORIGIN,), b"", 60.0))),
+            Plan((Task.lease_of(0), Task.lease_of(1))),
         ]
 
         async def report(digest: object, size: int, report: Report, hint: bytes) -> Plan:
@@ -118,7 +118,7 @@ async def test_a_lease_that_comes_when_the_origin_was_given_up_is_no_hope(tmp_pa
             if report.can_fetch:  # the state when it was sent; the answer takes its time
                 asked.set()
                 await given_up.wait()
-                return Plan((Task(0, (ORIGIN,), b"", 30.0),), retry_after=1.0)
+                return Plan((Task.lease_of(0),), retry_after=1.0)
             return Plan(retry_after=1.0)
 
         house.exchange.report = report  # type: ignore[method-assign, assignment]

@@ -76,7 +76,7 @@ class Swarm(RuleBasedStateMachine):
             assert not peer.held >> task.piece & 1, "a piece it has"
             assert 0 < len(task.sources) <= MAX_SOURCES
             assert peer.name not in task.sources
-            assert task.seconds > 0
+            assert task.lease or task.seconds > 0
             if task.lease:
                 for other in self.peers.values():
                     assert other.leased_until.get(task.piece, -1.0) < self.now or other is peer, "leased twice"
