@@ -1,4 +1,4 @@
-"""The swarm that `loadtests.simulate` runs: nodes, their transfers and their conversation with the real ledger.
+"""The swarm that `loadtests.simulate` runs: nodes with real queues, and their conversation with the real ledger.
 
 Bytes are a fluid that flows at max-min fair rates: every node has one rate up and one down, the origin has one for all
 nodes together, and the network between them has no limit. How often nodes report, how long answers are held, which
@@ -149,7 +149,7 @@ class Simulation:
         self._launch(node)
 
     def _launch(self, node: Node, *, is_urgent: bool = False) -> None:
-        while node.is_alive and (node.leased or node.offered):
+        while node.is_alive and node.queue:
             run = node.next_run(self.now, is_crowd=self.alive - 1 > CROWD, is_urgent=is_urgent)
             if run is None:
                 break
@@ -163,7 +163,7 @@ class Simulation:
         if urgent != node.urgent or late:
             node.urgent = urgent
             node.hurry(late)
-            self._launch(node, is_urgent=any(piece in node.leased for piece in urgent))
+            self._launch(node, is_urgent=any(piece in node.queue.leased for piece in urgent))
 
     # --- runs
 

@@ -1,7 +1,7 @@
 """Execution of the tracker's assignments for one blob: which transfers run now, and what happens when one fails.
 
-Leases (pieces from the origin) are merged into runs of consecutive pieces, one request each. The first run goes alone
-until the origin answers, so that an origin that cannot serve ranges is asked only once.
+What the next transfer is for is decided in `mesh.queue`. The first run from the origin goes alone until the origin
+answers, so that an origin that cannot serve ranges is asked only once.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from mesh.errors import (
 from mesh.intake import Begun, Run
 from mesh.line import SMALL
 from mesh.messages import ORIGIN, Failure, Gain, Reason, Task
-from mesh.policy import QUICK
-from mesh.streams import ORIGIN_STREAMS, PEER_RUN_BYTES, PEER_STREAMS, RUN_BYTES, SOURCE_STREAMS, URGENT_STREAMS
+from mesh.queue import RUN_BYTES, Queue, must_leave
+from mesh.streams import ORIGIN_STREAMS, PEER_STREAMS, URGENT_STREAMS
 from mesh.watch import Watch
 from mesh.ways import Ways
 
@@ -63,11 +63,9 @@ class Fetcher:
         self._fill = fill
         self._partial = fill.partial
         self._changed = changed
-        self._leased: dict[int, Task] = {}  # waiting to be fetched from the origin, in this order
-        self._offered: dict[int, Task] = {}  # waiting to be fetched from peers
+        self._queue = Queue(fill.partial.pieces.piece_size, ORIGIN_STREAMS)
         self._begun: dict[int, Begun] = {}  # pieces that a broken run from the origin left incomplete
         self._sources: dict[int, str] = {}  # of landed pieces
-        self._quick: set[str] = set()  # peers whose last piece arrived within `policy.QUICK` seconds
         self._has_answered = self._is_closing = self._is_sequential = False
         self._failures = 0
         self._resume_at = 0.0
@@ -91,72 +89,57 @@ class Fetcher:
     @property
     def pending(self) -> int:
         """The number of pieces that are assigned and have not landed."""
-        return len(self._leased) + len(self._offered) + sum(len(run.pieces) for run in self.runs)
+        return len(self._queue) + sum(len(run.pieces) for run in self.runs)
 
     def active(self) -> Iterable[tuple[int, str]]:
         """Yield (piece, source) for each piece that is assigned and has not landed."""
         for run in self.runs:
             for piece in run.pieces:
                 yield piece, run.source
-        for piece in self._leased:
-            yield piece, ORIGIN
-        for piece, task in self._offered.items():
-            yield piece, task.sources[0]
+        yield from self._queue.waiting()
 
     def take(self, tasks: Iterable[Task]) -> None:
         """Take on tasks, and start as many transfers as there is room for."""
-        coming = self._coming()
-        is_all_coming = any(run.is_sequential for run in self.runs)
-        for task in tasks:
-            piece = task.piece
-            if is_all_coming or piece in self._partial.have or piece in self._partial.unchecked:
-                continue
-            if task.lease and not self.can_fetch:  # the origin was given up while the plan was on its way
-                self.failed.append(Failure(piece, ORIGIN, "refused"))
+        if not any(run.is_sequential for run in self.runs):  # it brings all pieces
+            missing = [t for t in tasks if t.piece not in self._partial.have and t.piece not in self._partial.unchecked]
+            self._queue.take((task for task in missing if self.can_fetch or not task.lease), self._coming())
+            if lost := [task.piece for task in missing if task.lease and not self.can_fetch]:
+                self.failed += [Failure(piece, ORIGIN, "refused") for piece in lost]  # given up since the report
                 self._changed()
-            elif task.lease:  # never from origin and peer at once: one would overwrite bytes that the other has checked
-                self._offered.pop(piece, None)
-                self._leased[piece] = task  # if a peer is sending the piece now, kept for when that fails
-            elif piece not in self._leased and piece not in coming:
-                self._offered[piece] = task
         self.launch()
 
     def _coming(self) -> set[int]:
         return {piece for run in self.runs for piece in run.pieces}
 
-    def _next_lease(self) -> int | None:
-        return next((piece for coming in [self._coming()] for piece in self._leased if piece not in coming), None)
-
     def hurry(self, urgent: Sequence[int], late: Iterable[int]) -> None:
         """Put the pieces that readers wait for (`urgent`) first, and take `late` ones out of the ends of long runs."""
         waited = {reader.position // self._partial.pieces.piece_size for reader in self._fill.readers}
         for piece in late if self.can_fetch else ():
-            for run in list(self.runs):  # a piece that no reader is at yet may stay if the run reaches it next
-                if run.is_origin and not run.is_sequential and run.piece + (piece not in waited) < piece < run.stop:
-                    for taken in run.shorten(piece):
-                        self._leased.setdefault(taken, Task.lease_of(taken))
-        self._leased, self._offered = ({p: t[p] for p in urgent if p in t} | t for t in (self._leased, self._offered))
-        self.launch(urgent=any(piece in self._leased for piece in urgent))
+            for run in self.runs:
+                if run.is_origin and not run.is_sequential and must_leave(piece, run.pieces, waited):
+                    self._queue.lease(run.shorten(piece))
+        self._queue.put_first(urgent)
+        self.launch(urgent=any(piece in self._queue.leased for piece in urgent))
 
     def launch(self, *, urgent: bool = False) -> None:
         """Start as many transfers as there is room for; for `urgent` leases, a few more."""
         if self._fill.is_over or self._is_closing:
             return
         may_fetch = self.can_fetch and time.monotonic() >= self._resume_at
-        if self._is_sequential and self._leased and may_fetch and self.runs:
+        if self._is_sequential and self._queue.leased and may_fetch and self.runs:
             for run in self.runs:  # a sequential run writes the whole file: start it when all others have ended
                 if not run.is_origin:
                     run.cancel()
             return
         from_origin = sum(run.is_origin for run in self.runs)
         streams = ORIGIN_STREAMS + (URGENT_STREAMS if urgent else 0)
-        while may_fetch and (first := self._next_lease()) is not None:
-            if from_origin >= (streams if self._has_answered and not self._is_sequential else 1):
-                break
-            has_turn = not (self._fill.readers or self._is_sequential or self._partial.size <= SMALL)
+        most = streams if self._has_answered and not self._is_sequential else 1
+        has_turn = not (self._fill.readers or self._is_sequential or self._partial.size <= SMALL)
+        coming = self._coming()
+        while may_fetch and from_origin < most and (first := self._queue.next_lease(coming)) is not None:
             if has_turn and not self._house.line.take(self.launch):
                 break
-            self._start_origin_run(first, has_turn=has_turn)
+            self._start_origin_run(first, coming, has_turn=has_turn)
             from_origin += 1
         if any(run.is_sequential for run in self.runs):
             return
@@ -168,8 +151,7 @@ class Fetcher:
         """Cancel all transfers and wait until their threads no longer use the file."""
         self._is_closing = True
         self._house.line.leave(self.launch)
-        self._leased.clear()
-        self._offered.clear()
+        self._queue.clear()
         while self.runs:
             for run in list(self.runs):
                 run.cancel()
@@ -177,18 +159,15 @@ class Fetcher:
 
     # --- the origin
 
-    def _start_origin_run(self, first: int, *, has_turn: bool) -> None:
-        line, pieces, others = self._house.line, self._partial.pieces, self._coming() | set(self._begun)
-        turns = not self._is_sequential and self._fill.begin(first)  # begins inside the piece: a run of one piece
-        run_bytes = min(RUN_BYTES, line.run_bytes) if has_turn else RUN_BYTES
-        longest = 1 if turns else max(1, min(-(-len(self._leased) // ORIGIN_STREAMS), run_bytes // pieces.piece_size))
-        stop = first
-        while stop in self._leased and stop - first < longest and (stop == first or stop not in others):
-            del self._leased[stop]
-            stop += 1
-        run = self._run(ORIGIN, first, stop, {}, self._begun.pop(first, None))
+    def _start_origin_run(self, first: int, coming: set[int], *, has_turn: bool) -> None:
+        line = self._house.line
+        most_bytes = line.run_bytes if has_turn else RUN_BYTES
+        if not self._is_sequential and self._fill.begin(first):
+            most_bytes = 0  # begins inside the piece: a run of one piece
+        pieces = self._queue.origin_run(first, coming | self._begun.keys(), most_bytes)
+        run = self._run(ORIGIN, pieces, {}, self._begun.pop(first, None))
         run.is_sequential, run.has_turn = self._is_sequential, has_turn
-        task = self._house.tasks.start(self._fetch(run, self._from_origin), name=f"origin {first}-{stop}")
+        task = self._house.tasks.start(self._fetch(run, self._from_origin), name=f"origin {first}-{pieces.stop}")
         if has_turn:
             task.add_done_callback(lambda _: line.give_back())
 
@@ -238,38 +217,25 @@ class Fetcher:
     def _give_up_origin(self, error: SourceFailed) -> None:
         self.origin_error = error
         self._failures = 0
-        self.failed += [Failure(piece, ORIGIN, "refused") for piece in self._leased]
-        self._leased.clear()
+        self.failed += [Failure(piece, ORIGIN, "refused") for piece in self._queue.leased]
+        self._queue.leased.clear()
         self._changed()
 
     # --- peers
 
     def _start_peer_run(self) -> bool:
-        """Start the first offered transfer whose source has a connection to spare; False when there is none."""
-        pieces, busy = self._partial.pieces, Counter(run.source for run in self.runs)
-        free = ((piece, task) for piece, task in self._offered.items() if busy[task.sources[0]] < self._streams(task))
-        if (found := next(free, None)) is None:
+        """Start the next transfer from a peer; False when there is none."""
+        house, busy = self._house, Counter(run.source for run in self.runs)
+        tasks = self._queue.peer_run(busy, self._begun, is_crowd=house.exchange.is_crowd)
+        if not tasks:
             return False
-        first, task = found
-        longest = max(1, min(-(-len(self._offered) // SOURCE_STREAMS), PEER_RUN_BYTES // pieces.piece_size))
-        tasks: list[Task] = []
-        while (
-            (following := self._offered.get(first + len(tasks)))
-            and following.sources[0] == task.sources[0]
-            and len(tasks) < longest
-            and (not tasks or following.piece not in self._begun)
-        ):
-            tasks.append(self._offered.pop(following.piece))
-        digests = {t.piece: t.digest for t in tasks if t.digest} if self._house.peers.is_keyed else {}
+        first = tasks[0].piece
+        digests = {t.piece: t.digest for t in tasks if t.digest} if house.peers.is_keyed else {}
         before = self._begun.get(first)
         begun = Begun(before.position, before.hasher.copy()) if before and before.hasher else None
-        run = self._run(task.sources[0], first, first + len(tasks), digests, begun)
-        self._house.tasks.start(self._fetch(run, lambda run: self._from_peer(run, tasks)), name=f"peer {first}")
+        run = self._run(tasks[0].sources[0], range(first, first + len(tasks)), digests, begun)
+        house.tasks.start(self._fetch(run, lambda run: self._from_peer(run, tasks)), name=f"peer {first}")
         return True
-
-    def _streams(self, task: Task) -> int:
-        """Return how many connections a source may have. In a crowd machines are the limit, so one is no faster."""
-        return SOURCE_STREAMS if task.sources[0] in self._quick or self._house.exchange.is_crowd else 1
 
     async def _from_peer(self, run: Run, tasks: list[Task]) -> None:
         pieces, first = self._partial.pieces, tasks[0]
@@ -285,21 +251,17 @@ class Fetcher:
                 self._house.blame(error)
             log.debug("%s: %s", self._partial.digest, error)
         except StoreFull:  # not the source's fault, and there may be room in a moment
-            rest = (task for task in tasks if task.piece in run.pieces and task.piece not in self._leased)
-            self._offered |= {task.piece: task for task in rest}
+            self._queue.take(tasks[run.piece - run.first :])
             raise
         finally:
             watch.close()
-        by_piece = {task.piece: task for task in tasks}
-        for piece in run.pieces:
-            self.failed.append(Failure(piece, run.source, reason))
-            task = by_piece[piece]
-            if len(task.sources) > 1 and piece not in self._leased:  # try the next source without asking the tracker
-                self._offered[piece] = Task(piece, task.sources[1:], task.digest, task.seconds)
+        for task in tasks[run.piece - run.first :]:
+            self.failed.append(Failure(task.piece, run.source, reason))
+            self._queue.try_next(task)
 
     # --- both
 
-    def _run(self, source: str, first: int, stop: int, digests: dict[int, bytes], begun: Begun | None) -> Run:
+    def _run(self, source: str, pieces: range, digests: dict[int, bytes], begun: Begun | None) -> Run:
         is_origin, stats = source == ORIGIN, self._house.stats
         counter = "origin_received" if is_origin else "peer_received"
 
@@ -310,8 +272,8 @@ class Fetcher:
         run = Run(
             self._fill,
             source,
-            first,
-            stop,
+            pieces.start,
+            pieces.stop,
             begun=begun,
             digests=digests,
             limiter=self._house.origin_limiter if is_origin else self._house.peer_limiter,
@@ -362,8 +324,8 @@ class Fetcher:
         if self.origin_error is not None:
             self.failed += [Failure(piece, ORIGIN, "refused") for piece in rest]
         else:
-            again = {piece: Task.lease_of(piece) for piece in rest}
-            self._leased = again | self._leased
+            self._queue.lease(rest)
+            self._queue.put_first(rest)
 
     async def _in_thread(self, run: Run, location: Location) -> None:
         house = self._house
@@ -381,11 +343,10 @@ class Fetcher:
         run.landed_bytes += stop - start
         self.last_landed = time.monotonic()
         seconds, run.landed_at = self.last_landed - run.landed_at, self.last_landed
-        (self._quick.add if seconds < QUICK else self._quick.discard)(run.source)
         if run.has_turn:
             self._house.line.landed(stop - start, seconds, self._house.stats.origin_received, run.landed_at)
-        for pending in (self._begun, self._leased, self._offered):  # a sequential run brings pieces that wait here
-            pending.pop(piece, None)
+        self._begun.pop(piece, None)
+        self._queue.landed(piece, run.source, seconds)  # a sequential run also brings pieces that wait there
         if piece not in self._partial.have:
             self._partial.add(piece, digest, run.is_trusted(piece))
             self._sources[piece] = run.source

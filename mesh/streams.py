@@ -1,4 +1,4 @@
-"""How many connections a fetcher uses at once, and how much one request is for."""
+"""How many connections a fetcher uses at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,3 @@ import os
 ORIGIN_STREAMS = min(6, max(4, os.cpu_count() or 1))
 URGENT_STREAMS = 2  # connections beyond these, for readers that would otherwise wait behind long runs
 PEER_STREAMS = 8  # connections to all peers for one blob
-SOURCE_STREAMS = 4  # connections to one quick peer; over a slow line pieces are complete sooner one after the other
-RUN_BYTES = 64 << 20  # longest run from the origin
-PEER_RUN_BYTES = 16 << 20  # longest run from a peer

@@ -26,6 +26,7 @@ PURE = [
     "mesh.messages",
     "mesh.placement",
     "mesh.policy",
+    "mesh.queue",
     "mesh.speeds",
     "mesh.stated",
     "proxy.caching",
