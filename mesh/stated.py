@@ -3,7 +3,7 @@
 A node learns the BLAKE3 digest of each piece when the piece arrives, long before a bit of it may flip on disk. What it
 states proves nothing: a liar states the digests of its lies. But bytes that differ from what their sender states are
 wrong or badly stored, the sender alone is at fault, and no other node gets them. So a statement is only ever a reason
-to refuse bytes, with or without the key of a mesh.
+to refuse bytes, with or without the key of a mesh. Pure.
 """
 
 from __future__ import annotations

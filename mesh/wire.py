@@ -1,4 +1,4 @@
-"""Decoding of messages from other nodes: a message of one type, or an error that callers expect."""
+"""Decoding of messages from other nodes: a message of one type, or an error that callers expect. Pure."""
 
 from __future__ import annotations
 

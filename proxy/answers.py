@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from proxy import caching
 from proxy.caching import Stored
-from proxy.catalog import ApiAnswer, KeptAnswer
+
+if TYPE_CHECKING:
+    from proxy.catalog import ApiAnswer, KeptAnswer
 
 _KEPT_HEADERS = (
     *("Content-Type", "Link", "X-Repo-Commit", "X-Error-Code", "X-Error-Message", "X-Total-Count"),

@@ -1,4 +1,4 @@
-"""Whether the origin counts as failing, judged by what became of the questions to it."""
+"""Whether the origin counts as failing, judged by what became of the questions to it. Pure."""
 
 from __future__ import annotations
 

@@ -8,9 +8,13 @@ a file, but not when it reads one as a stream, and the request does not tell whi
 
 from __future__ import annotations
 
-from proxy.catalog import Disproof
+from typing import TYPE_CHECKING
+
 from proxy.hub.errors import HubError
 from proxy.ranges import Selection
+
+if TYPE_CHECKING:
+    from proxy.catalog import Disproof
 
 _REST_SECONDS = 7 * 86400.0  # a partial download on a client's disk may be days old
 # Seconds. A client that fetches one file in several ranges retries a broken one at once. Others read single ranges, and

@@ -1,4 +1,4 @@
-"""The settings of a node: each defined once, with its default and its help text. Pure.
+"""The settings of a node: each defined once, with its default and its help text.
 
 Flags, environment variables and keys of the configuration file are all derived from the fields of
 `Settings` (see proxy/commands/options.py), so a new setting is one field here and one entry in

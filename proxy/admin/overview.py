@@ -1,4 +1,4 @@
-"""The dashboard's view of a node, in small JSON sections so that only those that changed are sent again. Pure."""
+"""The dashboard's view of a node, in small JSON sections so that only those that changed are sent again."""
 
 from __future__ import annotations
 

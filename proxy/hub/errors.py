@@ -1,4 +1,4 @@
-"""Failures in the shape that the Hub gives them, so that clients react as they would to the Hub."""
+"""Failures in the shape that the Hub gives them, so that clients react as they would to the Hub. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Protocol
 
-from aiohttp import web
+from aiohttp.web import Response
 
 from proxy.hub.metadata import number, readable
 
@@ -149,7 +149,7 @@ def come_again(message: str, client: Waiting, seconds: int = 2) -> HubError:
     return HubError(503, message=message, headers={"Retry-After": str(seconds)})
 
 
-def respond(error: HubError | OriginUnavailable, client: Waiting) -> web.Response:
+def respond(error: HubError | OriginUnavailable, client: Waiting) -> Response:
     """The answer to the client for a failed request."""
     if isinstance(error, OriginUnavailable):
         if error.retry_after is not None:
@@ -165,7 +165,7 @@ def respond(error: HubError | OriginUnavailable, client: Waiting) -> web.Respons
     if body is None:
         headers["Content-Type"] = "application/json; charset=utf-8"
         body = json.dumps({"error": error.message or f"HTTP {error.status}"}).encode()
-    return web.Response(status=error.status, headers=headers, body=body)
+    return Response(status=error.status, headers=headers, body=body)
 
 
 def _one_line(text: str) -> str:

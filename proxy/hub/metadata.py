@@ -5,9 +5,9 @@ from __future__ import annotations
 import calendar
 import hashlib
 import re
-import time
 from collections.abc import Mapping
 from functools import lru_cache
+from time import strptime
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -172,6 +172,6 @@ def _said_expiry(url: str) -> float | None:
     if life is None or not _AMZ_DATE.match(date):
         return None
     try:
-        return float(calendar.timegm(time.strptime(date, "%Y%m%dT%H%M%SZ")) + life)
+        return float(calendar.timegm(strptime(date, "%Y%m%dT%H%M%SZ")) + life)
     except ValueError:  # such as the 99th of a month
         return None
