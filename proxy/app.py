@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import itertools
 import logging
 import re
@@ -16,7 +15,6 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from fnmatch import fnmatch
-from functools import lru_cache
 from posixpath import normpath
 from typing import cast
 
@@ -28,6 +26,7 @@ from proxy import bodies
 from proxy.admin.metrics import Metrics
 from proxy.api import MAX_QUESTION, Api
 from proxy.files import Files
+from proxy.hosts import cannot_be_rebound, host_of
 from proxy.hub import cors, errors, lfs, xet
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.lfs import BatchRoute, ObjectRoute
@@ -276,27 +275,10 @@ def guard_host(allowed: Iterable[str]) -> Callable[[str], None]:
     patterns = [name.lower() for name in allowed]
 
     def guard(field: str) -> None:
-        name = _host_name(field)
-        if not _is_local(name) and not any(fnmatch(name, pattern) for pattern in patterns):
+        name = host_of(field)
+        if not cannot_be_rebound(name) and not any(fnmatch(name, pattern) for pattern in patterns):
             raise web.HTTPMisdirectedRequest(
                 text=f"This node does not answer for {name!r}. Start it with --allow-host {name} if it should.\n"
             )
 
     return guard
-
-
-@lru_cache(256)
-def _host_name(field: str) -> str:
-    host = field.rsplit(":", 1)[0] if not field.endswith("]") and field.count(":") != 0 else field
-    return host.strip("[]").rstrip(".").lower()
-
-
-@lru_cache(256)
-def _is_local(name: str) -> bool:
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from mesh.hosts import parse_ip
 
 if TYPE_CHECKING:
     from typing import Self
@@ -109,7 +110,5 @@ class HostPort:
 
 
 def _is_ip(text: str, *, version: int) -> bool:
-    try:
-        return ipaddress.ip_address(text).version == version
-    except ValueError:
-        return False
+    ip = parse_ip(text)
+    return ip is not None and ip.version == version

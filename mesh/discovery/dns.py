@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 
-from mesh.hosts import is_fit
+from mesh.hosts import is_fit, parse_ip
 from mesh.membership import Address
 
 MAX_ADDRESSES = 256  # addresses of one name that are used
@@ -18,11 +17,7 @@ async def resolve(named: Address) -> list[Address]:
 
     Raises OSError when the name cannot be resolved, or not in time.
     """
-    try:
-        ipaddress.ip_address(named.host)
-    except ValueError:
-        pass
-    else:
+    if parse_ip(named.host) is not None:
         return [named]
     loop = asyncio.get_running_loop()
     try:

@@ -19,7 +19,7 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 
 from mesh.errors import MeshError
 from mesh.gossip import Gossip
-from mesh.hosts import is_local
+from mesh.hosts import is_local, parse_ip
 from mesh.membership import Address, State
 from mesh.protocol import difference
 from mesh.tasks import Tasks
@@ -116,7 +116,7 @@ class Mdns:
     def _service(self, ips: list[str]) -> AsyncServiceInfo:
         host = self._address.host
         # A loopback address is of no use to other machines: announce it only if there is no other.
-        hosts = [host] if _is_ip(host) else [ip for ip in ips if not is_local(ip)] or ips
+        hosts = [host] if parse_ip(host) is not None else [ip for ip in ips if not is_local(ip)] or ips
         return AsyncServiceInfo(
             TYPE,
             f"{self._own.node_id}.{TYPE}",
@@ -199,11 +199,3 @@ def _nearest(hosts: list[str], own: list[ipaddress.IPv4Interface]) -> list[str]:
     ours = {interface.ip for interface in own}
     ips.sort(key=lambda ip: (ip in ours, not any(ip in network for network in near)))
     return [str(ip) for ip in ips[:_MAX_ADDRESSES]]
-
-
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

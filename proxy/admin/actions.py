@@ -6,8 +6,6 @@ comes from: only from this machine, and not from a page of another site in a bro
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
@@ -16,6 +14,7 @@ from aiohttp import web
 
 from mesh.errors import MeshError, StoreFull
 from proxy.admin.view import NodeView, Preheat
+from proxy.hosts import host_of, is_this_machine
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.urls import Repo
 
@@ -115,7 +114,7 @@ def _refuse(request: web.Request) -> str | None:
     """The reason why this request may not act; None if it may."""
     host = request.headers.get("Host", "")
     is_forwarded = "X-Forwarded-For" in request.headers or "Forwarded" in request.headers
-    if is_forwarded or not is_loopback(request.remote or "") or not is_loopback(_without_port(host)):
+    if is_forwarded or not is_this_machine(request.remote or "") or not is_this_machine(host_of(host)):
         return "this is allowed from the node's own machine only: send it to localhost there"
     # Browsers say which site sent a request, and ask (CORS preflight) before they send JSON to another site.
     if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
@@ -125,22 +124,6 @@ def _refuse(request: web.Request) -> str | None:
     if request.content_type != "application/json":
         return "the Content-Type has to be application/json"
     return None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address can only mean this machine."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return False
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback
-
-
-def _without_port(host: str) -> str:
-    return host.rpartition(":")[0] if re.search(r":\d*\Z", host) and host != "::1" else host
 
 
 def _answer(status: int, **fields: str | int) -> web.Response:

@@ -9,11 +9,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from mesh.content import Digest
 from mesh.errors import StoreUnusable
 from mesh.store import Store
-from proxy.admin.actions import is_loopback
 from proxy.admin.metrics import Metrics
 from proxy.admin.routes import add_routes
 from proxy.admin.status import decode
 from proxy.admin.view import Preheat
+from proxy.hosts import cannot_be_rebound, host_of, is_this_machine
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.inventory import Inventory
 from proxy.pins import Pins
@@ -168,6 +168,22 @@ async def test_a_file_that_cannot_be_removed_keeps_none_of_the_others(tmp_path):
     store.close()
 
 
-def test_loopback():
-    assert all(map(is_loopback, ["localhost", "a.localhost", "127.0.0.9", "::1", "[::1]", "::ffff:127.0.0.1"]))
-    assert not any(map(is_loopback, ["", "example.org", "10.0.0.1", "localhost.evil.example", "::"]))
+@pytest.mark.parametrize(
+    ("field", "is_here", "is_safe"),
+    [
+        *((field, True, True) for field in ("localhost", "LOCALHOST:8090", "localhost.:8090", "a.localhost")),
+        *(
+            (field, True, True)
+            for field in ("127.0.0.9", "127.0.0.9:8090", "[::1]", "[::1]:8090", "[::ffff:127.0.0.1]")
+        ),
+        *((field, False, True) for field in ("10.0.0.1:8090", "8.8.8.8", "[::]:8090", "[fd00::1]")),
+        *((field, False, False) for field in ("", ":8090", "example.org:80", "localhost.evil.example", "127.1")),
+    ],
+)
+def test_hosts_that_are_this_machine_and_hosts_that_no_other_site_can_rebind(field, is_here, is_safe):
+    assert (is_this_machine(host_of(field)), cannot_be_rebound(host_of(field))) == (is_here, is_safe)
+
+
+@pytest.mark.parametrize("host", ["LOCALHOST:8090", "localhost.:8090"])
+async def test_however_localhost_is_written_it_may_act(client, node, host):
+    assert (await client.post("/-/rm", json={"repo": "acme/tiny"}, headers={"Host": host})).status == 200
