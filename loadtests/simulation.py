@@ -21,6 +21,7 @@ import numpy as np
 from loadtests.fluid import Flows
 from loadtests.simulated import Node, Run
 from loadtests.timeline import Moment
+from mesh.bits import bits_in
 from mesh.content import Pieces
 from mesh.fetcher import FIRST_SECONDS
 from mesh.ledger import Ledger
@@ -271,7 +272,7 @@ class Simulation:
         self.reports += 1
         began = time.process_time()
         plan = self.ledger.report(report, self.now)
-        gained = sum(1 << gain.piece for gain in report.gained)
+        gained = bits_in(gain.piece for gain in report.gained)
         if gained or report.have is not None:
             woken = 0
             for name in self.ledger.waiting(gained or self.ledger.held):

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from mesh.bits import members
+
 if TYPE_CHECKING:
     from typing import Self
 
@@ -149,11 +151,7 @@ class PieceSet:
         return self._bits.bit_count()
 
     def __iter__(self) -> Iterator[int]:
-        bits = self._bits
-        while bits:
-            low = bits & -bits
-            yield low.bit_length() - 1
-            bits ^= low
+        return members(self._bits)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PieceSet) and (self.count, self._bits) == (other.count, other._bits)

@@ -1,14 +1,14 @@
 """The index of pieces by node and of nodes by piece, and how rare each piece is. Pure.
 
-Sets are integers: in a set of pieces, bit n is piece n; in a set of nodes, bit n is the node in slot n. A step on a
-whole set of pieces copies it, so no walk over a set may take such a step for each piece.
+Sets are integers (see mesh/bits.py): in a set of pieces, bit n is piece n; in a set of nodes, bit n is the node in
+slot n.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-_WORD = 64  # bytes of a set that are walked over at a time
+from mesh.bits import bits_in, members
 
 
 class Tally:
@@ -130,12 +130,9 @@ class Holdings:
         if kept := have ^ lost:
             self._have[slot] = kept
         others = ~(1 << slot)
-        unheld = bytearray(lost.bit_length() // 8 + 1)
         for piece in members(lost):
             self._holders[piece] &= others
-            if not self._holders[piece]:
-                unheld[piece // 8] |= 1 << piece % 8
-        self.held &= ~int.from_bytes(unheld, "little")
+        self.held &= ~bits_in(piece for piece in members(lost) if not self._holders[piece])
         self._copies.fewer(lost)
         for group in self._groups:
             group.lose(slot, lost)
@@ -165,29 +162,3 @@ class Holdings:
     def common(self, level: int) -> int:
         """Return the pieces of which there are 2 ** `level` copies or more."""
         return self._copies.at_least(level)
-
-
-def members(bits: int) -> Iterator[int]:
-    """Yield the numbers in a set, in order. The time for all of them is linear in the highest."""
-    data = bits.to_bytes((bits.bit_length() + 7) // 8, "little")
-    for start in range(0, len(data), _WORD):
-        word = int.from_bytes(data[start : start + _WORD], "little")
-        while word:
-            low = word & -word
-            yield 8 * start + low.bit_length() - 1
-            word ^= low
-
-
-def members_from(bits: int, start: int) -> Iterator[int]:
-    """Yield the numbers in a set, in order from `start` on and then from 0."""
-    for number in members(bits >> start):
-        yield start + number
-    yield from members(bits & ((1 << start) - 1))
-
-
-def first_from(bits: int, start: int) -> int:
-    """Return the first number of `members_from`, for a set that is not empty."""
-    later = bits >> start
-    if later:
-        return start + (later & -later).bit_length() - 1
-    return (bits & -bits).bit_length() - 1

@@ -23,10 +23,11 @@ import random
 from collections.abc import Iterator
 
 from mesh import policy
+from mesh.bits import bits_of, first_from, members, members_from
 from mesh.books import Books, Node, with_slot
 from mesh.content import Pieces, PieceSet
-from mesh.holdings import Group, first_from, members, members_from
-from mesh.messages import MAX_SOURCES, MAX_TASKS, ORIGIN, Failure, Gain, Plan, Report, Task, bits_of
+from mesh.holdings import Group
+from mesh.messages import MAX_SOURCES, MAX_TASKS, ORIGIN, Failure, Gain, Plan, Report, Task
 from mesh.speeds import Speeds
 
 

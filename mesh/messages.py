@@ -191,11 +191,3 @@ def runs_of(pieces: PieceSet) -> Runs:
         bits >>= length
         offset += skipped + length
     return tuple(runs)
-
-
-def bits_of(runs: Runs) -> int:
-    """Convert (start, stop) runs to a set, as an integer."""
-    bits = 0
-    for start, stop in runs:
-        bits |= (1 << stop) - (1 << start)
-    return bits

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from mesh.bits import bits_in
 from mesh.content import Digest, Pieces
 from mesh.ledger import Ledger
 from mesh.messages import Plan, Report
@@ -84,7 +85,7 @@ class Tracker:
         plan = self._paced(ledger.report(report, now))
         if report.have is not None and not ledger.have(report.node).complete:
             self._lost(report.node, digest)  # it dropped the blob it announced, and would count as a holder forever
-        gained = (ledger.held & ~before) | sum(1 << gain.piece for gain in report.gained)
+        gained = (ledger.held & ~before) | bits_in(gain.piece for gain in report.gained)
         if gained or report.have is not None:
             self._wake(tracked, gained or ledger.held, report.node)
         if report.failed or report.have is not None:

@@ -4,7 +4,8 @@ from operator import or_
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.holdings import Group, Holdings, first_from, members, members_from
+from mesh.bits import members
+from mesh.holdings import Group, Holdings
 
 COUNT = 12
 SETS = st.integers(0, (1 << COUNT) - 1)
@@ -39,15 +40,6 @@ def test_holders_and_rarity_are_those_of_a_plain_count(steps: list[tuple[int, in
     assert [set(members(part)) for part in parts] == [
         {piece for piece in range(COUNT) if counts[piece] == count} for count in by_count
     ]
-
-
-@given(st.sets(st.integers(0, 2000)).map(lambda numbers: sum(1 << n for n in numbers)), st.integers(0, 2003))
-def test_members_from_goes_round(bits: int, start: int) -> None:
-    plain = [n for n in range(2001) if bits >> n & 1]
-    assert list(members(bits)) == plain
-    assert list(members_from(bits, start)) == [n for n in plain if n >= start] + [n for n in plain if n < start]
-    if bits:
-        assert first_from(bits, start) == next(members_from(bits, start))
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), SETS, st.sampled_from(["add", "remove", "enter", "leave"])), max_size=40))

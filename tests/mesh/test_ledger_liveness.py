@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from mesh.bits import members
 from mesh.content import PieceSet
-from mesh.holdings import members
 from mesh.ledger import Ledger
 from mesh.messages import MAX_SOURCES, MAX_TASKS, ORIGIN, Failure, Gain, Plan, Report
 from mesh.policy import LEASE_SECONDS
