@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -112,6 +112,14 @@ class PieceSet:
             raise ValueError(f"bits beyond the {count} pieces of the blob")
         self.count = count
         self._bits = bits
+
+    @classmethod
+    def of(cls, count: int, pieces: Iterable[int]) -> Self:
+        """Return the set of these pieces; one that is named twice is in it once. Raises IndexError."""
+        made = cls(count)
+        for piece in pieces:
+            made.add(piece)
+        return made
 
     @classmethod
     def from_bytes(cls, count: int, data: bytes) -> Self:

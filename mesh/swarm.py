@@ -333,7 +333,7 @@ class Swarm:
             moved=moved,
             gained=tuple(gained),
             failed=tuple(failed),
-            urgent=runs_of(PieceSet(partial.pieces.count, sum(1 << piece for piece in self._urgent))),
+            urgent=runs_of(PieceSet.of(partial.pieces.count, self._urgent)),
             wanted=runs_of(self._wanted()),
             slots=max(0, self._slots - fetcher.pending),
             can_fetch=fetcher.can_fetch,
