@@ -38,7 +38,7 @@ Role = Literal["peer", "seed"]
 
 
 class Address(NamedTuple):
-    """Address of a node's mesh port: an IP address or a DNS name, and a port."""
+    """Address of a node: an IP address (without brackets) or a DNS name, and a port."""
 
     host: str
     port: int

@@ -55,8 +55,8 @@ class Ground:
     @property
     def advertised(self) -> Address:
         """The address of this node for peers. An empty host means the one from which they see its messages come."""
-        if (told := self.settings.advertise) is not None:
-            return Address(told.host, told.port)
+        if self.settings.advertise is not None:
+            return self.settings.advertise
         return Address("" if self.mesh_listen.wildcard else self.mesh_listen.host, self.mesh_listen.port)
 
 

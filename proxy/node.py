@@ -26,7 +26,6 @@ from mesh.discovery.seeds import Seeds
 from mesh.door import Door
 from mesh.house import House
 from mesh.limiter import Limiter
-from mesh.membership import Address
 from mesh.mesh import Mesh
 from mesh.outflow import Outflow
 from mesh.protocol import MAX_MESSAGE
@@ -343,7 +342,7 @@ def _settle_seconds(settings: Settings) -> float:
 def _start_discovery(ground: Ground, mesh: Mesh) -> None:
     settings, tasks = ground.settings, ground.tasks
     mesh.start(settle=_settle_seconds(settings))
-    Seeds([Address(seed.host, seed.port) for seed in settings.seeds], mesh.gossip, tasks).start()
+    Seeds(settings.seeds, mesh.gossip, tasks).start()
     if settings.mdns:
         from mesh.discovery.mdns import Mdns  # zeroconf takes 8 MB, which other nodes can save
 

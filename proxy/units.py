@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mesh.hosts import parse_ip
+from mesh.membership import Address
 
 if TYPE_CHECKING:
     from typing import Self
@@ -75,15 +75,10 @@ def format_size(size: float) -> str:
     return f"{size:.3g} {unit}" if power else f"{size:.0f} B"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class HostPort:
-    """An address to listen on or to connect to: a host name or IP address (without brackets), and a port."""
+class HostPort(Address):
+    """An address in the settings. One to listen on may be a wildcard, or have port 0 for any free port."""
 
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+    __slots__ = ()
 
     @classmethod
     def parse(cls, text: str) -> Self:

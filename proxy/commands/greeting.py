@@ -13,7 +13,6 @@ from mesh.errors import MeshError
 from mesh.gossip import TARGET
 from mesh.membership import MAX_INCARNATION, Address, Claim, State
 from mesh.protocol import MAX_MESSAGE, Foreign, Message, decode, encode
-from proxy.units import HostPort
 from proxy.version import VERSION
 
 _TIMEOUT = 5.0  # seconds
@@ -23,13 +22,13 @@ _REFUSAL = "answers HTTP 400"
 _SAME = "run the same hubmesh on all nodes"
 
 
-def trouble(seed: HostPort, auth: Auth) -> tuple[str, str] | None:
+def trouble(seed: Address, auth: Auth) -> tuple[str, str] | None:
     """Return what is wrong and what to do about it; None if the seed accepts this node."""
     log = logging.getLogger("mesh")
     level = log.level
     log.setLevel(logging.CRITICAL)  # the result reports it
     try:
-        asyncio.run(_greet(Address(seed.host, seed.port), auth))
+        asyncio.run(_greet(seed, auth))
     except NotAuthentic as error:
         return (
             f"{seed} and this node do not trust each other: {error}",
