@@ -23,7 +23,7 @@ from mesh.content import Digest
 from mesh.errors import MeshError
 from mesh.store import Store
 from proxy.hub.errors import OriginUnavailable
-from proxy.hub.urls import FileRoute, Repo, is_commit
+from proxy.hub.urls import TYPES, FileRoute, Repo, is_commit
 from proxy.resolve import Resolver
 from proxy.units import format_size
 
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 _LOOK_AGAIN = 10.0  # seconds between two scans
 _SETTLED = 2.0  # seconds without a write, after which a file counts as finished
-_TYPES = ("models", "datasets", "spaces", "kernels")
 
 _Version = tuple[Path, Path, int]  # of a file: its name, the place of its bytes, its time of modification
 
@@ -158,7 +157,7 @@ def scan(root: Path) -> Iterator[Cached]:
     home = Path(os.path.realpath(root))
     for folder in _entries(root):
         kind, _, name = folder.name.partition("--")
-        if kind not in _TYPES or not name:
+        if kind not in TYPES or not name:
             continue
         try:
             repo = Repo.parse(f"{kind}/{name.replace('--', '/')}")

@@ -9,13 +9,13 @@ from urllib.parse import unquote
 
 import click
 
+from proxy.hub.urls import TYPES, is_id
+
 if TYPE_CHECKING:
     from typing import Self
 
-_TYPES = ("models", "datasets", "spaces", "kernels")
 # The Hub's own refs contain a literal "/"; in other revisions, "/" is written as %2F.
 _REVISION = re.compile(r"refs/(?:convert|pr)/[^/]+|[^/]+")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class HfUri:
         """Parse a name, with or without ``hf://``. Raises ValueError for anything else."""
         rest = text.removeprefix("hf://").strip("/")
         first, _, after = rest.partition("/")
-        repo_type, rest = (first, after) if first in _TYPES else ("models", rest)
+        repo_type, rest = (first, after) if first in TYPES else ("models", rest)
         # An "@" ends the name. Without a revision, the name is the first two parts.
         name, at, after = rest.partition("@")
         if at and name.count("/") <= 1:
@@ -53,7 +53,7 @@ class HfUri:
             parts = rest.split("/", 2)
             name, revision, path = "/".join(parts[:2]), None, "".join(parts[2:])
         path = path.strip("/")
-        if not all(map(_NAME.fullmatch, name.split("/"))) or revision == "" or ".." in path.split("/"):
+        if not is_id(name) or revision == "" or ".." in path.split("/"):
             raise ValueError(
                 f"{text!r} is not a repository or a file in one: "
                 "expected hf://[datasets/|spaces/]owner/name[@revision][/path]"

@@ -15,12 +15,10 @@ from typing import Any
 from mesh.content import Digest
 from proxy.hub import metadata
 from proxy.hub.client import Client, agent_of
-from proxy.hub.urls import OtherRoute, Repo
+from proxy.hub.urls import ANY_PREFIX, OtherRoute, Repo
 
 MEDIA_TYPE = "application/vnd.git-lfs+json"
-_PATH = re.compile(
-    r"/((?:(?:datasets|spaces|kernels)/)?[^/?]+(?:/[^/?]+)?)\.git/info/lfs/objects/(batch|[0-9a-f]{64})\Z"
-)
+_PATH = re.compile(rf"/((?:(?:{ANY_PREFIX})/)?[^/?]+(?:/[^/?]+)?)\.git/info/lfs/objects/(batch|[0-9a-f]{{64}})\Z")
 _TOKEN = re.compile(r"[!-~]{1,1000}\Z")
 _SIZE = re.compile(r"(?:\A|&)size=(\d{1,15})(?:&|\Z)")
 

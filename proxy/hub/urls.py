@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.parse import quote, unquote
 
 RepoType = Literal["models", "datasets", "spaces", "kernels"]
 ApiKind = Literal["info", "revision", "tree", "paths-info", "refs"]
 
-_TYPES: dict[str, RepoType] = {"models": "models", "datasets": "datasets", "spaces": "spaces", "kernels": "kernels"}
+TYPES: dict[str, RepoType] = {name: name for name in get_args(RepoType)}
+# As alternatives of a pattern: all types, and those that the paths of files and of git begin with.
+ANY_TYPE = "|".join(TYPES)
+ANY_PREFIX = "|".join(name for name in TYPES if name != "models")
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _SEGMENT = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,128}\Z")
 _API_VERBS = {"revision", "tree", "paths-info", "refs"}
@@ -34,7 +37,7 @@ _NOT_SPACES = {"hardware", "templates", "semantic-search", "zero-gpu"}
 # Paths that belong to the Hub whatever follows. What comes before such a path is a prefix of the client's.
 _OF_HUB = re.compile(
     r"/(?:api|buckets|oauth)(?:/|\Z)|/v2/[^/]+/[^/]+/(?:manifests|blobs)/"
-    r"|/(?:(?:datasets|spaces|kernels)/)?[^/]+/[^/]+(?:\.git/|/info/refs\Z|/git-(?:upload|receive)-pack\Z)"
+    rf"|/(?:(?:{ANY_PREFIX})/)?[^/]+/[^/]+(?:\.git/|/info/refs\Z|/git-(?:upload|receive)-pack\Z)"
 )
 # Revisions that people and old software also write unencoded: refs/pr/1, refs/convert/parquet.
 _SPECIAL_REF = re.compile(r"refs/(?:pr|convert)/[^/]+")
@@ -54,9 +57,8 @@ class Repo:
     def parse(cls, text: str) -> Repo:
         """Parse what `str` writes; `owner/name` without a type is a model. Raises ValueError."""
         first, _, rest = text.strip("/").partition("/")
-        repo = cls(_TYPES[first], rest) if first in _TYPES and rest else cls("models", text.strip("/"))
-        parts = repo.id.split("/")
-        if len(parts) > 2 or not all(_SEGMENT.match(part) for part in parts):
+        repo = cls(TYPES[first], rest) if first in TYPES and rest else cls("models", text.strip("/"))
+        if not is_id(repo.id):
             raise ValueError(f"{text!r} is not a repository such as owner/name or datasets/owner/name")
         return repo
 
@@ -128,6 +130,12 @@ class OtherRoute:
 Route = FileRoute | ApiRoute | OtherRoute
 
 
+def is_id(text: str) -> bool:
+    """Whether a text can be the id of a repository."""
+    parts = text.split("/")
+    return len(parts) <= 2 and all(_SEGMENT.match(part) for part in parts)
+
+
 def is_commit(revision: str) -> bool:
     """Whether a revision is a commit hash, which always names the same state."""
     return _COMMIT.match(revision) is not None
@@ -147,11 +155,7 @@ def parse(target: str) -> Route:
         return route
     first, _, rest = path[1:].partition("/")
     inner = _parse(f"/{rest}", query)
-    if (
-        first in _TYPES
-        or not _SEGMENT.match(first)
-        or (isinstance(inner, OtherRoute) and not _OF_HUB.match(f"/{rest}"))
-    ):
+    if first in TYPES or not _SEGMENT.match(first) or (isinstance(inner, OtherRoute) and not _OF_HUB.match(f"/{rest}")):
         return route
     return replace(inner, prefix=f"/{first}")
 
@@ -183,8 +187,8 @@ def _parse(path: str, query: str) -> Route:
     if segments[0] in _RESERVED:
         return OtherRoute(target)
     repo_type: RepoType = "models"
-    if segments[0] in ("datasets", "spaces", "kernels"):
-        repo_type, segments = _TYPES[segments[0]], segments[1:]
+    if segments[0] in TYPES and segments[0] != "models":
+        repo_type, segments = TYPES[segments[0]], segments[1:]
     for length in (2, 1):
         repo = _repo(repo_type, segments[:length])
         if repo is not None and segments[length : length + 1] == ["resolve"]:
@@ -201,16 +205,16 @@ def _parse_api(segments: list[str], path: str, query: str) -> Route:
     other = OtherRoute(target)
     if len(segments) < 3:
         return other
-    if segments[1] == "resolve-cache" and segments[2] in _TYPES:
+    if segments[1] == "resolve-cache" and segments[2] in TYPES:
         for length in (2, 1):
-            repo = _repo(_TYPES[segments[2]], segments[3 : 3 + length])
+            repo = _repo(TYPES[segments[2]], segments[3 : 3 + length])
             commit, file = segments[3 + length : 4 + length], "/".join(segments[4 + length :])
             if repo is not None and commit and is_commit(commit[0]) and is_file(commit[0], file):
                 return FileRoute(repo, commit[0], unquote(file))
         return other
-    if segments[1] not in _TYPES:
+    if segments[1] not in TYPES:
         return other
-    repo_type, rest = _TYPES[segments[1]], segments[2:]
+    repo_type, rest = TYPES[segments[1]], segments[2:]
     while rest and not rest[-1]:
         rest.pop()
     if repo_type == "spaces" and rest and rest[0] in _NOT_SPACES:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from proxy.hub.urls import OtherRoute, Repo
+from proxy.hub.urls import ANY_TYPE, OtherRoute, Repo
 
 XetUse = Literal["auto", "always", "never"]
 
@@ -29,9 +29,7 @@ _STRIDE = CHUNK + HEADER
 # Bytes. Clients refuse plain HTTP for larger files when they know the size before the download.
 PLAIN_HTTP_LIMIT = 50 * 10**9
 _HASH = re.compile(r"[0-9a-f]{64}\Z")
-_TOKEN_ROUTE = re.compile(
-    r"/api/((?:models|datasets|spaces|kernels)/[^/?]+(?:/[^/?]+)?)/xet-read-token/([^/?]+)/?(?:\?|\Z)"
-)
+_TOKEN_ROUTE = re.compile(rf"/api/((?:{ANY_TYPE})/[^/?]+(?:/[^/?]+)?)/xet-read-token/([^/?]+)/?(?:\?|\Z)")
 # Also below one leading segment, for clients whose HF_ENDPOINT has a path.
 _OURS = re.compile(r"(/[^/?]+)?/-/xet/(?:v1/reconstructions/([^/?]+)|xorbs/([^/?]+)/(\d{1,9})|[^?]*)(?:\?|\Z)")
 _MARK = "hubmesh_xet_"

@@ -32,6 +32,7 @@ def run_at(run, node):
         ("hf://spaces/acme/app@refs/pr/7/app.py", "spaces/acme/app", "refs/pr/7", "app.py"),
         ("hf://acme/tiny@feature%2Fx/", "models/acme/tiny", "feature/x", ""),
         ("hf://acme/tiny/odd@name", "models/acme/tiny", None, "odd@name"),
+        ("kernels/acme/.hidden", "kernels/acme/.hidden", None, ""),
     ],
 )
 def test_names_of_files(text, repo, revision, path):
@@ -40,7 +41,7 @@ def test_names_of_files(text, repo, revision, path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "hf://", "hf://datasets", "hf://a b/c", "hf://a/b@", "https://x.y/z", "a/b/../../c"]
+    "text", ["", "hf://", "hf://datasets", "hf://a b/c", "hf://a/b@", "https://x.y/z", "a/b/../../c", "./b"]
 )
 def test_what_names_no_file(text):
     with pytest.raises(ValueError, match="is not a repository"):
