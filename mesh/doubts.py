@@ -12,6 +12,7 @@ import contextlib
 import errno
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Executor
 from pathlib import Path
 
 from mesh import layout
@@ -28,13 +29,14 @@ log = logging.getLogger(__name__)
 class Doubts:
     """The blobs of a store that are in doubt. Belongs to the event loop's thread.
 
-    `path` returns a blob's file, `mark` writes its public mark again, `drop` deletes it, `is_over` says that the store
-    is closed.
+    Files are read in the threads of `disk`. `path` returns a blob's file, `mark` writes its public mark again, `drop`
+    deletes it, `is_over` says that the store is closed.
     """
 
     def __init__(
         self,
         entries: Mapping[Digest, Entry],
+        disk: Executor,
         *,
         path: Callable[[Digest], Path],
         mark: Callable[[Digest], None],
@@ -42,6 +44,7 @@ class Doubts:
         is_over: Callable[[], bool],
     ) -> None:
         self._entries = entries
+        self._disk = disk
         self._path = path
         self._mark = mark
         self._drop = drop
@@ -76,7 +79,8 @@ class Doubts:
         log.info("the file of %s may have changed since it was proven: reading it anew", digest)
         entry.users += 1
         try:
-            again = await asyncio.to_thread(take_again, self._path(digest), digest, entry.size, self._is_over)
+            loop, file = asyncio.get_running_loop(), self._path(digest)
+            again = await loop.run_in_executor(self._disk, take_again, file, digest, entry.size, self._is_over)
         except (OSError, StoreUnusable) as error:
             log.info("cannot prove %s anew yet: %s", digest, error)
             if not isinstance(error, OSError) or error.errno != errno.EIO:

@@ -24,6 +24,7 @@ from mesh.errors import StoreUnusable
 from mesh.marks import Marks
 from mesh.partial import Partial, read_manifest
 from mesh.shared import Stamp
+from mesh.threads import bulk_pool
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +50,12 @@ class Store:
         self.on_gone: Callable[[Digest], None] = lambda _: None  # called for each complete blob that is here no more
         self._is_pinned = is_pinned
         self._entries: dict[Digest, Entry] = {}
+        # For work on whole blobs, which can take minutes: in the default executor, short work would wait for it.
+        self.disk = bulk_pool(8, "disk")
         self._marks = Marks(self._marked)
         self.doubts = Doubts(
             self._entries,
+            self.disk,
             path=self._path,
             mark=self._marks.write,
             drop=self._drop_file,
@@ -81,6 +85,7 @@ class Store:
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
+        self.disk.shutdown(wait=False)  # what is queued still runs
 
     # --- complete blobs
 
@@ -218,11 +223,11 @@ class Store:
 
         Raises StoreFull or StoreUnusable when the disk refuses; the blob is then still a partial one.
         """
-        final = self._path(partial.digest)
-        flush = asyncio.get_running_loop().create_future()
+        final, loop = self._path(partial.digest), asyncio.get_running_loop()
+        flush, mode = loop.create_future(), self._marks.mode(partial.digest)
         self._flushes.add(flush)
         try:
-            await asyncio.to_thread(layout.make_durable, partial, final, self._marks.mode(partial.digest))
+            await loop.run_in_executor(self.disk, layout.make_durable, partial, final, mode)
         except OSError as error:
             raise layout.refusal(error, f"to keep {partial.digest}", f"keep {partial.digest}") from error
         finally:
@@ -241,11 +246,10 @@ class Store:
 
         `pieces` are the BLAKE3 digests of its pieces; `stamp` is given if the file keeps another name. Raises OSError.
         """
-        final = self._path(digest)
-        mode = self._marks.mode(digest)
+        loop, final, mode = asyncio.get_running_loop(), self._path(digest), self._marks.mode(digest)
         self._taking_over.add(digest)  # neither read nor removed while either file may have the name
         try:
-            stamp = await asyncio.to_thread(layout.take_over, staged, final, size, pieces, mode, stamp)
+            stamp = await loop.run_in_executor(self.disk, layout.take_over, staged, final, size, pieces, mode, stamp)
             self._add(digest, size, stamp)
         finally:
             self._taking_over.discard(digest)
@@ -369,6 +373,7 @@ class Store:
         try:
             gone = layout.set_aside(path, self._partials)
             forget()
+            # Not in `disk`: downloads wait for room. Evictions come one at a time and leave threads to others.
             await asyncio.to_thread(gone.unlink, missing_ok=True)
         except OSError as error:
             if gone is not None:

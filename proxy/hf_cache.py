@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mesh.adopt import take
@@ -71,11 +72,12 @@ class HfCache:
 
     async def _run(self) -> None:
         # Files left there by a process that died are our own copies or extra links to files of the cache.
-        await asyncio.to_thread(shutil.rmtree, self._staging, ignore_errors=True)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._store.disk, partial(shutil.rmtree, self._staging, ignore_errors=True))
         while True:
             await self._blobs.settle_doubts()
             try:
-                found = await asyncio.to_thread(lambda: list(scan(self._root)))
+                found = await loop.run_in_executor(self._store.disk, lambda: list(scan(self._root)))
             except OSError as error:  # a file was deleted during the scan
                 log.info("cannot look through %s, again in %.0f s: %s", self._root, _LOOK_AGAIN, error)
                 found = []
@@ -129,15 +131,9 @@ class HfCache:
             self._staging.mkdir(exist_ok=True)
             staged = self._staging / cached.digest.hex
             try:
-                taken = await asyncio.to_thread(
-                    take,
-                    cached.file,
-                    staged,
-                    cached.digest,
-                    cached.size,
-                    may_copy=not is_here,
-                    is_over=self._is_over.is_set,
-                )
+                work = partial(take, may_copy=not is_here, is_over=self._is_over.is_set)
+                file = (cached.file, staged, cached.digest, cached.size)
+                taken = await asyncio.get_running_loop().run_in_executor(self._store.disk, work, *file)
                 if taken is None:
                     log.warning("%s is not what its name says; left alone", cached.name)
                     return True

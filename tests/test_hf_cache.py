@@ -308,8 +308,8 @@ async def test_a_cache_that_changes_under_a_look_is_looked_at_again(
 
     monkeypatch.setattr("proxy.hf_cache.scan", scan)
     monkeypatch.setattr("proxy.hf_cache._LOOK_AGAIN", 0.01)
-    blobs = SimpleNamespace(settle_doubts=AsyncMock())
-    life = loop.create_task(HfCache(tmp_path, tmp_path, store=None, blobs=blobs, resolver=None).run())  # type: ignore[arg-type]
+    blobs, store = SimpleNamespace(settle_doubts=AsyncMock()), SimpleNamespace(disk=None)
+    life = loop.create_task(HfCache(tmp_path, tmp_path, store=store, blobs=blobs, resolver=None).run())  # type: ignore[arg-type]
     async with asyncio.timeout(10):
         await again.wait()
     life.cancel()

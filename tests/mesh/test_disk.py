@@ -359,7 +359,7 @@ async def test_a_look_at_ten_thousand_shared_files_holds_nobody_up() -> None:
     stamp = cast("Stamp", SimpleNamespace(is_doubtful=lambda _: False))
     entries = {Digest("sha256", f"{number:064x}"): Entry(1, 0.0, stamp=stamp) for number in range(10_000)}
     rest = dict.fromkeys(("mark", "drop", "is_over"), lambda *_: None)
-    doubts = Doubts(entries, path=lambda digest: Path(f"{digest}"), **rest)  # type: ignore[arg-type]
+    doubts = Doubts(entries, None, path=lambda digest: Path(f"{digest}"), **rest)  # type: ignore[arg-type]
 
     async def look() -> list[Digest]:
         return [digest async for digest in doubts]
