@@ -96,6 +96,7 @@ class Onward:
                 try:
                     part = await anext(parts, b"")
                 except (aiohttp.ClientError, TimeoutError) as error:
+                    request["outcome"] = "broken"
                     log.warning("%s broke off %s: %s", self.origin.host, request.rel_url.raw_path, error)
                     if request.transport is not None:
                         request.transport.close()  # so that the client does not take this for the end
@@ -106,8 +107,9 @@ class Onward:
                     copy.add(part)
                 try:
                     await response.write(part)
-                except ConnectionError:
-                    return response  # the client has gone
+                except ConnectionError:  # the client has gone
+                    request["outcome"] = "broken"
+                    return response
         if copy is not None:
             copy.is_whole = True
         await response.write_eof()

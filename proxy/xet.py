@@ -161,6 +161,7 @@ class Xet:
             try:
                 await self._send(response, source, spans)
             except (ConnectionError, TimeoutError, MeshError, OSError) as error:
+                request["outcome"] = "broken"
                 log.info("%s: broken off: %s", file.path, error)
                 if request.transport is not None:
                     request.transport.close()  # so that the client does not take this for the end

@@ -19,6 +19,8 @@ from proxy.hub.urls import parse
 from proxy.resolve import Client
 from tests.proxy.parts import TINY, parts
 
+pytestmark = pytest.mark.filterwarnings("ignore::aiohttp.web_exceptions.NotAppKeyWarning")
+
 
 class Echo:
     """A Hub that reports what it was asked, and takes and gives bytes as they come."""
@@ -79,6 +81,7 @@ async def node(echo, tmp_path, aiohttp_raw_server):
     """The pass-through alone, on a port of its own, at `node.url`."""
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        known.last = request
         try:
             return await known.passthrough.handle(request, parse(request.raw_path))
         except OriginUnavailable as error:
@@ -189,6 +192,7 @@ async def test_a_broken_answer_does_not_look_whole(node, echo, client):
         echo.gate.set()
         with pytest.raises(ClientError):
             await answer.content.read()
+    assert node.last["outcome"] == "broken"
 
 
 async def test_a_client_that_leaves_harms_nothing(node, echo, client, caplog):
@@ -317,7 +321,6 @@ async def test_a_write_to_a_name_without_an_owner_leaves_all_of_that_name_in_dou
 SETTINGS, COMMIT = "/api/models/acme/tiny/settings", "/api/models/acme/tiny/commit/main"
 
 
-@pytest.mark.filterwarnings("ignore::aiohttp.web_exceptions.NotAppKeyWarning")
 @pytest.mark.parametrize(
     ("trouble", "token", "target", "forgotten"),
     [

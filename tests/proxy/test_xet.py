@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from hf_xet import XetFileInfo, XetSession
 from tests.http import Answer, ask
 from tests.hub.process import HubProcess
 from tests.hub.repos import Entry
-from tests.node import NodeProcess
+from tests.node import NodeProcess, until
 
 MIB = 1 << 20
 REPO = "acme/tiny"
@@ -274,6 +275,20 @@ def test_nobody_completes_a_file_of_which_a_byte_was_wrong(filled: HubProcess, n
     while reconstruction(said := token_of(node, "main"), xet_hash).status != 200:  # `since` has whole seconds
         assert time.monotonic() < until
     assert read(said, xet_hash, len(MODEL)) == MODEL
+
+
+def test_a_transfer_that_breaks_off_is_not_counted_as_a_hit(filled: HubProcess, node: NodeProcess) -> None:
+    xet_hash = filled.folder.load("models", REPO).commits[commit_of(filled)].files["model.safetensors"].xet
+    assert (
+        hashlib.sha256(node.get(f"/{REPO}/resolve/main/model.safetensors")).digest() == hashlib.sha256(MODEL).digest()
+    )
+    url, _ = first_xorb(reconstruction(token_of(node, "main"), xet_hash))
+    parts = urlsplit(url)
+    with socket.create_connection((parts.hostname, parts.port)) as client:
+        client.sendall(f"GET {url.removeprefix(node.url)} HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n".encode())
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+    counted = 'hubmesh_client_requests_total{route="xet",status="200",outcome="broken"}'
+    until(lambda: node.status()["metrics"].get(counted) == 1, "it is not counted as broken")
 
 
 def test_nodes_with_a_key_cost_the_hub_one_copy_together(filled: HubProcess, tmp_path: Path) -> None:
