@@ -39,6 +39,7 @@ class Node:
     slot: int
     heard_at: float
     have: int = 0
+    denied: int = 0  # pieces in `have` that it lacks according to a report that may be another's
     wanted: int = 0
     urgent: int = 0
     slots: int = 0  # tasks that it can run at a time
@@ -65,7 +66,12 @@ class Node:
     @property
     def missing(self) -> int:
         """Pieces that it wants, does not hold, and has no task for."""
-        return (self.wanted | self.urgent) & ~self.have & ~self.under_way
+        return (self.wanted | self.urgent) & ~self.held & ~self.under_way
+
+    @property
+    def held(self) -> int:
+        """Pieces that it holds by its own account."""
+        return self.have & ~self.denied
 
     def missed(self, by: str, now: float) -> None:
         """Record that node `by` reported that this one lacks a piece that it announced."""
@@ -164,25 +170,32 @@ class Books:
     def note(self, node: Node) -> None:
         """Update the sets and counts after a node's pieces, interests or abilities changed."""
         self.fetching_seeds = with_slot(self.fetching_seeds, node.slot, node.seed and node.can_fetch)
-        lacks = ((node.wanted | node.urgent) & ~node.have).bit_count()
+        lacks = ((node.wanted | node.urgent) & ~node.held).bit_count()
         self.lacks += lacks - node.lacks
         node.lacks = lacks
         self.wanting = with_slot(self.wanting, node.slot, lacks > 0)
 
     # --- pieces
 
-    def replace(self, node: Node, have: int) -> None:
-        """Record that a node holds exactly these pieces; all its tasks are ended."""
+    def replace(self, node: Node, have: int, *, is_forgeable: bool) -> None:
+        """Record that a node holds exactly these pieces; all its tasks are ended.
+
+        If the node may not have said so itself, other nodes are still sent to it for the pieces that it held before.
+        """
         self.end_all(node)
-        if lost := node.have & ~have:
+        lost = node.have & ~have
+        denied = lost if is_forgeable else 0
+        if lost and not denied:
             self.holdings.remove(node.slot, lost)
         node.have = 0
         self.holding &= ~(1 << node.slot)
-        self.add(node, have)
+        self.add(node, have | denied)
+        node.denied = denied
 
     def add(self, node: Node, pieces: int) -> None:
         """Record that a node holds these pieces too."""
         node.have |= pieces
+        node.denied &= ~pieces
         if not self.holding >> node.slot & 1 and node.have:
             self.holding |= 1 << node.slot
             self.show(node)

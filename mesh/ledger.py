@@ -189,7 +189,7 @@ class Ledger:
 
     def _announced(self, node: Node, report: Report, have: int, now: float) -> None:
         """Replace what is known of a node, on first contact or after a resync."""
-        self._books.replace(node, have)
+        self._books.replace(node, have, is_forgeable=report.forgeable)
         self._books.announced(report.node, node, now)
         node.fetched = report.fetched
         for piece, source in report.active:
@@ -346,10 +346,10 @@ class Ledger:
     def _from_origin(self, name: str, node: Node, free: int, now: float) -> list[Task]:
         if free <= 0 or not node.can_fetch or self._settling.is_on(now):
             return []
-        if self.held == self._books.all and not node.avoid:
+        if self.held == self._books.all and not node.avoid and not node.denied:
             return []
         wanted, urgent = node.wanted, node.urgent
-        lacking = ~node.have & ~node.under_way & ~self._books.leased & ~self._usable(node, now)
+        lacking = ~node.held & ~node.under_way & ~self._books.leased & ~self._usable(node, now)
         if node.seed:
             for slot in members(self._books.wanting):
                 other = self._books.at(slot)
@@ -370,7 +370,8 @@ class Ledger:
 
     def _usable(self, node: Node, now: float) -> int:
         """Pieces held by a node that has not failed this one too often in a row."""
-        hopeless, most = 0, policy.HOPELESS_OF_CROWD if len(self) > policy.CROWD else policy.HOPELESS
+        hopeless = 1 << node.slot if node.denied else 0  # or it would wait for itself
+        most = policy.HOPELESS_OF_CROWD if len(self) > policy.CROWD else policy.HOPELESS
         for slot, failures in self._books.avoided(node, now):
             if failures >= most:
                 hopeless |= 1 << slot

@@ -114,6 +114,11 @@ class Mesh:
         neighbour = self.links.get(node)
         return neighbour is not None and neighbour.is_seed
 
+    def is_from(self, request: web.Request, node: str) -> bool:
+        """Whether a request surely is a node's own. Without a key, one from another address may be a stranger's."""
+        member = self.members.get(node)
+        return self.auth.is_keyed or (member is not None and as_written(request.remote) == member.address.host)
+
     def middleware(self) -> Middleware:
         """Middleware that admits only nodes that hold the key, if the mesh has one."""
         return cast("Middleware", guard(self.auth))
@@ -145,7 +150,7 @@ class Mesh:
             raise web.HTTPBadRequest(text=f"{error}\n") from error
         if request.get(SENDER, announcement.node) != announcement.node or self.links.get(announcement.node) is None:
             raise web.HTTPForbidden(text="speak for yourself\n")
-        if self._is_from(request, announcement.node):
+        if self.is_from(request, announcement.node):
             for digest in gone:
                 self.directory.discard(announcement.node, digest)
                 self.tracker.drop_holder(digest, announcement.node)
@@ -153,11 +158,6 @@ class Mesh:
         for digest in digests:
             self.tracker.add_holder(digest, announcement.node)
         return web.Response()
-
-    def _is_from(self, request: web.Request, node: str) -> bool:
-        """Whether a request surely is a node's own. Without a key, one from another address may be a stranger's."""
-        member = self.members.get(node)
-        return self.auth.is_keyed or (member is not None and as_written(request.remote) == member.address.host)
 
     def _holders(self, digest: Digest) -> list[str]:
         return [self.node_id] * self._offers(digest) + self.directory.holders(digest)

@@ -83,6 +83,8 @@ class Report:
     can_fetch: bool = False
     # The node also fetches pieces that only others want. Set by the tracker from its membership, not by the sender.
     seed: bool = False
+    # Another node may have sent this in the node's name. Set by the tracker, not by the sender.
+    forgeable: bool = False
     # Bytes received from the origin so far. While this grows, leases stay alive, however slow the line.
     fetched: int = 0
 

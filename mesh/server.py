@@ -60,9 +60,10 @@ async def nowhere(_hint: bytes, _digest: Digest, _size: int) -> None:
 class MeshServer:
     """Answers reports to the tracker and serves pieces of blobs, to nodes that were let in.
 
-    `may_share` says which blobs may be sent to other nodes; `is_seed(node)` whether a node is a seed. `access(hint,
-    digest, size)` is a seed's way to the origin for others: None unless the hint leads to that blob and the blob is
-    public. Any node may send a hint, so a hint must neither open gated content nor pass one file off as another.
+    `may_share` says which blobs may be sent to other nodes; `is_seed(node)` whether a node is a seed; `is_from(request,
+    node)` whether a request surely is that node's own. `access(hint, digest, size)` is a seed's way to the origin for
+    others: None unless the hint leads to that blob and the blob is public. Any node may send a hint, so a hint must
+    neither open gated content nor pass one file off as another.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class MeshServer:
         outflow: Outflow,
         may_share: Callable[[Digest], bool],
         is_seed: Callable[[str], bool],
+        is_from: Callable[[web.Request, str], bool],
         access: Callable[[bytes, Digest, int], Awaitable[OriginAccess | None]] = nowhere,
     ) -> None:
         self._house = house
@@ -82,6 +84,7 @@ class MeshServer:
         self._outflow = outflow
         self._may_share = may_share
         self._is_seed = is_seed
+        self._is_from = is_from
         self._access = access
         self._uploads: Counter[str] = Counter()  # host → uploads under way
         self._announced = Quota(_MOST_ANNOUNCED, 1 / _ANNOUNCED_PER_SECOND)
@@ -97,7 +100,10 @@ class MeshServer:
         digest = _digest(request)
         try:
             envelope = _ENVELOPE.decode(await read_message(request))
-            report = dataclasses.replace(envelope.report, seed=self._is_seed(envelope.report.node))
+            node = envelope.report.node
+            report = dataclasses.replace(
+                envelope.report, seed=self._is_seed(node), forgeable=not self._is_from(request, node)
+            )
             if not 0 < envelope.size <= _MAX_PIECES * MAX_PIECE:
                 raise ValueError(f"a blob of {envelope.size} bytes")
             if report.node == self._house.node_id:

@@ -310,6 +310,7 @@ async def _open_to_peers(ground: Ground, sharing: _Sharing, asking: _Asking, pre
         outflow=outflow,
         may_share=sharing.may_share,
         is_seed=mesh.is_seed,
+        is_from=mesh.is_from,
         access=access,
     )
     app = web.Application(client_max_size=MAX_MESSAGE, middlewares=[mesh.middleware()])

@@ -103,6 +103,7 @@ async def mesh_node(
             outflow=outflow,
             may_share=may_share,
             is_seed=mesh.is_seed,
+            is_from=mesh.is_from,
             access=access,
         )
         app.middlewares.append(mesh.middleware())  # type: ignore[arg-type]

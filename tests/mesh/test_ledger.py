@@ -468,6 +468,17 @@ def test_who_let_go_of_a_blob_and_says_so_is_a_source_again_for_what_it_brings(i
     assert [task.sources for task in again] == [("holder",)]
 
 
+def test_a_report_that_may_be_another_s_takes_no_piece_away_but_its_node_gets_what_it_says_it_lacks() -> None:
+    ledger = Ledger(4 * MIB)
+    ledger.hold("holder", 0.0)
+    tasks = ledger.report(replace(hello("holder", 4), forgeable=True), 1.0).tasks
+    assert [task.sources for task in tasks] == [(ORIGIN,)]
+    others = ledger.report(hello("a", 4, slots=4), 1.1).tasks
+    assert {task.sources for task in others} == {("holder",)}
+    ledger.report(hello("holder", 4), 1.2)
+    assert not ledger.held
+
+
 def test_one_voice_does_not_expel_a_holder_that_has_no_say_and_its_own_word_clears_it() -> None:
     ledger = Ledger(4 * MIB)
     missing = Failure(0, "holder", "missing")

@@ -21,11 +21,12 @@ SLOTS = 6
 class Peer:
     """A node that does as it is told."""
 
-    def __init__(self, name: str, held: int, *, can_fetch: bool, seed: bool) -> None:
-        self.name, self.held, self.can_fetch, self.seed = name, held, can_fetch, seed
+    def __init__(self, name: str, held: int, *, can_fetch: bool, seed: bool, forgeable: bool) -> None:
+        self.name, self.held, self.can_fetch, self.seed, self.forgeable = name, held, can_fetch, seed, forgeable
         self.tasks: dict[int, tuple[str, ...]] = {}
         self.leased_until: dict[int, float] = {}
         self.is_known = False
+        self.is_slandered = False  # it was said to lack pieces that it may hold
         self.has_moved = False
         self.fetched = 0
 
@@ -42,7 +43,7 @@ class Swarm(RuleBasedStateMachine):
         self.ledger = Ledger(count * MIB)
         self.peers: dict[str, Peer] = {}
         self.joined = 0
-        self.join(0, can_fetch, False)
+        self.join(0, can_fetch, False, False)
 
     def pick(self) -> Peer:
         return self.random.choice(list(self.peers.values()))
@@ -52,6 +53,7 @@ class Swarm(RuleBasedStateMachine):
         report = Report(
             node=peer.name,
             have=PieceSet(self.count, peer.held).to_bytes() if is_new else None,
+            forgeable=peer.forgeable,
             active=tuple((piece, sources[0]) for piece, sources in peer.tasks.items()) if is_new else (),
             moved=is_new and peer.has_moved,
             gained=gained,
@@ -73,7 +75,9 @@ class Swarm(RuleBasedStateMachine):
         peer.is_known, peer.has_moved = not plan.resync, False
         assert len(plan.tasks) <= MAX_TASKS
         for task in plan.tasks:
-            assert not peer.held >> task.piece & 1, "a piece it has"
+            if peer.held >> task.piece & 1:
+                assert peer.is_slandered, "a piece it has"
+                continue
             assert 0 < len(task.sources) <= MAX_SOURCES
             assert peer.name not in task.sources
             assert task.lease or task.seconds > 0
@@ -100,11 +104,14 @@ class Swarm(RuleBasedStateMachine):
         else:
             self.talk(peer, failed=(Failure(piece, source, "refused" if server is None else "missing"),))
 
-    @rule(held=st.integers(0, 2**20 - 1), can_fetch=st.booleans(), seed=st.booleans())
-    def join(self, held: int, can_fetch: bool, seed: bool) -> None:
+    @rule(held=st.integers(0, 2**20 - 1), can_fetch=st.booleans(), seed=st.booleans(), is_behind_nat=st.booleans())
+    def join(self, held: int, can_fetch: bool, seed: bool, is_behind_nat: bool) -> None:
         if len(self.peers) < 8:
             self.joined += 1
-            peer = Peer(f"n{self.joined}", held & self.full, can_fetch=can_fetch, seed=seed)
+            forgeable = (
+                is_behind_nat and can_fetch
+            )  # otherwise a node has to find another tracker when it loses a piece
+            peer = Peer(f"n{self.joined}", held & self.full, can_fetch=can_fetch, seed=seed, forgeable=forgeable)
             self.peers[peer.name] = peer
 
     @rule(steps=st.integers(1, 30))
@@ -159,8 +166,14 @@ class Swarm(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.5, 2.0, 12.0, 25.0, 40.0]))
     def wait(self, seconds: float) -> None:
+        self.pass_time(seconds)
+
+    def pass_time(self, seconds: float) -> None:
         self.now += seconds
         self.ledger.expire(self.now)
+        for peer in self.peers.values():
+            if peer.name not in self.ledger:  # silent for too long: its leases may be given to others
+                peer.leased_until = {}
 
     @rule()
     def lose_the_tracker(self) -> None:
@@ -174,6 +187,17 @@ class Swarm(RuleBasedStateMachine):
         failed = tuple(Failure(piece, name, reason) for name in self.peers for piece in range(min(4, self.count)))  # type: ignore[arg-type]
         have = PieceSet(self.count).to_bytes()
         self.ledger.report(Report(node="liar", have=have, failed=failed, fetched=1 << 60), self.now)
+
+    @precondition(lambda self: any(peer.name in self.ledger for peer in self.peers.values()))
+    @rule()
+    def forge(self) -> None:
+        """Say in a peer's name that it holds nothing."""
+        peer = self.random.choice([peer for peer in self.peers.values() if peer.name in self.ledger])
+        before = self.ledger.held
+        nothing = PieceSet(self.count).to_bytes()
+        self.ledger.report(Report(node=peer.name, have=nothing, forgeable=True), self.now)
+        assert self.ledger.held == before
+        peer.leased_until, peer.is_slandered = {}, True
 
     @invariant()
     def leases_belong_to_the_living(self) -> None:
@@ -195,8 +219,7 @@ class Swarm(RuleBasedStateMachine):
         for peer in self.peers.values():
             supply |= self.full if peer.can_fetch else peer.held
         for _ in range(3000):
-            self.now += 0.1
-            self.ledger.expire(self.now)
+            self.pass_time(0.1)
             for peer in self.peers.values():
                 self.step(peer)
             if all(not supply & ~peer.held or peer.seed for peer in self.peers.values()):

@@ -408,6 +408,32 @@ async def test_a_node_that_evicts_a_blob_says_so_and_only_that_node(
         assert await read(other.blobs, origin) == origin.content
 
 
+async def test_in_an_open_mesh_a_node_is_taken_off_the_ledger_only_by_itself(
+    stack: AsyncExitStack, tmp_path: Path
+) -> None:
+    origin = await stack.enter_async_context(Origin(content(2000)).running())
+    lead = await stack.enter_async_context(mesh_node(tmp_path / "lead", role="seed"))
+    holder = await stack.enter_async_context(mesh_node(tmp_path / "holder"))
+    await introduce([lead, holder])
+    await holder.blobs.want(origin.digest, 2000, origin)
+    await known([lead, holder], holder, origin.digest)
+
+    async def say_empty(host: str) -> None:
+        connector = aiohttp.TCPConnector(local_addr=(host, 0))
+        body = msgspec.msgpack.encode(Envelope(2000, Report(holder.mesh.node_id, have=bytes(1))))
+        url = f"http://{lead.address}/mesh/swarms/{origin.digest}"
+        async with aiohttp.ClientSession(connector=connector) as session, session.post(url, data=body) as answer:
+            assert answer.status == 200
+
+    await say_empty("127.0.0.2")
+    ledger = lead.mesh.tracker.ledger(origin.digest)
+    assert ledger is not None
+    assert ledger.held == 1
+    assert lead.mesh.directory.holders(origin.digest) == [holder.mesh.node_id]
+    await say_empty("127.0.0.1")
+    assert not ledger.held
+
+
 async def test_a_blob_that_is_read_anew_is_still_here(stack: AsyncExitStack, tmp_path: Path) -> None:
     """Nodes that are told that it is not here fetch another copy from the origin."""
     origin = await stack.enter_async_context(Origin(content(MIB)).running())
