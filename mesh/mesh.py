@@ -150,10 +150,15 @@ class Mesh:
             raise web.HTTPBadRequest(text=f"{error}\n") from error
         if request.get(SENDER, announcement.node) != announcement.node or self.links.get(announcement.node) is None:
             raise web.HTTPForbidden(text="speak for yourself\n")
-        if self.is_from(request, announcement.node):
-            for digest in gone:
-                self.directory.discard(announcement.node, digest)
-                self.tracker.drop_holder(digest, announcement.node)
+        if not self.is_from(request, announcement.node):
+            gone = []
+        changed = [self.tracker.changed_by(digest, announcement.node, is_holder=False) for digest in gone]
+        changed += [self.tracker.changed_by(digest, announcement.node, is_holder=True) for digest in digests]
+        if not self.tracker.announced.take(request.remote or "", time.monotonic(), sum(changed)):
+            raise web.HTTPServiceUnavailable(text="busy\n")  # the node announces all its blobs again soon
+        for digest in gone:
+            self.directory.discard(announcement.node, digest)
+            self.tracker.drop_holder(digest, announcement.node)
         self.directory.add(announcement.node, digests)
         for digest in digests:
             self.tracker.add_holder(digest, announcement.node)

@@ -26,7 +26,6 @@ from mesh.exchange import MAX_MESSAGE, Complaint, Envelope
 from mesh.house import House
 from mesh.messages import Plan
 from mesh.outflow import Held, Outflow
-from mesh.quota import Quota
 from mesh.tracker import Tracker
 from mesh.wire import Decoder
 
@@ -36,10 +35,6 @@ _RANGE = re.compile(r"bytes=(\d{1,19})-(\d{1,19})\Z", re.ASCII)
 # Pieces of the largest blob that peers may report on, as a ledger has an entry for each piece. As 16 MiB pieces this is
 # 1 TiB, twice the origin's largest file.
 _MAX_PIECES = 1 << 16
-# Each announced piece takes time. Honest nodes announce a whole set only when they join a swarm, leave it, or change
-# its tracker: so many pieces at once for all nodes of a host, and per second after that.
-_MOST_ANNOUNCED = 32 * _MAX_PIECES
-_ANNOUNCED_PER_SECOND = _MAX_PIECES
 _PAUSE = 1.0  # seconds that a node is to wait when its host has announced more
 _HINT_SECONDS = 3.0  # for the origin to say which file a hint leads to
 _MAX_FINDING = 64  # hints looked up at once
@@ -87,7 +82,6 @@ class MeshServer:
         self._is_from = is_from
         self._access = access
         self._uploads: Counter[str] = Counter()  # host → uploads under way
-        self._announced = Quota(_MOST_ANNOUNCED, 1 / _ANNOUNCED_PER_SECOND)
         self._check_at = 0.0
         self._finding: dict[tuple[Digest, bytes], tuple[asyncio.Task[OriginAccess | None], float]] = {}
 
@@ -112,7 +106,7 @@ class MeshServer:
                 raise ValueError("speak for yourself")
             self._house.peers.heard(report.node)
             pieces = 8 * len(report.have or b"")
-            if not self._announced.take(request.remote or "", time.monotonic(), pieces):
+            if not self._tracker.announced.take(request.remote or "", time.monotonic(), pieces):
                 return web.Response(body=_ENCODER.encode(Plan(resync=True, retry_after=_PAUSE, pause=_PAUSE)))
             # Only if this node will report to its own tracker: any other ledger would wait for the seed in vain.
             if await self._help(digest, envelope) and self._house.exchange.is_local(digest):

@@ -14,6 +14,7 @@ from mesh.content import Digest, Pieces
 from mesh.ledger import Ledger
 from mesh.messages import Plan, Report
 from mesh.pacing import PROBE, Pacing
+from mesh.quota import Quota
 from mesh.turns import Turns
 
 _HOLD_SECONDS = 2.0  # longest time for which an answer waits until there is something to say
@@ -21,6 +22,10 @@ _WOKEN = 4  # waiting nodes answered when pieces are gained: as many as their ho
 _IDLE_SECONDS = 120.0  # without a report, after which a ledger is dropped
 _MAX_LEDGERS = 2000
 _MAX_PIECES = 1 << 20  # of all blobs together; each costs about 200 bytes once its digest is known
+# Each announced piece takes time. Honest nodes announce a whole set only when they join a swarm, complete or leave it,
+# or change its tracker: so many pieces at once for all nodes of a host, and per second after that.
+_MOST_ANNOUNCED = 1 << 21
+_ANNOUNCED_PER_SECOND = 1 << 16
 _MAX_BITS = 1 << 29  # (node, piece) pairs of all ledgers together, which keep two bits for each
 
 
@@ -52,6 +57,7 @@ class Tracker:
         self._digests = digests
         self._tracked: dict[Digest, _Tracked] = {}
         self._pacing = Pacing()
+        self.announced = Quota(_MOST_ANNOUNCED, 1 / _ANNOUNCED_PER_SECOND)  # pieces by host
         self._is_probing = False
 
     def __contains__(self, digest: Digest) -> bool:
@@ -123,6 +129,14 @@ class Tracker:
         """Whether any node still misses a piece of a blob."""
         tracked = self._tracked.get(digest)
         return tracked is not None and tracked.ledger.is_wanted
+
+    def changed_by(self, digest: Digest, node: str, *, is_holder: bool) -> int:
+        """Number of pieces to change in the ledger, if there is one, when a node turns out to hold all or not."""
+        tracked = self._tracked.get(digest)
+        if tracked is None:
+            return 0
+        was_holder = node in tracked.ledger and tracked.ledger.have(node).complete
+        return tracked.ledger.pieces.count if was_holder != is_holder else 0
 
     def add_holder(self, digest: Digest, node: str) -> None:
         """Record that a node has announced that it holds all of a blob."""

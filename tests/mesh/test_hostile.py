@@ -25,6 +25,7 @@ from aiohttp import web
 from mesh.content import MAX_PIECE, Digest, PieceSet
 from mesh.errors import BlobCorrupt
 from mesh.exchange import Envelope
+from mesh.mesh import Announcement
 from mesh.messages import ORIGIN, Plan, Report, Task
 from tests.mesh.nodes import Node, mesh_node
 from tests.mesh.origin import Origin
@@ -303,6 +304,35 @@ async def test_a_host_that_announces_ever_other_pieces_has_to_wait_and_others_ha
         assert ledger.held == held, "it was not applied"
         assert not (await announce(None, "127.0.0.1")).resync
         assert not (await announce(full, "127.0.0.2", "another")).resync
+
+
+async def test_a_host_that_ever_announces_a_large_blob_and_takes_it_back_has_to_wait_and_others_have_not(
+    tmp_path: Path,
+) -> None:
+    digest = Digest("sha256", "ab" * 32)
+    async with mesh_node(tmp_path / "node") as node, mesh_node(tmp_path / "other") as other, AsyncExitStack() as stack:
+        await introduce([node, other])
+        node.mesh.tracker.report(digest, MAX_PIECE << 16, Report("a reader"))
+        ledger = node.mesh.tracker.ledger(digest)
+        assert ledger is not None
+
+        async def announce(host: str, *, holds: bool) -> int:
+            connector = aiohttp.TCPConnector(local_addr=(host, 0))
+            session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+            held, gone = ((str(digest),), ()) if holds else ((), (str(digest),))
+            body = msgspec.msgpack.encode(Announcement(other.mesh.node_id, held, gone))
+            async with session.post(f"http://{node.address}/mesh/holdings", data=body) as response:
+                return response.status
+
+        for _ in range(1000):
+            held = bool(ledger.held)
+            if await announce("127.0.0.1", holds=not held) != 200:
+                break
+        assert bool(ledger.held) == held, "it was not applied"
+        if held:
+            node.mesh.tracker.drop_holder(digest, other.mesh.node_id)
+        assert await announce("127.0.0.2", holds=True) == 200
+        assert ledger.held
 
 
 def is_named(liar: Node, caplog: pytest.LogCaptureFixture) -> bool:
