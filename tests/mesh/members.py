@@ -85,7 +85,7 @@ class Node:
 async def until(condition, seconds: float = 20.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.01)
 
 
 async def main(name: str, port: int, key: str, seeds: list[str], mdns: bool) -> None:

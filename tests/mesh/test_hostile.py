@@ -158,8 +158,11 @@ TRACKERS: dict[str, tuple[Handler, bool]] = {
 # --- and its effect
 
 
-class Lateness:
-    """How late the event loop gets its turns in total: the fault of a busy machine, not of a node."""
+class LoopLateness:
+    """How late the event loop gets its turns in total: the fault of a busy machine, not of a node.
+
+    Unlike `tests.lateness`, this counts what the nodes in this process do to each other.
+    """
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -171,7 +174,7 @@ class Lateness:
             self.seconds += time.monotonic() - due
 
     @contextlib.asynccontextmanager
-    async def measured(self) -> AsyncIterator[Lateness]:
+    async def measured(self) -> AsyncIterator[LoopLateness]:
         task = asyncio.get_running_loop().create_task(self.measure())
         try:
             yield self
@@ -196,7 +199,7 @@ async def stream(node: Node, origin: Origin) -> tuple[bytes, float]:
 
 async def read_in_time(node: Node, origin: Origin) -> None:
     """In an open mesh a lie is detected at the end: that attempt fails, and the next is clean."""
-    async with Lateness().measured() as late:
+    async with LoopLateness().measured() as late:
         for _ in range(3):
             with contextlib.suppress(BlobCorrupt):
                 got, longest = await stream(node, origin)

@@ -25,6 +25,7 @@ from mesh.exchange import Envelope
 from mesh.membership import State
 from mesh.mesh import Announcement
 from mesh.messages import Report
+from tests.mesh.members import until
 from tests.mesh.nodes import Node, mesh_node
 from tests.mesh.origin import Origin
 from tests.mesh.test_swarm import read
@@ -37,12 +38,6 @@ KEY = b"a key that all nodes of the test share"
 
 def content(size: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)
-
-
-async def until(condition: object, seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0.01)
 
 
 async def introduce(nodes: list[Node]) -> None:

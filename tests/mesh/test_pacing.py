@@ -15,8 +15,8 @@ from mesh.content import Digest, Pieces, PieceSet
 from mesh.messages import Report
 from mesh.pacing import LONGEST, Pacing
 from mesh.tracker import Tracker
+from tests.mesh.members import until
 from tests.mesh.origin import Origin, node
-from tests.mesh.test_mesh import until
 from tests.mesh.test_swarm import read
 
 

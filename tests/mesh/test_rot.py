@@ -15,10 +15,11 @@ from mesh.errors import PieceCorrupt
 from mesh.partial import write_manifest
 from mesh.shared import Stamp
 from mesh.store import Store
+from tests.mesh.members import until
 from tests.mesh.nodes import Node, mesh_node
 from tests.mesh.origin import Origin, node
 from tests.mesh.test_disk import kept
-from tests.mesh.test_mesh import KEY, MIB, content, introduce, known, until
+from tests.mesh.test_mesh import KEY, MIB, content, introduce, known
 from tests.mesh.test_swarm import read
 
 SIZE = 12 * MIB
