@@ -40,7 +40,10 @@ MAX_KEY = 4096  # bytes
 ANSWER_HEADER = "Hubmesh-Answer"
 _SCHEME = "Hubmesh"
 _MAX_NONCES = 1 << 16  # nonces remembered: about 10 MB at worst
-_MAX_LOGGED = 256  # pairs of peer and reason that are logged; later ones are not
+_MAX_LOGGED = (
+    256  # pairs of peer and reason that are remembered as logged, and so logged in _LOGGED_SECONDS at the most
+)
+_LOGGED_SECONDS = 3600.0
 # OpenSSL's verify codes (X509_V_ERR_*) for a chain that does not end at a known authority: all four mean the same.
 _ANOTHER = dict.fromkeys((18, 19, 20, 21), "another authority signed it")
 _EMPTY = hashlib.sha256().hexdigest()
@@ -180,7 +183,7 @@ class Auth:
         self._answer_key = b"" if key is None else _derive(key, b"answer")
         self._clock = clock
         self._nonces = Nonces()
-        self._logged: set[tuple[str, str]] = set()
+        self._logged: dict[tuple[str, str], float] = {}  # when; the oldest come first
 
     def sign(self, method: str, target: str, body: bytes = b"", to: str = "") -> dict[str, str]:
         """Return the headers that sign a request; {} without a key.
@@ -249,10 +252,16 @@ class Auth:
             raise NotAuthentic("key")
 
     def complain(self, peer: str, error: NotAuthentic, did: str) -> None:
-        """Log what is wrong with a peer, once for each peer and reason."""
-        if (peer, error.reason) in self._logged or len(self._logged) >= _MAX_LOGGED:
+        """Log what is wrong with a peer, once for each peer and reason. Old ones are forgotten to make room for new."""
+        if (peer, error.reason) in self._logged:
             return
-        self._logged.add((peer, error.reason))
+        now = time.monotonic()
+        if len(self._logged) >= _MAX_LOGGED:
+            oldest = next(iter(self._logged))
+            if now - self._logged[oldest] < _LOGGED_SECONDS:
+                return
+            del self._logged[oldest]
+        self._logged[peer, error.reason] = now
         log.warning("%s %s: %s", did, peer, error, extra={"peer": peer, "reason": error.reason})
 
     def _request_mac(self, *parts: str) -> str:

@@ -12,6 +12,7 @@ from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mesh.auth
 import mesh.bodies
 from mesh.ask import ask
 from mesh.auth import ANSWER_HEADER, MAX_SKEW, SENDER, Auth, Nonces, NotAuthentic, guard, load_key
@@ -107,6 +108,20 @@ def test_an_answer_belongs_to_one_request_status_and_body():
     assert reason(sender.check_answer, sent, 202, answer, b"yes") == "key"
     assert reason(sender.check_answer, other, 200, answer, b"yes") == "key"
     assert reason(sender.check_answer, sent, 200, {}, b"yes") == "unsigned"
+
+
+def test_of_many_refused_peers_some_are_logged_and_new_ones_again_after_an_hour(monkeypatch, caplog):
+    now, me, error = 1000.0, at(NOW), NotAuthentic("key")
+    monkeypatch.setattr(mesh.auth.time, "monotonic", lambda: now)
+    for _ in range(2):
+        for number in range(1000):
+            me.complain(f"10.0.{number // 250}.{number % 250}", error, "refused a request of")
+    assert len(caplog.messages) == 256
+    now += 3600.0
+    for host in ("192.0.2.1", "192.0.2.1", "10.0.0.9"):
+        me.complain(host, error, "refused a request of")
+    assert len(caplog.messages) == 257, "what was said already is not repeated"
+    assert "192.0.2.1" in caplog.messages[-1]
 
 
 def test_a_key_file_is_refused_when_it_cannot_be_one(tmp_path):
