@@ -2,7 +2,7 @@
 
 A journal entry is appended after its piece's bytes were written, so a `kill -9` loses at most the pieces under way. A
 power cut may lose bytes that the journal lists. So each entry carries the piece's BLAKE3 digest, and after a restart a
-piece counts only once its bytes have been read back and match.
+piece counts only once its bytes have been read back and match. Of several entries for one piece the last one counts.
 """
 
 from __future__ import annotations
@@ -126,17 +126,21 @@ class Partial:
         """Count a rechecked piece as present."""
         self.add(piece, self.piece_digests[piece], piece in self._was_trusted)
 
+    def forget(self, piece: int) -> None:
+        """Forget a piece whose bytes are not what the journal says. Its entry stays: the next start finds out, too."""
+        self.have.discard(piece)
+        self.trusted.discard(piece)
+        self.unchecked.discard(piece)
+        self._was_trusted.discard(piece)
+        self.piece_digests.pop(piece, None)
+
     def drop(self, pieces: PieceSet) -> None:
-        """Forget pieces whose bytes are wrong, and rewrite the journal without them.
+        """Forget pieces whose bytes are wrong though they match the journal, and rewrite the journal without them.
 
         Raises StoreFull or StoreUnusable when the journal cannot be written.
         """
         for piece in pieces:
-            self.have.discard(piece)
-            self.trusted.discard(piece)
-            self.unchecked.discard(piece)
-            self._was_trusted.discard(piece)
-            self.piece_digests.pop(piece, None)
+            self.forget(piece)
         temporary = self._journal_path.with_suffix(".journal.new")
         entries = [
             _ENTRY.pack(piece, piece in self.trusted or piece in self._was_trusted, digest)
@@ -190,7 +194,10 @@ class Partial:
 
     @staticmethod
     def journaled(path: Path) -> int:
-        """Estimate how many bytes the journal beside `path` lists, without opening the blob. 0 without a journal."""
+        """Estimate how many bytes the journal beside `path` lists, without opening the blob. 0 without a journal.
+
+        A piece with several entries is counted as often.
+        """
         try:
             with Partial.journal_of(path).open("rb") as journal:
                 size = os.fstat(journal.fileno()).st_size
@@ -226,8 +233,7 @@ class Partial:
                     if piece < self.pieces.count:
                         self.unchecked.add(piece)
                         self.piece_digests[piece] = digest
-                        if trusted:
-                            self._was_trusted.add(piece)
+                        (self._was_trusted.add if trusted else self._was_trusted.discard)(piece)
                 self._journal_size = _HEADER.size + whole
                 os.truncate(self._journal_path, self._journal_size)
                 return os.open(self._journal_path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)

@@ -46,19 +46,14 @@ class Proving:
         while partial.unchecked and not self._fill.is_over:
             heads = [partial.pieces.covering(r.position, r.stop) for r in self._fill.readers]
             piece = next((p for head in heads for p in head if p in partial.unchecked), next(iter(partial.unchecked)))
-            try:
-                if await asyncio.get_running_loop().run_in_executor(self._house.proofs, partial.recheck, piece):
-                    partial.accept(piece)
-                    self._fetcher.gained.append(self.held(piece))
-                    self._fill.added(piece)
-                else:
-                    log.warning(
-                        "piece %d of %s cannot be read back as it was; it is fetched again", piece, self._digest
-                    )
-                    partial.drop(PieceSet(partial.pieces.count, 1 << piece))
-                    self._fetcher.failed.append(Failure(piece, ORIGIN, "refused"))  # ends a lease given meanwhile
-            except MeshError as error:  # otherwise readers would wait forever for the remaining pieces
-                self._fill.finish(error)
+            if await asyncio.get_running_loop().run_in_executor(self._house.proofs, partial.recheck, piece):
+                partial.accept(piece)
+                self._fetcher.gained.append(self.held(piece))
+                self._fill.added(piece)
+            else:
+                log.warning("piece %d of %s cannot be read back as it was; it is fetched again", piece, self._digest)
+                partial.forget(piece)
+                self._fetcher.failed.append(Failure(piece, ORIGIN, "refused"))  # ends a lease given meanwhile
             self._changed()
 
     async def prove(self) -> None:
