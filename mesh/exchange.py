@@ -336,7 +336,7 @@ class MeshExchange:
     def is_keyed(self) -> bool:
         return self._neighbours.is_keyed
 
-    def locate(self, node: str, digest: Digest, start: int, stop: int) -> Location:
+    def locate(self, node: str, digest: Digest) -> Location:
         neighbour = self._neighbours.get(node)
         if neighbour is None:
             raise SourceFailed(node, "is not a live node")

@@ -242,8 +242,7 @@ class Fetcher:
         watch = Watch(run, first.seconds, pieces.piece_size, is_only_source=len(first.sources) == 1)
         reason: Reason = "refused"
         try:
-            stop = pieces.span(run.stop - 1)[1]
-            location = self._house.peers.locate(run.source, self._partial.digest, run.position, stop)
+            location = self._house.peers.locate(run.source, self._partial.digest)
             await self._in_thread(run, location)
         except SourceFailed as error:
             reason = error.failure

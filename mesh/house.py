@@ -93,8 +93,8 @@ class Peers(Protocol):
     def is_keyed(self) -> bool:
         """Whether membership is restricted, so that piece digests passed on by the tracker can be believed."""
 
-    def locate(self, node: str, digest: Digest, start: int, stop: int) -> Location:
-        """Return where a peer serves these bytes of a blob.
+    def locate(self, node: str, digest: Digest) -> Location:
+        """Return where a peer serves a blob.
 
         Raises SourceFailed when the peer is not known (any more), SourceBanned after it sent wrong bytes.
         """
