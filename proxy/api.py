@@ -17,6 +17,7 @@ from mesh.turns import Turns
 from proxy import caching
 from proxy.answers import as_stored, is_coherent, is_page, kept_headers, may_keep
 from proxy.catalog import ApiAnswer, Catalog, KeptAnswer, Ref, XetName
+from proxy.decoding import decode
 from proxy.hearsay import Hearsay, Lookup
 from proxy.hub import documents, errors, metadata, rewrite
 from proxy.hub.access import EVERYBODY, OPEN_SECONDS, Grants, says_open, token_key
@@ -93,7 +94,7 @@ class Api:
         if self._xet == "always" or not rewrite.mentions_xet(body):
             return body
         try:
-            return msgspec.json.encode(rewrite.strip_xet(msgspec.json.decode(body), self._xet))
+            return msgspec.json.encode(rewrite.strip_xet(decode(body), self._xet))
         except msgspec.DecodeError as error:
             raise OriginUnavailable(f"{self._origin.host} sent invalid JSON: is --origin a Hub?") from error
 
@@ -318,7 +319,7 @@ class Api:
             self._note_refusal(str(route.repo), error, token, said_at)
             raise error
         try:
-            document = await work_on(answer.body, documents.info if is_info else msgspec.json.decode)
+            document = await work_on(answer.body, documents.info if is_info else decode)
         except msgspec.DecodeError as error:
             # What looks like `owner/name` may be an old id and a verb that is not known here.
             if route.kind != "info" or "/" not in route.repo.id or is_page(answer.headers):

@@ -5,7 +5,6 @@ Answers to anonymous requests that say they may be kept are kept according to RF
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable
@@ -13,11 +12,13 @@ from functools import partial
 from typing import Any, Literal
 
 import aiohttp
+import msgspec
 from aiohttp import web
 from multidict import CIMultiDict
 
 from proxy import caching
 from proxy.catalog import Catalog
+from proxy.decoding import decode
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.urls import Repo, Route
 from proxy.onward import ADDRESSES, Onward
@@ -37,6 +38,16 @@ _MAX_CHANGED = 16 << 20
 
 Effect = Literal["done", "doubtful", "none"]  # of a write
 Change = Callable[[bytes], bytes]  # maps the Hub's whole body to the one that the client gets
+
+
+class _Order(msgspec.Struct, rename="camel"):
+    """A request to create, delete or move a repository."""
+
+    type: str | None = None
+    organization: str | None = None
+    name: str | None = None
+    from_repo: str | None = None
+    to_repo: str | None = None
 
 
 class Passthrough:
@@ -153,13 +164,11 @@ def _never_left(error: OriginUnavailable) -> bool:
 def _named_repos(body: bytes) -> list[Repo]:
     """The repositories named in a request to create, delete or move one."""
     try:
-        order = json.loads(body)
-        repo_type = f"{order.get('type') or 'model'}s"
-        names = [order.get("fromRepo"), order.get("toRepo"), order.get("name")]
-        owner = order.get("organization")
+        order = decode(body, _Order)
+        owner, names = order.organization, (order.from_repo, order.to_repo, order.name)
         full = [f"{owner}/{name}" if owner and "/" not in name else name for name in names if name]
-        return [Repo.parse(f"{repo_type}/{name}") for name in full]
-    except (ValueError, AttributeError, TypeError):
+        return [Repo.parse(f"{order.type or 'model'}s/{name}") for name in full]
+    except ValueError:
         return []
 
 

@@ -29,6 +29,7 @@ from mesh.tasks import Tasks
 from mesh.wire import Decoder
 from proxy.admin.view import Preheat
 from proxy.api import Api
+from proxy.decoding import decode
 from proxy.files import HubAccess
 from proxy.globs import chosen
 from proxy.hub.access import is_card
@@ -159,9 +160,10 @@ class Preheater:
             raise HubError(400, message=f"{order.repo} at {order.revision!r} is not a possible name at the Hub")
         answer, _ = await self._api.ask(route, client)
         try:
-            return msgspec.json.decode(answer.body, type=_Info)
+            info: _Info = decode(answer.body, _Info)
         except msgspec.DecodeError as error:
             raise OriginUnavailable(f"the Hub's list of the files in {order.repo} is not valid: {error}") from error
+        return info
 
     async def _sized_info(self, order: Repository, client: Client) -> _Info:
         """The info with the sizes of files, if they can be had."""

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from proxy.api import Api
 from proxy.catalog import Catalog, XetName
+from proxy.decoding import decode
 from proxy.hub import rewrite
 from proxy.hub.access import is_card
 from proxy.hub.client import Client
@@ -111,7 +112,7 @@ class XetTokens:
             if not isinstance(route, ApiRoute) or route.kind != "tree" or route.repo != repo:
                 return None
             answer, _ = await self._api.ask(route, client)
-            for xet_hash, path in rewrite.xet_names(msgspec.json.decode(answer.body)):
+            for xet_hash, path in rewrite.xet_names(decode(answer.body)):
                 self._catalog.set_xet_name(str(repo), xet_hash, XetName(commit, path), is_listed=True)
                 if not found or is_card(found):
                     found = path

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from mesh.errors import MeshError, StoreFull
 from proxy.admin.view import NodeView, Preheat
+from proxy.decoding import decode
 from proxy.hosts import host_of, is_this_machine
 from proxy.hub.errors import HubError, OriginUnavailable
 from proxy.hub.urls import Repo
@@ -39,7 +40,7 @@ async def act(request: web.Request, node: NodeView, action: str) -> web.Response
     if refusal := _refuse(request):
         return _answer(403, error=refusal)
     try:
-        order = msgspec.json.decode(await _read(request), type=Order)
+        order = decode(await _read(request), Order)
         repo = str(Repo.parse(order.repo))
     except ValueError as error:
         return _answer(400, error=str(error))

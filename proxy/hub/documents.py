@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 
 import msgspec
 
+from proxy.decoding import decode
 from proxy.hub import rewrite
 
 
@@ -25,16 +26,12 @@ class _Listing(TypedDict, total=False):
     siblings: list[msgspec.Raw]
 
 
-_info = msgspec.json.Decoder(_Info)
-_listing = msgspec.json.Decoder(_Listing | list[msgspec.Raw])
-
-
 def info(body: bytes) -> Any:
     """An info answer, with its id, commit and publicness alone. Raises msgspec.DecodeError for invalid JSON."""
     try:
-        return _info.decode(body)
+        return decode(body, _Info)
     except msgspec.ValidationError:  # it is no object
-        return msgspec.json.decode(body)
+        return decode(body)
 
 
 def xet_names(body: bytes) -> list[tuple[str, str]]:
@@ -45,8 +42,8 @@ def xet_names(body: bytes) -> list[tuple[str, str]]:
     if not rewrite.mentions_xet(body):
         return []
     try:
-        listing = _listing.decode(body)
+        listing = decode(body, _Listing | list[msgspec.Raw])
         entries = listing if isinstance(listing, list) else listing.get("siblings", ())
-        return [name for entry in entries for name in rewrite.xet_names([msgspec.json.decode(entry)])]
+        return [name for entry in entries for name in rewrite.xet_names([decode(entry)])]
     except msgspec.DecodeError:  # it lists nothing
         return []

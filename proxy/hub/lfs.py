@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mesh.content import Digest
+from proxy.decoding import decode
 from proxy.hub import metadata
 from proxy.hub.client import Client, agent_of
 from proxy.hub.urls import ANY_PREFIX, OtherRoute, Repo
@@ -107,12 +108,13 @@ def over_http(body: bytes) -> bytes | None:
     None when the body is anything else.
     """
     try:
-        asked = json.loads(body)
+        asked = decode(body, dict[str, Any])
     except ValueError:
         return None
-    if not isinstance(asked, dict) or asked.get("operation") != "download":
+    if asked.get("operation") != "download":
         return None
-    if isinstance(asked.get("transfers"), list) and set(asked["transfers"]) - {"basic"}:
+    transfers = asked.get("transfers")
+    if isinstance(transfers, list) and any(name != "basic" for name in transfers):
         return json.dumps(asked | {"transfers": ["basic"]}).encode()
     return body
 
@@ -161,10 +163,10 @@ def through_us(body: bytes, address: Callable[[Object], str], authorization: str
 
 def _document(body: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(body)
+        document: dict[str, Any] = decode(body, dict[str, Any])
     except ValueError:
         return {}
-    return document if isinstance(document, dict) else {}
+    return document
 
 
 def _entries(document: dict[str, Any]) -> list[dict[str, Any]]:

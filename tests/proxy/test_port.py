@@ -253,6 +253,25 @@ def test_who_leaves_in_the_midst_of_a_body_is_no_mistake_of_ours(node: NodeProce
     assert "Traceback" not in node.log()
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b"[" * 200_000, b'{"name":' * 20_000, b'{"operation": "download", "transfers": [["x"]], "objects": []}'],
+    ids=["lists", "objects", "list in a list"],
+)
+def test_json_of_an_unexpected_form_is_no_mistake_of_ours(node: NodeProcess, body: bytes) -> None:
+    kind = "Content-Type: application/json"
+    for target in ("/acme/tiny.git/info/lfs/objects/batch", "/api/repos/create", "/-/pin"):
+        with Line(node.url) as line:
+            line.send("POST " + target, f"Content-Length: {len(body)}", kind, body=body)
+            answer, found = line.receive("POST")
+            if target == "/-/pin":
+                assert (answer.status, list(json.loads(found))) == (400, ["error"])
+            elif b"objects" in body and "batch" in target:
+                assert (answer.status, json.loads(found)["objects"]) == (200, [])
+            assert b"Traceback" not in found
+    assert "Traceback" not in node.log()
+
+
 def test_dashboards_do_not_keep_a_node_from_stopping(hub: HubProcess, tmp_path: Path) -> None:
     with NodeProcess(tmp_path / "node", hub.url, "--drain-timeout", "60") as node, Line(node.url) as line:
         line.send("GET /-/events")

@@ -50,3 +50,9 @@ def test_a_xet_hash_is_seen_wherever_it_is(at):
     body = b" " * at + b'"xetHash"'
     assert rewrite.mentions_xet(body)
     assert not rewrite.mentions_xet(body[:-1])
+
+
+def test_what_is_nested_too_deep_is_invalid_json():
+    with pytest.raises(msgspec.DecodeError, match="nested too deep"):
+        documents.info(b'{"id":' + b"[" * 100_000)
+    assert documents.xet_names(b'[{"xetHash":' + b"[" * 100_000) == []
