@@ -10,7 +10,10 @@ from mesh.turns import Turns
 
 
 async def chosen(paths: Iterable[str], include: Iterable[str], exclude: Iterable[str]) -> list[str]:
-    """The paths that match a glob of `include` (or all if there is none) and no glob of `exclude`."""
+    """The paths that match a glob of `include` (or all if there is none) and no glob of `exclude`.
+
+    As in huggingface_hub, a glob that ends in a slash means everything below that folder.
+    """
     turns = Turns()
     wanted, unwanted = await _compiled(include, turns), await _compiled(exclude, turns)
     return [
@@ -24,7 +27,7 @@ async def _compiled(globs: Iterable[str], turns: Turns) -> list[re.Pattern[str]]
     """Compile globs without fnmatch(), which would cache thousands of patterns from any node's order."""
     patterns = []
     for glob in dict.fromkeys(globs):
-        patterns.append(re.compile(translate(glob)))
+        patterns.append(re.compile(translate(f"{glob}*" if glob.endswith("/") else glob)))
         await turns.give()
     return patterns
 

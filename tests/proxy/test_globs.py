@@ -1,25 +1,25 @@
-"""Choosing paths by globs: as fnmatch() does, but without filling its cache, and without blocking the loop."""
+"""Choosing paths by globs: as huggingface_hub does, but without filling its cache, and without blocking the loop."""
 
 from __future__ import annotations
 
 import asyncio
 import fnmatch
 
+from huggingface_hub.utils import filter_repo_objects
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.globs import chosen
 
 TEXT = st.text(alphabet="ab/.*?[!]-", max_size=8)
+FOLDER = st.sampled_from(["a/", "a/b/", "*/"])
+GLOBS = st.lists(TEXT | FOLDER, max_size=3)
 
 
-@given(st.lists(TEXT, max_size=6), st.lists(TEXT, max_size=3), st.lists(TEXT, max_size=3))
-def test_the_same_paths_as_by_fnmatch(paths: list[str], include: list[str], exclude: list[str]) -> None:
-    def matches(path: str, globs: list[str]) -> bool:
-        return any(fnmatch.fnmatch(path, glob) for glob in globs)
-
-    expected = [path for path in paths if (not include or matches(path, include)) and not matches(path, exclude)]
-    assert asyncio.run(chosen(paths, include, exclude)) == expected
+@given(st.lists(TEXT | st.sampled_from(["a/b", "a/b/a"]), max_size=6), GLOBS, GLOBS)
+def test_the_same_paths_as_in_a_download(paths: list[str], include: list[str], exclude: list[str]) -> None:
+    expected = filter_repo_objects(paths, allow_patterns=include or None, ignore_patterns=exclude)
+    assert asyncio.run(chosen(paths, include, exclude)) == list(expected)
 
 
 async def test_others_have_their_turns_meanwhile_and_nothing_is_kept() -> None:
