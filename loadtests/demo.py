@@ -16,7 +16,7 @@ from pathlib import Path
 
 from proxy.units import format_size
 from tests.hub.process import HubProcess
-from tests.node import NodeProcess
+from tests.node import NodeProcess, meet
 
 REPO = "sentence-transformers/all-MiniLM-L6-v2"
 NODES = 4
@@ -80,7 +80,7 @@ class Demo:
                 stack.enter_context(NodeProcess(self.folder / f"node-{n}", hub.url, "--seed", first.mesh))
                 for n in range(1, NODES)
             ]
-            await_peers(nodes)
+            meet(nodes)
             self.run(f"hf download, {NODES} at once", [(_HF, node) for node in nodes], nodes, hub, most=self.size)
 
     def run(
@@ -147,15 +147,6 @@ def packaged_model() -> Path | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     return Path(spec.submodule_search_locations[0]) / "model"
-
-
-def await_peers(nodes: list[NodeProcess], seconds: float = 20.0) -> None:
-    """Wait until every node knows all others. Raises RuntimeError after `seconds`."""
-    give_up_at = time.monotonic() + seconds
-    while any(node.metric("hubmesh_peers") < len(nodes) - 1 for node in nodes):
-        if time.monotonic() > give_up_at:
-            raise RuntimeError("the nodes did not find each other")
-        time.sleep(0.05)
 
 
 def clean_environment(**more: str) -> dict[str, str]:

@@ -12,14 +12,13 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
 from loadtests.jobs.bench import make_file
 from proxy.units import format_size, parse_size
 from tests.hub.process import HubProcess
-from tests.node import NodeProcess
+from tests.node import NodeProcess, meet
 
 REPO = "acme/model"
 
@@ -40,11 +39,7 @@ def main() -> int:
         for number in range(1, options.nodes):
             node = NodeProcess(root / f"node-{number}", hub.url, "--seed", nodes[0].mesh)
             nodes.append(stack.enter_context(node))
-        until = time.monotonic() + 30
-        while any(node.metric("hubmesh_peers") < len(nodes) - 1 for node in nodes):
-            if time.monotonic() > until:
-                raise SystemExit("the nodes do not find each other")
-            time.sleep(0.1)
+        meet(nodes)
         environment = os.environ | {"NODES": ",".join(node.url for node in nodes), "REPO": REPO}
         command = [sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("locustfile.py"))]
         status = subprocess.run([*command, "--host", nodes[0].url, *options.locust], env=environment).returncode

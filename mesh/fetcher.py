@@ -25,7 +25,7 @@ from mesh.errors import (
     Unavailable,
 )
 from mesh.intake import Begun, Run
-from mesh.line import SMALL
+from mesh.line import SMALL_BLOB
 from mesh.messages import ORIGIN, Failure, Gain, Reason, Task
 from mesh.queue import RUN_BYTES, Queue, must_leave
 from mesh.streams import ORIGIN_STREAMS, PEER_STREAMS, URGENT_STREAMS
@@ -134,7 +134,7 @@ class Fetcher:
         from_origin = sum(run.is_origin for run in self.runs)
         streams = ORIGIN_STREAMS + (URGENT_STREAMS if urgent else 0)
         most = streams if self._has_answered and not self._is_sequential else 1
-        has_turn = not (self._fill.readers or self._is_sequential or self._partial.size <= SMALL)
+        has_turn = not (self._fill.readers or self._is_sequential or self._partial.size <= SMALL_BLOB)
         coming = self._coming()
         while may_fetch and from_origin < most and (first := self._queue.next_lease(coming)) is not None:
             if has_turn and not self._house.line.take(self.launch):

@@ -13,7 +13,7 @@ from mesh.content import MIN_PIECE
 
 FEWEST = 1  # connections at once
 MOST = 32
-SMALL = 256 << 10  # bytes of a blob that needs no turn: waiting for an answer takes most of its time
+SMALL_BLOB = 256 << 10  # bytes of a blob that needs no turn: waiting for an answer takes most of its time
 _QUICK = 0.5  # seconds for the smallest whole piece: below that, more connections keep nobody waiting
 _RUN_SECONDS = 1.0  # time for which one turn may last, if that is more than one piece takes
 _WINDOW = 1.0  # seconds, at least, over which a rate is measured

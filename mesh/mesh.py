@@ -146,7 +146,7 @@ class Mesh:
             digests, gone = (
                 [Digest.parse(text) for text in some[:_BATCH]] for some in (announcement.digests, announcement.gone)
             )
-        except (msgspec.DecodeError, ValueError) as error:
+        except ValueError as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from error
         if request.get(SENDER, announcement.node) != announcement.node or self.links.get(announcement.node) is None:
             raise web.HTTPForbidden(text="speak for yourself\n")

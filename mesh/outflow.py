@@ -31,7 +31,7 @@ _T = TypeVar("_T")
 
 # Key of a request for the time.perf_counter() at which the head of its answer went out, to measure time to first byte.
 FIRST_BYTE_AT = web.RequestKey("first_byte_at", float)
-SMALL = 256 << 10  # bytes of a body up to which the loop sends it itself: a thread would cost more than it saves
+SMALL_BODY = 256 << 10  # bytes of a body up to which the loop sends it itself: a thread would cost more than it saves
 _WINDOW = 4 << 20  # bytes per send
 _TLS_WINDOW = 256 << 10  # bytes encrypted at once: this blocks the loop for about a millisecond
 _QUANTUM = 32 << 20  # bytes until a thread turns to a body that waits for one; under a rate limit, a portion of that
@@ -111,7 +111,7 @@ class Outflow:
         If the source fails midway, the connection is closed, so that the client sees a truncated body. Raises what the
         source raises, and OSError when the file cannot be read.
         """
-        if stop - start <= SMALL and source.ready(start) >= stop:
+        if stop - start <= SMALL_BODY and source.ready(start) >= stop:
             body = _read_cached(source.fd, start, stop)
             if body is None:
                 # Not in the loop's default executor: its threads may all be flushing large files to disk.
@@ -227,7 +227,7 @@ def send_some(sock: socket.socket, source: Source, position: int, end: int) -> i
     Raises BlockingIOError for a full socket, OSError or StoreUnusable when the file has changed.
     """
     if source.stamp is not None:  # another program may write to the file while its pages are in flight: send a copy
-        copied = _read(source.fd, position, min(end, position + SMALL))
+        copied = _read(source.fd, position, min(end, position + SMALL_BODY))
         source.stamp.check(source.fd)
         return sock.send(copied)
     count = os.sendfile(sock.fileno(), source.fd, position, end - position)

@@ -112,7 +112,7 @@ class MeshServer:
             if await self._help(digest, envelope) and self._house.exchange.is_local(digest):
                 self._tracker.expect_seed(digest, envelope.size)
             plan = await self._tracker.answer(digest, envelope.size, report)
-        except (ValueError, msgspec.DecodeError) as error:
+        except ValueError as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from error
         return web.Response(body=_ENCODER.encode(plan))
 

@@ -31,7 +31,7 @@ def decode(hint: bytes) -> FileRoute | None:
     try:
         said = _hints.decode(hint)
         repo = Repo.parse(said.repo)
-    except (msgspec.DecodeError, ValueError):
+    except ValueError:
         return None
     if not is_commit(said.commit) or len(said.path) > 4096 or not is_file(said.commit, quote(said.path)):
         return None

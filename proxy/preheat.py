@@ -238,7 +238,7 @@ class Preheater:
             else:
                 Repo.parse(order.repo)
                 work = self._obey(order)
-        except (msgspec.DecodeError, ValueError) as error:
+        except ValueError as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from error
         if self._taken >= (_MAX_KEYED_ORDERS if self._mesh.auth.is_keyed else _MAX_ORDERS):
             work.close()

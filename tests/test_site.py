@@ -16,7 +16,7 @@ import pytest
 from tests.http import ask
 from tests.hub.process import HubProcess
 from tests.mesh.certificates import Authority
-from tests.node import NodeProcess
+from tests.node import NodeProcess, meet
 
 MIB = 1 << 20
 REPO = "acme/tiny"
@@ -49,10 +49,7 @@ def site(hub: HubProcess, tmp_path: Path) -> Iterator[Start]:
                 stack.enter_context(NodeProcess(tmp_path / f"node-{number}", hub.url, *flags, *contacts))
                 for number in range(first, count)
             ]
-            until = time.monotonic() + 20
-            while any(node.metric("hubmesh_peers") < count - 1 for node in nodes):
-                assert time.monotonic() < until, "the nodes do not find each other"
-                time.sleep(0.05)
+            meet(nodes)
             hub.reset()
             return nodes
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,7 +12,7 @@ from loadtests.client import Load
 from loadtests.jobs.bench import Bench, curl, measure
 from loadtests.measure import Bar, Sample, Table, interleave
 from loadtests.rivals import Rival, cpu_seconds, free_port, nginx, squid
-from tests.node import NodeProcess
+from tests.node import NodeProcess, until
 
 _LIMIT = 250_000_000  # bytes per second: 2 Gbit/s
 
@@ -130,9 +129,5 @@ def _peer_to_peer(bench: Bench) -> Table:
 @contextmanager
 def _joined(bench: Bench, seed: NodeProcess) -> Iterator[NodeProcess]:
     with bench.node("--seed", seed.mesh) as node:
-        until = time.monotonic() + 20
-        while node.metric("hubmesh_peers") < 1:
-            if time.monotonic() > until:
-                raise RuntimeError("the nodes do not find each other")
-            time.sleep(0.05)
+        until(lambda: node.metric("hubmesh_peers") >= 1, "the nodes do not find each other")
         yield node

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -29,10 +30,10 @@ class Repository(msgspec.Struct, frozen=True):
     pinned: bool
 
 
-class Finding(msgspec.Struct, frozen=True):
+class Notice(msgspec.Struct, frozen=True):
     """An observation about the node's health, and what to do about it."""
 
-    level: str  # "good", "note" or "bad"
+    level: Literal["note", "bad"]
     what: str
     cure: str = ""
 
@@ -117,29 +118,29 @@ def repositories(blobs: Sequence[BlobView]) -> list[Repository]:
     ]
 
 
-def findings(view: NodeView, recent_failures: int) -> Iterator[Finding]:
+def findings(view: NodeView, recent_failures: int) -> Iterator[Notice]:
     """Problems that the node can see by itself; `hubmesh doctor` looks further."""
     is_ready, reason = view.ready()
     if not is_ready:
-        yield Finding("bad", f"not ready: {reason}", "wait a moment; if it stays so, read the log")
+        yield Notice("bad", f"not ready: {reason}", "wait a moment; if it stays so, read the log")
     if recent_failures:
-        yield Finding(
+        yield Notice(
             "bad",
             f"{recent_failures} requests to the origin failed in the last minute",
             "run `hubmesh doctor`: it checks the connection to the origin",
         )
     for source, count in sorted(view.stats.pieces_rejected.copy().items()):
-        yield Finding("bad", f"{count} pieces from {source} were wrong and were dropped", "check its disk and memory")
+        yield Notice("bad", f"{count} pieces from {source} were wrong and were dropped", "check its disk and memory")
     everybody = view.peers()
     gone = sum(not peer.is_alive for peer in everybody)
     if not everybody:
-        yield Finding("note", "no other node is known: everything comes from the origin", "start one, or name a --seed")
+        yield Notice("note", "no other node is known: everything comes from the origin", "start one, or name a --seed")
     elif gone == len(everybody):
-        yield Finding("bad", "no other node answers any more", "run `hubmesh doctor` on this node and on others")
+        yield Notice("bad", "no other node answers any more", "run `hubmesh doctor` on this node and on others")
     elif gone:
-        yield Finding("note", f"{gone} of {len(everybody)} other nodes do not answer", "")
+        yield Notice("note", f"{gone} of {len(everybody)} other nodes do not answer", "")
     usage = view.usage()
     if usage.max_bytes and usage.blob_bytes > 0.95 * usage.max_bytes:
-        yield Finding(
+        yield Notice(
             "note", "the store is full: the least recently used blobs are evicted", "start with a larger --max-size"
         )

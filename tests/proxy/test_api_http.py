@@ -14,7 +14,7 @@ import pytest
 
 from tests.http import ask
 from tests.hub.process import HubProcess
-from tests.node import NodeProcess
+from tests.node import NodeProcess, meet
 
 REPO = "acme/tiny"
 FORM = "application/x-www-form-urlencoded"
@@ -72,10 +72,7 @@ def test_what_one_node_has_already_is_whole_for_the_others(hub: HubProcess, star
     flags = ("--mesh-key-file", str(tmp_path / "key"), "--freshness", "1s")
     first = start(*flags)
     second = start(*flags, "--seed", first.mesh, name="second")
-    until = time.monotonic() + 20
-    while first.metric("hubmesh_peers") + second.metric("hubmesh_peers") < 2:
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    meet([first, second])
     for tail in ("", "/refs", "?blobs=true", "?securityStatus=true"):  # each has an owner of its own
         body = ask(about(first, tail)).body
         until = time.monotonic() + 10
