@@ -24,6 +24,9 @@ _TARGET = "/mesh/questions"
 _MAX_ANSWER = 4 << 20  # bytes
 _DOWN_SECONDS = 5.0  # for which an owner that did not answer is not asked
 _PASSED_OVER_SECONDS = 30.0  # for which an owner that could not find an answer is not asked
+_SLOW_SECONDS = 10.0  # after which an owner that is alive has not failed: the question takes the origin that long
+_UNANSWERED_SECONDS = 300.0  # for which a question is not asked of others that got no answer from its owner
+_MAX_UNANSWERED = 256
 _DOUBT_SECONDS = 2.0  # without an answer before the owner is asked whether it is alive: clients wait 10 s in all
 _HERE_SECONDS = 1.0  # for the owner to say that it is alive
 
@@ -43,6 +46,7 @@ class Questions:
         self._neighbours = neighbours
         self._is_seed = is_seed
         self._down_until: dict[str, float] = {}
+        self._unanswered: dict[str, float] = {}  # by key: until when; the oldest come first
         self.answerer: Answerer | None = None
 
     def add_routes(self, app: web.Application) -> None:
@@ -56,7 +60,7 @@ class Questions:
     async def ask(self, key: str, question: bytes) -> tuple[str, bytes] | None:
         """Ask the owner of `key`; returns its id and its answer. None when this node has to find the answer itself."""
         now = time.monotonic()
-        if len(question) > MAX_MESSAGE:
+        if len(question) > MAX_MESSAGE or self._unanswered.get(key, 0.0) > now:
             return None
         for owner in ranked(key, self._owners())[:2]:
             if owner == self._node_id:
@@ -67,10 +71,25 @@ class Questions:
                 answer = await self._ask(owner, question)
             except Unavailable as error:
                 log.debug("no answer from the owner: %s", error)
-                self._leave_out(owner, _DOWN_SECONDS)
-                continue
-            return (owner, answer) if answer else None
+                if time.monotonic() - now < _SLOW_SECONDS:
+                    self._leave_out(owner, _DOWN_SECONDS)
+                    continue
+                answer = b""
+            if answer:
+                return owner, answer
+            self.unanswered(key)
+            break
         return None
+
+    def unanswered(self, key: str) -> None:
+        """Have this node find an answer itself for a while: the owner's is too large, or takes it too long.
+
+        Asking again would have the owner fetch the answer each time in vain.
+        """
+        self._unanswered.pop(key, None)
+        while len(self._unanswered) >= _MAX_UNANSWERED:
+            del self._unanswered[next(iter(self._unanswered))]
+        self._unanswered[key] = time.monotonic() + _UNANSWERED_SECONDS
 
     async def _ask(self, owner: str, question: bytes) -> bytes:
         """Ask one owner. Raises Unavailable, also when it hangs: an owner waiting for the origin says it is alive."""

@@ -99,6 +99,7 @@ class Relay:
         if reply.retry_after is not None:
             raise _unavailable(reply)
         if reply.is_timeout and time.monotonic() - began > _PATIENCE:
+            self._questions.unanswered(common.key)  # it may be this question alone that takes long
             self._questions.pass_over(owner)  # if the Hub was at fault, asking it ourselves will show it
             raise _unavailable(reply)
         return owner, asked_at, None

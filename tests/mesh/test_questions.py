@@ -6,6 +6,7 @@ import time
 import pytest
 
 from mesh import questions
+from mesh.errors import Unavailable
 from mesh.exchange import MAX_MESSAGE, Alone, Neighbour
 from mesh.questions import Questions
 
@@ -49,6 +50,39 @@ async def test_an_owner_that_hangs_is_passed_over_and_one_that_takes_long_is_not
     with pytest.raises(TimeoutError):  # a node that is late itself judges no other
         async with asyncio.timeout(0.3):
             await late.ask("key", b"?")
+
+
+class Useless(Silent):
+    """Owners that give no answer, or (`is_slow`) none in time though they are alive."""
+
+    def __init__(self, *, is_slow: bool) -> None:
+        super().__init__(is_here=True)
+        self.is_slow = is_slow
+
+    async def ask(self, node: str, target: str, body: bytes, limit: int = 0) -> bytes:
+        self.asked.append(node)
+        if self.is_slow:
+            raise Unavailable(f"{node} did not answer in time")
+        return b""
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+async def test_a_question_that_its_owner_does_not_answer_is_not_asked_of_it_again(monkeypatch, is_slow):
+    monkeypatch.setattr(questions, "_SLOW_SECONDS", 0.0)
+    owners = Useless(is_slow=is_slow)
+    asker = Questions("me", owners, is_seed=False)
+    for _ in range(3):
+        assert await asker.ask("key", b"?") is None
+    assert len(owners.asked) == 1
+    assert await asker.ask("another key", b"?") is None
+    assert len(owners.asked) == 2, "the owner is asked for others"
+    for number in range(1000):
+        await asker.ask(f"{number}", b"?")
+    assert len(asker._unanswered) <= 256
+    later = time.monotonic() + 301.0
+    monkeypatch.setattr(questions.time, "monotonic", lambda: later)
+    await asker.ask("999", b"?")
+    assert len(owners.asked) == 1003, "it is asked again after a while"
 
 
 async def test_what_is_longer_than_a_message_is_nobody_elses_question():
