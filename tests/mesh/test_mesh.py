@@ -17,7 +17,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from mesh import fetcher
+from mesh import queue
 from mesh.access import OriginAccess
 from mesh.content import Digest
 from mesh.errors import BlobCorrupt, StoreFull, Unavailable
@@ -92,7 +92,7 @@ async def test_of_a_slow_peer_pieces_are_asked_one_after_the_other(
     stack: AsyncExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: float, seconds: float, most: int
 ) -> None:
     """On such a slow line, a reader of parallel pieces would have none of them until all have arrived."""
-    monkeypatch.setattr(fetcher, "QUICK", quick)
+    monkeypatch.setattr(queue, "QUICK", quick)
     origin = await stack.enter_async_context(Origin(content(4 * MIB)).running())
     asked, highest, are_together = 0, 0, asyncio.Event()
     sending: dict[int, web.Request] = {}
