@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from mesh.bounded import Bounded
 from mesh.errors import PieceCorrupt, SourceDishonest
 from mesh.limiter import Limiter
 from mesh.line import Line
@@ -130,7 +131,7 @@ class House:
     # By blob: the untrusted pieces that were part of a failed proof, each with its BLAKE3 digest and its source.
     doubted: dict[Digest, dict[int, tuple[bytes, str]]] = field(default_factory=dict)
     # By peer: the last blob of which it sent a wrong piece that it may only have passed on.
-    suspects: dict[str, Digest] = field(default_factory=dict)
+    suspects: dict[str, Digest] = field(default_factory=lambda: Bounded(_MAX_SUSPECTS))
     origin_connections: Connections = field(default_factory=Connections)
     peer_connections: Connections = field(default_factory=lambda: Connections(proxies=False))
     origin_limiter: Limiter = field(default_factory=lambda: Limiter(None))
@@ -140,15 +141,13 @@ class House:
     pool: ThreadPoolExecutor = field(default_factory=lambda: bulk_pool(_THREADS, "intake"))
     proofs: ThreadPoolExecutor = field(default_factory=lambda: bulk_pool(_PROOFS, "proof", NICE_OF_PROOFS))
 
-    _served: dict[str, tuple[float, Digest]] = field(default_factory=dict)  # by peer, latest last; see `served`
+    # By peer: when it last sent a piece, and of which blob.
+    _served: dict[str, tuple[float, Digest]] = field(default_factory=lambda: Bounded(_MAX_SERVED))
 
     def served(self, peer: str, digest: Digest) -> None:
         """Record that a peer delivered a piece of a blob."""
         self.peers.heard(peer)
-        self._served.pop(peer, None)
         self._served[peer] = time.monotonic(), digest
-        if len(self._served) > _MAX_SERVED:
-            del self._served[next(iter(self._served))]
 
     def served_other_at(self, peer: str, digest: Digest) -> float:
         """Return the monotonic time of a peer's last piece, if that was of another blob than `digest`; else -inf."""
@@ -171,8 +170,6 @@ class House:
         if before == error.digest:  # more pieces of the same failed proof
             self.stats.reject(error.source)
             return
-        while len(self.suspects) >= _MAX_SUSPECTS:
-            del self.suspects[next(iter(self.suspects))]
         self.suspects[error.source] = error.digest
         if before is not None:
             self.blame(error)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 
+from mesh.bounded import Bounded
+
 _MAX_HOSTS = 1000
 
 
@@ -13,15 +15,13 @@ class Quota:
     def __init__(self, burst: int, seconds: float) -> None:
         self._room = burst * seconds
         self._seconds = seconds
-        self._free_at: dict[str, float] = {}  # host → when it has all its turns again; the last used comes last
+        self._free_at: Bounded[str, float] = Bounded(_MAX_HOSTS)  # host → when it has all its turns again
 
     def take(self, host: str, now: float, turns: int = 1) -> bool:
         """Take turns for a host; False when it has not so many left."""
         mine = network(host)
-        free_at = max(now, self._free_at.pop(mine, now))
+        free_at = max(now, self._free_at.get(mine, now))
         may = free_at + turns * self._seconds - now <= self._room
-        if len(self._free_at) >= _MAX_HOSTS:  # forget the host that was used longest ago
-            del self._free_at[next(iter(self._free_at))]
         self._free_at[mine] = free_at + turns * self._seconds if may else free_at
         return may
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
+from mesh.bounded import Bounded
 from mesh.content import Digest, Pieces
 
 HEADER = "Piece-Digests"  # of an answer with a range of a blob: those of its first whole pieces, in hexadecimal
@@ -56,7 +57,7 @@ class Manifests:
 
     def __init__(self, load: Callable[[Digest, int], Mapping[int, bytes]]) -> None:
         self._load = load
-        self._kept: dict[Digest, bytes] = {}  # one digest after the other
+        self._kept: Bounded[Digest, bytes] = Bounded(_MAX_BLOBS)  # one digest after the other
 
     def digest_of(self, digest: Digest, size: int, piece: int) -> bytes:
         """Return the BLAKE3 digest of a piece; empty if it is not known."""
@@ -64,8 +65,6 @@ class Manifests:
         if kept is None:
             known = self._load(digest, size)
             kept = b"".join(known.get(number, _UNKNOWN) for number in range(Pieces.of(size).count))
-            while len(self._kept) >= _MAX_BLOBS:
-                del self._kept[next(iter(self._kept))]
             self._kept[digest] = kept
         found = kept[piece * _LENGTH : (piece + 1) * _LENGTH]
         return b"" if found == _UNKNOWN else found

@@ -7,13 +7,13 @@ come to those with their own credentials again, and the Hub's answer to them hol
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 
 from aiohttp import web
 
 from mesh.blobs import Blobs
+from mesh.bounded import Bounded
 from mesh.outflow import Outflow
 from mesh.transfer import Location
 from proxy import bodies, caching, resumed
@@ -82,7 +82,7 @@ class Lfs:
         self._passthrough = passthrough
         self._blobs = blobs
         self._outflow = outflow
-        self._said: OrderedDict[tuple[str, str, str], _Said] = OrderedDict()
+        self._said: Bounded[tuple[str, str, str], _Said] = Bounded(_MAX_KEPT)
 
     async def batch(self, request: web.BaseRequest, route: OtherRoute, about: BatchRoute) -> web.StreamResponse:
         """Answer a batch request. Uploads, and bodies that are no batch request, pass through unchanged.
@@ -199,11 +199,7 @@ class Lfs:
         return found
 
     def _keep(self, repo: str, client: Client, found: Object, now: float) -> None:
-        key = (repo, found.digest.hex, _key(client))
-        self._said[key] = _Said(found, now)
-        self._said.move_to_end(key)
-        while len(self._said) > _MAX_KEPT:
-            self._said.popitem(last=False)
+        self._said[repo, found.digest.hex, _key(client)] = _Said(found, now)
         path = f".git/lfs/objects/{found.digest.hex}"
         # So that the blob can be listed, pinned and removed, and is no longer shared when its repository is closed.
         if self._catalog.file(repo, "lfs", path) is None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+from mesh.bounded import Bounded
 from mesh.errors import LocationRefused, SourceFailed
 from mesh.messages import ORIGIN
 from mesh.transfer import Location
@@ -47,7 +47,7 @@ class Locations:
 
     def __init__(self, hub_url: str) -> None:
         self._hub = urlsplit(hub_url)
-        self._kept: OrderedDict[tuple[FileRoute, str], tuple[Location, float]] = OrderedDict()
+        self._kept: Bounded[tuple[FileRoute, str], tuple[Location, float]] = Bounded(_MAX_LOCATIONS)
 
     def get(self, file: FileRoute, token: str | None, now: float, refused: Location | None = None) -> Location | None:
         """The address of a file at a commit; None if there is none, it is about to expire, or it is `refused`."""
@@ -67,11 +67,7 @@ class Locations:
             location = Location(url, headers, now + _AT_HUB_SECONDS)
         else:
             location = Location(url, expires_at=metadata.expiry(url, now))
-        key = _key(file, token)
-        self._kept[key] = location, renew_at(location.expires_at, now)
-        self._kept.move_to_end(key)
-        while len(self._kept) > _MAX_LOCATIONS:
-            self._kept.popitem(last=False)
+        self._kept[_key(file, token)] = location, renew_at(location.expires_at, now)
 
 
 def _key(file: FileRoute, token: str | None) -> tuple[FileRoute, str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
 from urllib.parse import unquote, urljoin, urlsplit
 
 import msgspec
 from aiohttp import web
 
+from mesh.bounded import Bounded
 from proxy.api import Api
 from proxy.catalog import Catalog, XetName
 from proxy.decoding import decode
@@ -41,7 +41,7 @@ class XetTokens:
         self._resolver = resolver
         self._catalog = catalog
         # The path of a file with a Xet hash, for each commit that was walked; "" where there is none.
-        self._walked: OrderedDict[tuple[Repo, str], str] = OrderedDict()
+        self._walked: Bounded[tuple[Repo, str], str] = Bounded(_MAX_WALKS)
 
     async def answer(self, request: web.BaseRequest, route: OtherRoute, client: Client) -> web.Response | None:
         """A pass for a repository at a revision, which names this node as the server.
@@ -101,8 +101,6 @@ class XetTokens:
             log.info("%s at %s has too many files to be served over Xet: the Hub does that", repo, commit)
             return ""
         self._walked[repo, commit] = found
-        if len(self._walked) > _MAX_WALKS:
-            self._walked.popitem(last=False)
         return found
 
     async def _walk(self, repo: Repo, commit: str, client: Client) -> str | None:

@@ -11,10 +11,11 @@ files.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from typing import Any
 
 import msgspec
+
+from mesh.bounded import Bounded
 
 # Seconds for which proof that a repository is open counts. It may be made private meanwhile, so it is checked again.
 OPEN_SECONDS = 3600.0
@@ -142,9 +143,8 @@ class Grants:
 
     def __init__(self, life: float, limit: int = _MAX_GRANTS) -> None:
         self.life = life
-        self._limit = limit
-        self._until: OrderedDict[tuple[str, str], float] = OrderedDict()
-        self._refused_at: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._until: Bounded[tuple[str, str], float] = Bounded(limit)
+        self._refused_at: Bounded[tuple[str, str], float] = Bounded(limit)
 
     def allow(self, token: str, repo: str, now: float, said_at: float) -> None:
         """Note that the Hub gave this token a file.
@@ -156,18 +156,12 @@ class Grants:
         if said_at <= self._refused_at.get(key, 0.0):
             return
         self._until[key] = now + self.life
-        self._until.move_to_end(key)
-        while len(self._until) > self._limit:
-            self._until.popitem(last=False)
 
     def revoke(self, token: str, repo: str, said_at: float) -> None:
         """Note that the Hub refused this token at `said_at` (seconds since the epoch): its earlier grant is void."""
         key = (token_key(token), repo)
         self._until.pop(key, None)
         self._refused_at[key] = max(said_at, self._refused_at.get(key, 0.0))
-        self._refused_at.move_to_end(key)
-        while len(self._refused_at) > self._limit:
-            self._refused_at.popitem(last=False)
 
     def refused_at(self, token: str, repo: str) -> float:
         """When the Hub last refused this token, in seconds since the epoch; 0: never."""
