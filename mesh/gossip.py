@@ -92,7 +92,7 @@ class Gossip:
         self._strain = 0  # how overloaded this node seems, from 0 to _MAX_STRAIN
         self._late_at = float("-inf")
         self._news_at = self._told_at = float("-inf")
-        self._is_met = False
+        self._has_met = False
         self._is_doubled = False
         self._has_met_foreign = False
 
@@ -166,7 +166,7 @@ class Gossip:
 
     async def _settle(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
-        if self._is_met:
+        if self._has_met:
             await asyncio.sleep(_MAX_SETTLE - seconds)
         self.ready.set()
 
@@ -294,7 +294,7 @@ class Gossip:
             message = self._decode(answer)
             if message.sender.node_id == node_id:
                 self._take(message, as_written(address.host), address)
-        self._is_met = True
+        self._has_met = True
         if message.digest == self.members.digest():
             self.ready.set()
         return node_id

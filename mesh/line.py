@@ -1,4 +1,4 @@
-"""The turns of blobs that come from the origin for other nodes alone, on a line that may be slow.
+"""Limits how many connections to the origin fetch blobs that only other nodes want, on a line that may be slow.
 
 Other nodes get only whole pieces. If all blobs came over a slow line at once, no piece would be complete for many
 seconds, and the nodes that wait would turn to the origin themselves. So blobs take turns, with as few connections in

@@ -18,7 +18,7 @@ _SOONEST_EXPIRY = 20.0  # seconds: a signed URL that expires sooner than this is
 
 
 class Ways:
-    """The ways of one blob. Belongs to the event loop's thread. False when there is no way, or none is left."""
+    """The ways of one blob. Belongs to the event loop's thread. Falsy when no access is left."""
 
     def __init__(self) -> None:
         self._accesses: list[OriginAccess] = []

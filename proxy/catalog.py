@@ -250,7 +250,7 @@ class Catalog:
         return self._records.read(_key("sources", str(digest)), dict[str, int]) or {}
 
     def set_sources(self, digest: Digest, sources: dict[str, int]) -> None:
-        """Keep that on disk alone: it is read rarely, and would displace more useful entries from memory."""
+        """Keep the bytes by source, on disk alone: read rarely, they would displace more useful entries from memory."""
         self._records.set_on_disk(_key("sources", str(digest)), sources)
 
     def disproof(self, digest: Digest) -> Disproof:

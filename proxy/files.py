@@ -35,7 +35,7 @@ from proxy.visible import visible_base
 # 10 s; finding out which file they mean is part of this time.
 _FIRST_BYTE_SECONDS = 8.5
 _FIRST_BYTE_OF_CROWD = 6.0  # the same when many nodes want the blob, so that our own answer may be seconds late as well
-# until a client retries when running downloads fill the store; they take a while, and clients retry five times
+# Seconds until a client retries, when running downloads fill the store. They take a while; clients retry five times.
 _ROOM_SECONDS = 10
 
 

@@ -1,4 +1,4 @@
-"""The rules of the house: which modules import which, what is pure, how long files are, what the documents promise."""
+"""The rules of the code base: which modules import which, what is pure, how long files are, what documents name."""
 
 import ast
 import re

@@ -54,7 +54,7 @@ class Mdns:
         self._run_task: asyncio.Task[None] | None = None
         self._heard: dict[str, asyncio.Task[None]] = {}
         self._joins = asyncio.Semaphore(_JOINS)
-        self._is_told = False
+        self._has_warned = False
         self._has_met_strangers = False
 
     def start(self) -> None:
@@ -89,12 +89,12 @@ class Mdns:
             # The instance name holds 128 random bits, so no probing for a conflict is needed.
             await self._zeroconf.async_register_service(self._service(ips), cooperating_responders=True)
         except (OSError, RuntimeError, ValueError, ZeroconfError) as error:
-            if not self._is_told:
+            if not self._has_warned:
                 log.warning("no mDNS on this network, trying again from time to time: %s", error)
-            self._is_told = True
+            self._has_warned = True
             await self._stop()
             return False
-        self._is_told = False
+        self._has_warned = False
         log.debug("announced by mDNS on %s", ", ".join(ips))
         return True
 
