@@ -46,6 +46,7 @@ class PartialEntry:
     """A partial blob. Times in seconds since the epoch."""
 
     path: Path
+    size: int  # bytes of the whole blob
     held: int  # bytes counted against the budget: on disk, or reserved for pieces under way
     used_at: float
     partial: Partial | None = None  # set while it is in use

@@ -100,10 +100,10 @@ class Store:
         for digest, entry in self._entries.items():
             yield digest, entry.size, entry.used_at
 
-    def partials(self) -> Iterator[tuple[Digest, int]]:
-        """Digest and bytes on disk of every partial blob."""
+    def partials(self) -> Iterator[tuple[Digest, int, int]]:
+        """Digest, full size in bytes and bytes on disk of every partial blob."""
         for digest, entry in self._partial_entries.items():
-            yield digest, entry.held
+            yield digest, entry.size, entry.held
 
     def open(self, digest: Digest, size: int | None = None) -> Blob | None:
         """Open a complete blob for reading. None if it is not here, is in doubt, or has another size.
@@ -203,7 +203,7 @@ class Store:
         if entry is not None:
             self.size -= entry.held
         self.size += held
-        self._partial_entries[digest] = PartialEntry(path, held, self._uses.now(), partial)
+        self._partial_entries[digest] = PartialEntry(path, size, held, self._uses.now(), partial)
         return partial
 
     def close_partial(self, partial: Partial) -> None:
@@ -393,8 +393,8 @@ class Store:
             self._entries[digest] = Entry(about.st_size, used_at, stamp=stamp, modified=about.st_mtime_ns)
             self._marks.read(digest)
         for digest, file in layout.find_partials(self._partials, {d: self._path(d) for d in self._entries}):
-            path = Path(file.path)
-            self._partial_entries[digest] = PartialEntry(path, Partial.journaled(path), file.stat().st_mtime)
+            path, about = Path(file.path), file.stat()  # the file has had its full size since it was opened first
+            self._partial_entries[digest] = PartialEntry(path, about.st_size, Partial.journaled(path), about.st_mtime)
         for digest, entry in self._entries.items():  # only now: `find_partials` may have restored manifests
             if entry.stamp is None:
                 entry.is_doubted = layout.modified_as_proven(self._name(digest)) != entry.modified

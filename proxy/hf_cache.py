@@ -47,6 +47,10 @@ class Cached:
     changed: int
     route: FileRoute | None  # where the Hub has it, if a snapshot says so
 
+    @property
+    def version(self) -> _Version:
+        return self.name, self.file, self.changed
+
 
 class HfCache:
     """Scans a cache periodically and adopts new files. `run` does all of it."""
@@ -78,12 +82,14 @@ class HfCache:
             await self._blobs.settle_doubts()
             try:
                 found = await loop.run_in_executor(self._store.disk, lambda: list(scan(self._root)))
+                for known in (self._seen, self._refused):  # else they would keep each version of each file for ever
+                    known.intersection_update(cached.version for cached in found)
             except OSError as error:  # a file was deleted during the scan
                 log.info("cannot look through %s, again in %.0f s: %s", self._root, _LOOK_AGAIN, error)
                 found = []
             answers = await self._share()
             for cached in found:
-                version = (cached.name, cached.file, cached.changed)
+                version = cached.version
                 if version not in self._seen:
                     try:
                         if await self._adopt(cached, version):

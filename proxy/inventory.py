@@ -32,7 +32,6 @@ class Inventory:
     def __init__(self, catalog: Catalog, pins: Pins) -> None:
         self._catalog = catalog
         self._pins = pins
-        self._sizes: dict[Digest, int] = {}  # sizes of blobs that are or were partial; 0: not known
 
     def connect(
         self,
@@ -83,10 +82,9 @@ class Inventory:
             views.append(
                 BlobView(str(digest), size, size, name.repo or None, name.path or None, is_pinned, used_at, sources)
             )
-        for digest, have in list(self._store.partials()):
+        for digest, size, have in list(self._store.partials()):
             await turns.give()
             name, is_pinned = self._name(digest), self.is_pinned(digest)
-            size = self._size(digest, name)
             views.append(BlobView(str(digest), size, have, name.repo or None, name.path or None, is_pinned))
         return views
 
@@ -146,7 +144,7 @@ class Inventory:
 
     def _here(self) -> set[Digest]:
         """The digests of all blobs here, complete or partial."""
-        return {digest for digest, _, _ in self._store.blobs()} | {digest for digest, _ in self._store.partials()}
+        return {digest for digest, _, _ in self._store.blobs()} | {digest for digest, _, _ in self._store.partials()}
 
     def _known(self, repo: str, revision: str | None = None) -> Iterator[Digest]:
         """The digests that the catalog lists for a repository, in all revisions if None; some more than once."""
@@ -170,15 +168,6 @@ class Inventory:
                 if self._name(digest).repo == repo:
                     digests.add(digest)
         return digests
-
-    def _size(self, digest: Digest, name: BlobName) -> int:
-        """The full size of a partial blob; 0: not known. Slow once for each blob, since it may search the catalog."""
-        if (swarm := self._blobs.swarms.get(digest)) is not None:
-            self._sizes[digest] = swarm.size
-        elif digest not in self._sizes:
-            sizes = (file.size for _, _, file in self._catalog.files_of(name.repo) if file.digest == digest)
-            self._sizes[digest] = next(sizes, 0)
-        return self._sizes[digest]
 
     def _commit(self, repo: str, revision: str) -> str:
         ref = self._catalog.ref(repo, revision)

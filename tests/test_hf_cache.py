@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import os
 import random
 import shutil
@@ -22,7 +23,7 @@ from mesh.content import Digest, Pieces
 from mesh.errors import StoreUnusable
 from mesh.outflow import Held, send_some
 from mesh.store import Store
-from proxy.hf_cache import HfCache, scan
+from proxy.hf_cache import Cached, HfCache, scan
 from proxy.hub.errors import OriginUnavailable
 from proxy.hub.urls import Repo
 from tests.http import ask
@@ -341,6 +342,36 @@ async def test_a_file_of_which_the_blob_is_arriving_is_not_read(
             await looks.get()
     life.cancel()
     await asyncio.gather(life, return_exceptions=True)
+    store.close()
+
+
+async def test_only_files_that_are_in_the_cache_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, store, looks = tmp_path / "file", Store(tmp_path / "data", 1000), asyncio.Queue[None]()
+    file.write_bytes(b"?")
+    os.utime(file, (1, 1))
+    wrong, large = ((Digest("sha256", letter * 64), size) for letter, size in (("a", 1), ("b", 2000)))
+    times = itertools.count()
+
+    def scan(_: Path) -> list[Cached]:
+        changed = next(times)
+        return [Cached(Path(each[0].hex), file, *each, changed, None) for each in (wrong, large)]
+
+    monkeypatch.setattr("proxy.hf_cache.scan", scan)
+    monkeypatch.setattr("proxy.hf_cache.take", lambda *_, **__: None)
+    monkeypatch.setattr("proxy.hf_cache._LOOK_AGAIN", 0.0)
+    blobs = SimpleNamespace(settle_doubts=AsyncMock(side_effect=lambda: looks.put_nowait(None)), swarms={})
+    cache = HfCache(tmp_path, tmp_path, store=store, blobs=blobs, resolver=None)  # type: ignore[arg-type]
+    life = asyncio.get_running_loop().create_task(cache.run())
+    async with asyncio.timeout(10):
+        for _ in range(5):
+            await looks.get()
+    life.cancel()
+    await asyncio.gather(life, return_exceptions=True)
+    assert caplog.text.count("is not what its name says") >= 4
+    assert caplog.text.count("do not fit") >= 4
+    assert max(len(cache._seen), len(cache._refused)) <= 1
     store.close()
 
 

@@ -26,7 +26,7 @@ class BlobView:
     """A blob, complete or partial. `size` and `have` in bytes; `sources` maps sources to the bytes that they sent."""
 
     digest: str
-    size: int  # 0 when the blob is partial and its size is not known here
+    size: int
     have: int
     repo: str | None  # "models/owner/name"; None when the catalog has no name for it
     path: str | None

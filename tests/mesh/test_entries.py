@@ -31,9 +31,9 @@ ENTRIES = {PINNED: Entry(40, 0.0), OTHER: Entry(20, 0.0)}
 def test_what_cannot_be_kept_is_refused_before_anything_makes_room(
     size: int, held: int, max_size: int, free: int, trouble: str
 ) -> None:
-    partials = {HALF: PartialEntry(Path("half"), 10, 0.0)}
+    partials = {HALF: PartialEntry(Path("half"), 99, 10, 0.0)}
     if held:
-        partials[NEW] = PartialEntry(Path("new"), held, 0.0)
+        partials[NEW] = PartialEntry(Path("new"), 99, held, 0.0)
 
     def check() -> None:
         used = 60 + sum(partial.held for partial in partials.values())
@@ -78,6 +78,6 @@ def test_what_another_program_has_too_makes_room_in_the_budget_but_none_on_the_d
 def test_room_that_others_use_comes_back_but_not_what_is_pinned_or_its_own(count: int, kind: type[StoreFull]) -> None:
     used = object.__new__(Partial)  # only its existence matters
     entries = {PINNED: Entry(20, 0.0, users=1), OTHER: Entry(30, 0.0, users=1)}
-    partials = {HALF: PartialEntry(Path("half"), 20, 0.0, used), NEW: PartialEntry(Path("new"), 30, 0.0, used)}
+    partials = {HALF: PartialEntry(Path("half"), 99, 20, 0.0, used), NEW: PartialEntry(Path("new"), 99, 30, 0.0, used)}
     error = no_room(NEW, count, entries, partials, PINNED.__eq__, max_size=100, used=100)
     assert type(error) is kind

@@ -43,8 +43,15 @@ async def here(tmp_path):
 async def test_a_part_of_a_file_is_not_said_to_be_the_whole(here):
     shown = {blob.digest: (blob.have, blob.size) for blob in await here.inventory.blobs()}
     assert shown[str(PART)] == (1 << 20, SIZE)
-    assert shown[str(NAMELESS)] == (1 << 20, 0)
+    assert shown[str(NAMELESS)] == (1 << 20, SIZE)
     assert shown[str(READ)] == (4, 4)
+
+
+async def test_the_size_of_a_part_is_known_after_a_restart(here, tmp_path):
+    here.store.close()
+    store = Store(tmp_path, 1 << 30)
+    assert {digest: size for digest, size, _ in store.partials()} == {PART: SIZE, NAMELESS: SIZE}
+    store.close()
 
 
 async def test_removing_says_what_stays_and_lets_it_keep_its_pin(here):
