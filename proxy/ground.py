@@ -19,7 +19,6 @@ from mesh.tasks import Tasks
 from proxy.admin.metrics import Metrics
 from proxy.budget import default_budget
 from proxy.catalog import Catalog
-from proxy.inventory import Inventory
 from proxy.pins import Pins
 from proxy.settings import Settings
 from proxy.trust import auth_of
@@ -41,7 +40,7 @@ class Ground:
     metrics: Metrics
     store: Store
     catalog: Catalog
-    inventory: Inventory
+    pins: Pins
     tasks: Tasks
 
     @property
@@ -77,17 +76,15 @@ def lay(settings: Settings, stack: AsyncExitStack) -> Ground:
 
     stats = Stats()
     # The store before the catalog: its lock keeps other nodes out of both.
-    store = Store(data_dir, settings.max_size or 0, is_pinned=lambda digest: inventory.is_pinned(digest))
+    store = Store(data_dir, settings.max_size or 0, is_pinned=lambda digest: pins.has(digest))
     stack.callback(store.close)
     store.max_size = settings.max_size or default_budget(data_dir, store.size)
     catalog = Catalog(data_dir / "catalog")
     stack.push_async_callback(catalog.close)
-    inventory = Inventory(catalog, Pins(data_dir / "pins.json", catalog.earlier_pins()))
+    pins = Pins(data_dir / "pins.json", catalog.earlier_pins())
     tasks = Tasks()
     stack.push_async_callback(tasks.close)
-    return Ground(
-        settings, stack, auth, listener, mesh_listener, stats, Metrics(stats), store, catalog, inventory, tasks
-    )
+    return Ground(settings, stack, auth, listener, mesh_listener, stats, Metrics(stats), store, catalog, pins, tasks)
 
 
 def _auth(settings: Settings) -> Auth:

@@ -22,32 +22,27 @@ from proxy.version import VERSION
 
 
 class Inventory:
-    """A node as its own pages see it (`proxy.admin.view.NodeView`). Only `is_pinned` may be used before `connect`."""
+    """A node as its own pages see it (`proxy.admin.view.NodeView`)."""
 
-    node_id: str
-    role: str
-    stats: Stats
     version = VERSION
 
-    def __init__(self, catalog: Catalog, pins: Pins) -> None:
-        self._catalog = catalog
-        self._pins = pins
-
-    def connect(
+    def __init__(
         self,
         *,
         node_id: str,
         role: str,
         stats: Stats,
+        catalog: Catalog,
+        pins: Pins,
         store: Store,
         blobs: Blobs,
         mesh: Mesh,
         preheater: Preheater,
     ) -> None:
         self.node_id, self.role, self.stats = node_id, role, stats
-        self._store, self._blobs, self._mesh = store, blobs, mesh
-        self._preheater = preheater
-        self._catalog.on_shut = self._unshare
+        self._catalog, self._pins, self._store = catalog, pins, store
+        self._blobs, self._mesh, self._preheater = blobs, mesh, preheater
+        catalog.on_shut = self._unshare
 
     # --- what there is
 
@@ -77,14 +72,14 @@ class Inventory:
         views, turns = [], Turns()
         for digest, size, used_at in list(self._store.blobs()):
             await turns.give()
-            name, is_pinned = self._name(digest), self.is_pinned(digest)
+            name, is_pinned = self._name(digest), self._pins.has(digest)
             sources = self._catalog.sources(digest) if with_sources else {}
             views.append(
                 BlobView(str(digest), size, size, name.repo or None, name.path or None, is_pinned, used_at, sources)
             )
         for digest, size, have in list(self._store.partials()):
             await turns.give()
-            name, is_pinned = self._name(digest), self.is_pinned(digest)
+            name, is_pinned = self._name(digest), self._pins.has(digest)
             views.append(BlobView(str(digest), size, have, name.repo or None, name.path or None, is_pinned))
         return views
 
@@ -92,9 +87,6 @@ class Inventory:
         return [self._download(swarm) for swarm in self._blobs.swarms.values()]
 
     # --- what can be done
-
-    def is_pinned(self, digest: Digest) -> bool:
-        return bool(self._pins.repos_of(digest))
 
     async def pin(self, repo: str, revision: str | None) -> int:
         here = set(map(str, await self._of(repo, revision) & self._here()))

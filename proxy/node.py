@@ -42,6 +42,7 @@ from proxy.hearsay import Hearsay
 from proxy.hf_cache import HfCache
 from proxy.hub.access import Grants
 from proxy.hub.freshness import Freshness
+from proxy.inventory import Inventory
 from proxy.lfs import Lfs
 from proxy.listings import Listings
 from proxy.origin import Origin
@@ -124,16 +125,18 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     preheater = Preheater(
         api=asking.api, resolver=asking.resolver, blobs=sharing.blobs, mesh=sharing.mesh, tasks=ground.tasks
     )
-    app, admin = _answer(ground, sharing, asking)
-    ground.inventory.connect(
+    inventory = Inventory(
         node_id=ground.auth.node_id,
         role=settings.role,
         stats=ground.stats,
+        catalog=ground.catalog,
+        pins=ground.pins,
         store=ground.store,
         blobs=sharing.blobs,
         mesh=sharing.mesh,
         preheater=preheater,
     )
+    app, admin = _answer(ground, sharing, asking, inventory)
     await _open_to_peers(ground, sharing, asking, preheater)
     # Leave the mesh after the clients have been served: until then peers help this node, and it helps them.
     stack.push_async_callback(sharing.mesh.leave)
@@ -199,8 +202,8 @@ async def _share(ground: Ground) -> _Sharing:
         store,
         ground.stats,
         ground.tasks,
-        mesh.exchange,
-        mesh.exchange,
+        exchange=mesh.exchange,
+        peers=mesh.exchange,
         origin_connections=Connections(
             connect=settings.origin_connect_timeout,
             first_byte=settings.origin_first_byte_timeout,
@@ -260,7 +263,7 @@ def _ask(ground: Ground, sharing: _Sharing) -> _Asking:
     return _Asking(origin, resolver, api, hearsay, grants)
 
 
-def _answer(ground: Ground, sharing: _Sharing, asking: _Asking) -> tuple[App, web.Application]:
+def _answer(ground: Ground, sharing: _Sharing, asking: _Asking, inventory: Inventory) -> tuple[App, web.Application]:
     """The parts that answer clients; the second one answers for the node's own pages."""
     settings, stats, catalog, blobs = ground.settings, ground.stats, ground.catalog, sharing.blobs
     origin, resolver, api = asking.origin, asking.resolver, asking.api
@@ -273,7 +276,7 @@ def _answer(ground: Ground, sharing: _Sharing, asking: _Asking) -> tuple[App, we
         origin=origin, catalog=catalog, grants=asking.grants, passthrough=passthrough, blobs=blobs, outflow=outflow
     )
     admin = web.Application()
-    add_routes(admin, ground.inventory, ground.metrics)
+    add_routes(admin, inventory, ground.metrics)
     app = App(
         admin=admin.router,
         files=files,

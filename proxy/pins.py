@@ -39,6 +39,10 @@ class Pins:
         """The repositories that a blob is pinned for. Callers must not change the set."""
         return self._by_digest.get(str(digest), set())
 
+    def has(self, digest: Digest) -> bool:
+        """Whether a blob is pinned for any repository."""
+        return str(digest) in self._by_digest
+
     def of(self, repo: str) -> set[str]:
         """The digests pinned for a repository, as text."""
         return set(self._repos.get(repo, ()))

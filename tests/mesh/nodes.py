@@ -89,8 +89,8 @@ async def mesh_node(
             store,
             stats,
             tasks,
-            mesh.exchange,
-            mesh.exchange,
+            exchange=mesh.exchange,
+            peers=mesh.exchange,
             origin_connections=Connections(connect=10.0, stall=10.0),  # the origin runs in this process, too
             peer_connections=Connections(connect=1.0, stall=2.0, proxies=False, tls=tls and tls.client),
         )

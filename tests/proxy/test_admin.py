@@ -158,10 +158,12 @@ async def test_a_file_that_cannot_be_removed_keeps_none_of_the_others(tmp_path):
     stuck.unlink()
     stuck.mkdir()
     files = [("commit", digest.hex, SimpleNamespace(digest=digest)) for digest in digests]
-    inventory = Inventory(
-        SimpleNamespace(files_of=lambda _: files, blob_name=lambda _: None), Pins(tmp_path / "pins.json", {})
+    catalog, pins = (
+        SimpleNamespace(files_of=lambda _: files, blob_name=lambda _: None),
+        Pins(tmp_path / "pins.json", {}),
     )
-    inventory.connect(**dict.fromkeys(("node_id", "role", "stats", "blobs", "mesh", "preheater")), store=store)
+    about = dict.fromkeys(("node_id", "role", "stats", "blobs", "mesh", "preheater"))
+    inventory = Inventory(**about, catalog=catalog, pins=pins, store=store)
     with pytest.raises(StoreUnusable, match="8 bytes were freed"):
         await inventory.remove("models/acme/tiny")
     assert store.size == 4

@@ -32,9 +32,8 @@ async def here(tmp_path):
     for repo, digest, size in ((OTHER, SHARED, 4), (TINY, READ, 4), (TINY, SHARED, 4), (TINY, PART, SIZE)):
         catalog.set_file(repo, COMMIT, digest.hex, File(FileMetadata(digest.hex, size, "text/plain")))
     pins = Pins(tmp_path / "pins.json", {})
-    inventory = Inventory(catalog, pins)
     about = dict.fromkeys(("node_id", "role", "stats", "mesh", "preheater"))
-    inventory.connect(**about, store=store, blobs=SimpleNamespace(swarms={}))
+    inventory = Inventory(**about, catalog=catalog, pins=pins, store=store, blobs=SimpleNamespace(swarms={}))
     yield SimpleNamespace(catalog=catalog, store=store, inventory=inventory, pins=pins)
     await catalog.close()
     store.close()
@@ -59,7 +58,7 @@ async def test_removing_says_what_stays_and_lets_it_keep_its_pin(here):
     assert await here.inventory.pin(TINY, None) == 3
     with here.store.open(READ):
         assert await here.inventory.remove(TINY) == Removed(1 << 20, in_use=1, pinned=1)
-        assert here.inventory.is_pinned(READ)
+        assert here.pins.has(READ)
     assert (here.pins.of(OTHER), here.pins.of(TINY)) == ({str(SHARED)}, {str(READ)})
     assert await here.inventory.remove(TINY) == Removed(4, in_use=0, pinned=1)
     assert (here.pins.of(OTHER), here.pins.of(TINY)) == ({str(SHARED)}, set())
@@ -83,14 +82,14 @@ async def test_ten_thousand_blobs_hold_nobody_up(tmp_path, act):
     catalog, digests = Catalog(tmp_path), [Digest("sha256", f"{number:064x}") for number in range(10_000)]
     for digest in digests:
         catalog.set_file(TINY, COMMIT, digest.hex, File(FileMetadata(digest.hex, 4, "text/plain")))
-    inventory = Inventory(catalog, Pins(tmp_path / "pins.json", {}))
 
     async def remove(digest):
         return 4
 
     store = SimpleNamespace(blobs=lambda: [(digest, 4, 0.0) for digest in digests], partials=lambda: (), remove=remove)
     about = dict.fromkeys(("node_id", "role", "stats", "mesh", "preheater"))
-    inventory.connect(**about, store=store, blobs=SimpleNamespace(swarms={}))
+    pins, blobs = Pins(tmp_path / "pins.json", {}), SimpleNamespace(swarms={})
+    inventory = Inventory(**about, catalog=catalog, pins=pins, store=store, blobs=blobs)
     asked = {"blobs": (), "pin": (TINY, None), "remove": (TINY,)}[act]
     turns = 0
     async with asyncio.TaskGroup() as group:

@@ -6,7 +6,6 @@ from mesh.content import Digest
 from mesh.errors import StoreUnusable
 from proxy import room
 from proxy.catalog import Catalog, File, _key
-from proxy.inventory import Inventory
 from proxy.pins import Pins
 
 TINY, OTHER = "models/acme/tiny", "models/acme/other"
@@ -36,13 +35,13 @@ async def test_what_an_earlier_version_kept_in_the_catalog_outlasts_what_the_cat
         catalog = Catalog(tmp_path / "catalog")
         if not life:
             catalog._records.set(_key("pins"), {TINY: [str(ONE)]})
-        assert Inventory(catalog, Pins(file, catalog.earlier_pins())).is_pinned(ONE)
+        assert Pins(file, catalog.earlier_pins()).has(ONE)
         for number in range(100):
             catalog.set_file(TINY, f"{life}", f"{number}", File(None))
         await catalog.close()
     catalog = Catalog(tmp_path / "catalog")
     assert catalog.earlier_pins() == {}
-    assert Inventory(catalog, Pins(file, {})).is_pinned(ONE)
+    assert Pins(file, {}).has(ONE)
     await catalog.close()
 
 
