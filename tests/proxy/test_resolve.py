@@ -384,7 +384,7 @@ async def test_offline_tells_what_is_here_and_asks_nobody(hub, tmp_path):
 
 
 async def test_nobodys_empty_quota_is_not_the_clients(hub, tmp_path):
-    hub.turn(fail={"resolve": [429]})
+    hub.turn(fail={"resolve": [429]}, retry_after=60)
     async with parts(hub.url, tmp_path) as node:
         assert (await node.file("model.safetensors", ALICE)).size == len(LARGE)
         with pytest.raises(OriginUnavailable) as caught:
