@@ -114,6 +114,29 @@ async def test_who_is_cancelled_leaves_no_thread_with_a_file_that_is_closed(tmp_
     assert sum(left) < 8 << 20, "nobody waits for what nobody will have"
 
 
+async def test_small_files_count_against_a_limit_as_well(tmp_path):
+    (tmp_path / "file").write_bytes(b"small")
+    taken = []
+
+    class Counting(Limiter):
+        def take(self, count):
+            taken.append(count)
+
+    sender = Outflow(limiter=Counting(1 << 20))
+
+    async def answer(request):
+        with (tmp_path / "file").open("rb") as file:
+            return await sender.respond(request, 206, {}, Held(file.fileno(), 5), 0, 5)
+
+    async with asyncio.timeout(10), serving(answer) as (_, address):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+        assert (await reader.read()).endswith(b"\r\n\r\nsmall")
+        writer.close()
+    sender.close()
+    assert taken == [5]
+
+
 async def test_a_small_file_does_not_wait_for_those_that_a_slow_disk_makes_durable(tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"small")
     monkeypatch.setattr("mesh.outflow._read_cached", lambda *_: None)
