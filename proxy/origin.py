@@ -24,6 +24,7 @@ from proxy.failing import Failing
 from proxy.flights import Flights
 from proxy.hub.access import token_key
 from proxy.hub.errors import OriginUnavailable
+from proxy.hub.metadata import number
 from proxy.patience import Patience
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,6 @@ _MAX_TRIES = 8  # at once, to find out whether the origin still fails
 _NO_HEADERS_OF_OURS = ("User-Agent", "Content-Type", "Accept")
 _AWAY = (502, 503, 504)  # nobody there could answer; a 500 may concern a single repository
 _LIMIT = re.compile(r"\br=([0-9]{1,9})\s*;\s*t=([0-9]{1,9})\b")
-_SECONDS = re.compile(r"[0-9]{1,9}\Z")
 
 
 class RequestMetrics(Protocol):
@@ -366,9 +366,8 @@ class Origin:
         left, reset = (int(match[1]), float(match[2]) + 1) if match else (1, 5.0)
         if answer.status != 429 and left:
             return
-        retry_after = answer.headers.get("Retry-After", "")
-        is_told = answer.status == 429 and _SECONDS.match(retry_after) is not None
-        pause = min(_LONGEST_PAUSE, float(retry_after) if is_told else reset)
+        told = number(answer.headers.get("Retry-After", "")) if answer.status == 429 else None
+        pause = min(_LONGEST_PAUSE, reset if told is None else told)
         self.pause(quota, pause)
         self.on_pause(quota, pause)
         log.warning("%s has had enough requests (%s) for now: none for %.0f s", self.host, quota[1], pause)

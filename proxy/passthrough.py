@@ -16,7 +16,7 @@ import msgspec
 from aiohttp import web
 from multidict import CIMultiDict
 
-from proxy import caching
+from proxy import bodies, caching
 from proxy.catalog import Catalog
 from proxy.decoding import decode
 from proxy.hub.errors import HubError, OriginUnavailable
@@ -173,9 +173,7 @@ def _named_repos(body: bytes) -> list[Repo]:
 
 
 async def _read(request: web.BaseRequest) -> bytes:
-    body = bytearray()
-    async for part in request.content.iter_any():
-        body += part
-        if len(body) > _MAX_ORDER:
-            raise HubError(413, message=f"the request about a repository is longer than {_MAX_ORDER} bytes")
-    return bytes(body)
+    body = await bodies.read(request, _MAX_ORDER)
+    if not isinstance(body, bytes):
+        raise HubError(413, message=f"the request about a repository is longer than {_MAX_ORDER} bytes")
+    return body

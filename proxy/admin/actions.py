@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import web
 
 from mesh.errors import MeshError, StoreFull
+from proxy import bodies
 from proxy.admin.view import NodeView, Preheat
 from proxy.decoding import decode
 from proxy.hosts import host_of, is_this_machine
@@ -103,12 +104,10 @@ ACTIONS: dict[str, Callable[[web.Request, NodeView, str, Order], Awaitable[dict[
 
 async def _read(request: web.Request) -> bytes:
     """The body. Raises ValueError when it is longer than _MAX_BODY."""
-    body = bytearray()
-    async for data in request.content.iter_chunked(_MAX_BODY):
-        body += data
-        if len(body) > _MAX_BODY:
-            raise ValueError(f"the body is longer than {_MAX_BODY} bytes")
-    return bytes(body)
+    body = await bodies.read(request, _MAX_BODY)
+    if isinstance(body, bytes):
+        return body
+    raise ValueError(f"the body is longer than {_MAX_BODY} bytes")
 
 
 def _refuse(request: web.Request) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -301,6 +302,12 @@ async def test_a_write_voids_what_was_known(node, echo, client, method, target, 
         assert await answer.text() == ""
     assert echo.received == body
     assert (node.catalog.publicness(str(TINY)).changed_at > 0) is forgets
+
+
+async def test_an_order_about_a_repository_is_bounded(node, echo, client):
+    async with client.post(f"{node.url}/api/repos/create", data=io.BytesIO(bytes((1 << 20) + 1))) as answer:
+        assert answer.status >= 400
+    assert not echo.received
 
 
 @pytest.mark.parametrize("is_kept", [False, True], ids=["just told", "kept on disk"])
