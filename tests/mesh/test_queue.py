@@ -154,7 +154,17 @@ def test_leases_are_shared_out_among_the_streams() -> None:
     assert [len(run) for run in runs] == [3, 2, 2, 1, 1, 1]
     assert leased(*range(400)).origin_run(0, ()) == range(64), "RUN_BYTES"
     assert leased(*range(400)).origin_run(0, (), 5 * MIB) == range(5)
+    assert leased(*range(400)).origin_run(0, (), 2 * RUN_BYTES) == range(64)
     assert leased(*range(400), piece_size=16 * MIB).origin_run(0, (), MIB) == range(1)
+
+
+def test_a_half_received_piece_is_the_first_of_its_run() -> None:
+    queue = leased(*range(12))
+    assert queue.origin_run(0, {2}) == range(2)
+    assert queue.origin_run(2, {2}) == range(2, 5)
+    queue.take(Task(piece, ("a",), b"", 1.0) for piece in range(12, 24))
+    runs = [queue.peer_run(Counter(), {14}, is_crowd=False) for _ in range(2)]
+    assert [[task.piece for task in run] for run in runs] == [[12, 13], [14, 15, 16]]
 
 
 def test_a_lease_whose_piece_is_coming_from_a_peer_waits_until_that_fails() -> None:
@@ -167,6 +177,14 @@ def test_a_lease_whose_piece_is_coming_from_a_peer_waits_until_that_fails() -> N
     queue.try_next(task)
     assert not queue.offered
     assert queue.next_lease(()) == 0
+
+
+def test_what_an_origin_without_ranges_brings_waits_no_more() -> None:
+    queue = leased(0, 1)
+    queue.take([Task(2, ("a",), b"", 1.0)])
+    for piece in range(3):
+        queue.landed(piece, "origin", 1.0)
+    assert not queue
 
 
 def test_a_quick_peer_gets_more_connections_than_others_unless_there_is_a_crowd() -> None:
