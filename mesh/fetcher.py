@@ -29,6 +29,7 @@ from mesh.line import SMALL_BLOB
 from mesh.messages import ORIGIN, Failure, Gain, Reason, Task
 from mesh.queue import RUN_BYTES, Queue, must_leave
 from mesh.streams import ORIGIN_STREAMS, PEER_STREAMS, URGENT_STREAMS
+from mesh.threads import to_its_end
 from mesh.watch import Watch
 from mesh.ways import Ways
 
@@ -66,6 +67,7 @@ class Fetcher:
         self._queue = Queue(fill.partial.pieces.piece_size, ORIGIN_STREAMS)
         self._begun: dict[int, Begun] = {}  # pieces that a broken run from the origin left incomplete
         self._sources: dict[int, str] = {}  # of landed pieces
+        self._transfers: set[asyncio.Task[None]] = set()
         self._has_answered = self._is_closing = self._is_sequential = False
         self._failures = 0
         self._resume_at = 0.0
@@ -152,10 +154,9 @@ class Fetcher:
         self._is_closing = True
         self._house.line.leave(self.launch)
         self._queue.clear()
-        while self.runs:
-            for run in list(self.runs):
-                run.cancel()
-            await asyncio.sleep(0.01)
+        for run in self.runs:
+            run.cancel()
+        await to_its_end(asyncio.gather(*self._transfers, return_exceptions=True))
 
     # --- the origin
 
@@ -167,7 +168,7 @@ class Fetcher:
         pieces = self._queue.origin_run(first, coming | self._begun.keys(), most_bytes)
         run = self._run(ORIGIN, pieces, {}, self._begun.pop(first, None))
         run.is_sequential, run.has_turn = self._is_sequential, has_turn
-        task = self._house.tasks.start(self._fetch(run, self._from_origin), name=f"origin {first}-{pieces.stop}")
+        task = self._start(run, self._from_origin)
         if has_turn:
             task.add_done_callback(lambda _: line.give_back())
 
@@ -234,7 +235,7 @@ class Fetcher:
         before = self._begun.get(first)
         begun = Begun(before.position, before.hasher.copy()) if before and before.hasher else None
         run = self._run(tasks[0].sources[0], range(first, first + len(tasks)), digests, begun)
-        house.tasks.start(self._fetch(run, lambda run: self._from_peer(run, tasks)), name=f"peer {first}")
+        self._start(run, lambda run: self._from_peer(run, tasks))
         return True
 
     async def _from_peer(self, run: Run, tasks: list[Task]) -> None:
@@ -283,6 +284,13 @@ class Fetcher:
         self.runs.add(run)
         return run
 
+    def _start(self, run: Run, transfer: Callable[[Run], Awaitable[None]]) -> asyncio.Task[None]:
+        name = f"{run.source} {run.first}-{run.stop}"
+        task = self._house.tasks.start(self._fetch(run, transfer), name=name)
+        self._transfers.add(task)
+        task.add_done_callback(self._transfers.discard)
+        return task
+
     async def _fetch(self, run: Run, transfer: Callable[[Run], Awaitable[None]]) -> None:
         """Run a transfer: reserve room for its bytes, deal with its errors, and start the next ones."""
         store, pieces = self._house.store, self._partial.pieces
@@ -297,6 +305,9 @@ class Fetcher:
         evicted = store.evicted_bytes
         try:
             await transfer(run)
+        except asyncio.CancelledError:
+            self._is_closing = True  # all tasks are being ended: more of them would be endless
+            raise
         except StoreFull as error:
             # The disk is fuller than the budget says. Several runs notice at once; one eviction is enough for all.
             if store.evicted_bytes == evicted and not await store.evict(reserved):
@@ -329,7 +340,8 @@ class Fetcher:
     async def _in_thread(self, run: Run, location: Location) -> None:
         house = self._house
         connections = house.origin_connections if run.is_origin else house.peer_connections
-        await asyncio.get_running_loop().run_in_executor(house.pool, run.execute, connections, location)
+        work = asyncio.get_running_loop().run_in_executor(house.pool, run.execute, connections, location)
+        await to_its_end(work, run.cancel)
 
     def _answered(self) -> None:
         if not self._has_answered:

@@ -24,7 +24,7 @@ from aiohttp import web
 
 from mesh.limiter import Limiter
 from mesh.shared import Stamp
-from mesh.threads import NICE_OF_UPLOADS, bulk_pool
+from mesh.threads import NICE_OF_UPLOADS, bulk_pool, to_its_end
 from mesh.whole import WholeResponse
 
 _T = TypeVar("_T")
@@ -178,9 +178,15 @@ class Outflow:
 
     async def _turn(self, sock: socket.socket | None, work: Callable[..., _T], *args: object) -> _T:
         """Have a thread do `work`, which may use `sock`, and return what that returns."""
+
+        def hurry() -> None:
+            if sock is not None:
+                with contextlib.suppress(OSError):  # not connected any more
+                    sock.shutdown(socket.SHUT_RDWR)  # nothing more is to be sent: end the thread's turn at once
+
         self._turns += 1
         try:
-            return await _to_its_end(asyncio.get_running_loop().run_in_executor(self._pool, work, *args), sock)
+            return await to_its_end(asyncio.get_running_loop().run_in_executor(self._pool, work, *args), hurry)
         finally:
             self._turns -= 1
 
@@ -286,20 +292,6 @@ async def _flushed(transport: asyncio.Transport) -> None:
                 raise ConnectionResetError("the client has gone")
             await asyncio.sleep(pause)  # usually one turn of the loop; longer after pipelined answers
             pause = min(0.05, pause + 0.001)
-
-
-async def _to_its_end(turn: asyncio.Future[_T], sock: socket.socket | None = None) -> _T:
-    """Return the result of a thread's turn. Waits for it even when cancelled: the thread's files must stay open."""
-    try:
-        return await asyncio.shield(turn)
-    except asyncio.CancelledError:
-        if sock is not None:
-            with contextlib.suppress(OSError):  # not connected any more
-                sock.shutdown(socket.SHUT_RDWR)  # nothing more is to be sent: end the thread's turn at once
-        while not turn.done():
-            with contextlib.suppress(asyncio.CancelledError):  # cancelled again, as at the end of `asyncio.run`
-                await asyncio.wait([turn])
-        raise
 
 
 async def _writable(sock: socket.socket) -> None:

@@ -7,10 +7,15 @@ answers.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 NICE = 10  # a tenth of the event loop's weight (sched(7)); this costs nothing while a core is idle
 # A third of the weight: a blob has one hashing thread, beside many that bring its bytes in. Bytes that are not hashed
@@ -23,6 +28,21 @@ NICE_OF_UPLOADS = 5
 def bulk_pool(threads: int, name: str, nice: int = NICE) -> ThreadPoolExecutor:
     """Create a pool of up to `threads` threads, each with a nice value raised by `nice`."""
     return ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=_stand_back, initargs=(nice,))
+
+
+async def to_its_end(work: asyncio.Future[_T], hurry: Callable[[], None] = lambda: None) -> _T:
+    """Return the result of a thread's work. Waits for it even when cancelled: the thread's files must stay open.
+
+    `hurry` is called then, to make the thread end soon.
+    """
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        hurry()
+        while not work.done():
+            with contextlib.suppress(asyncio.CancelledError):  # cancelled again, as at the end of `asyncio.run`
+                await asyncio.wait([work])
+        raise
 
 
 def _stand_back(nice: int) -> None:

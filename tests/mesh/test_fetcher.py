@@ -200,6 +200,42 @@ async def test_a_piece_that_is_there_and_could_not_be_recorded_is_fetched_anew(
         assert house.stats.origin_received == size + MIB + 2 * MIB
 
 
+@pytest.mark.parametrize("then", ["the swarm once more", "every task"])
+async def test_a_file_is_not_closed_while_a_thread_writes_to_it_whatever_is_cancelled(
+    then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its descriptor may belong to another file by the next write. `then`: what is cancelled while the swarm ends."""
+    loop, begun, may_end = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    write, were_open = Partial.write, []
+
+    def slow_write(self: Partial, offset: int, data: memoryview) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        may_end.wait(LIMIT)
+        were_open.append(self.fd >= 0)
+        write(self, offset, data)
+
+    async def a_moment() -> None:
+        for _ in range(100):  # rounds of the loop
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(Partial, "write", slow_write)
+    async with Origin(content(MIB)).running() as origin, node(tmp_path) as (house, blobs), asyncio.timeout(LIMIT):
+        reader = await blobs.read(origin.digest, MIB, 0, MIB, origin, is_whole=True)
+        life = blobs._lives[origin.digest]
+        await begun.wait()
+        life.cancel()
+        await a_moment()
+        if then == "every task":
+            closing = loop.create_task(house.tasks.close())
+        else:
+            life.cancel()
+        await a_moment()
+        may_end.set()
+        await asyncio.wait([life, closing] if then == "every task" else [life])
+        reader.close()
+    assert were_open == [True]
+
+
 async def test_what_cannot_be_fetched_any_more_is_not_taken_from_who_still_brings_it(tmp_path: Path) -> None:
     size = 12 * MIB
     async with Origin(content(size), pause=0.02).running() as origin, node(tmp_path) as (_, blobs):
