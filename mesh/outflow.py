@@ -111,7 +111,7 @@ class Outflow:
         If the source fails midway, the connection is closed, so that the client sees a truncated body. Raises what the
         source raises, and OSError when the file cannot be read.
         """
-        is_limited = self._limiter.portion(SMALL_BODY) is not None  # then a thread waits for its turn, for small bodies too
+        is_limited = self._limiter.portion(SMALL_BODY) is not None  # then a thread waits for its turn, small or not
         if stop - start <= SMALL_BODY and not is_limited and source.ready(start) >= stop:
             body = _read_cached(source.fd, start, stop)
             if body is None:
