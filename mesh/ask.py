@@ -9,7 +9,7 @@ import aiohttp
 from yarl import URL
 
 from mesh.auth import Auth, NotAuthentic
-from mesh.errors import Unavailable
+from mesh.errors import Refused, Unavailable
 from mesh.membership import Address
 
 _TYPE = "application/x-msgpack"
@@ -21,8 +21,9 @@ async def ask(
     """POST a message and return the answer's body, of at most `limit` bytes. The caller sets the time limit.
 
     `to` is the node id of the intended receiver, where it is known. Raises OSError when there is no answer
-    (ConnectionRefusedError when nothing listens at the address), NotAuthentic (logged once for each peer and reason)
-    when either side refuses the other, and Unavailable when the answer is unusable or this node is stopping.
+    (ConnectionRefusedError when nothing listens at the address, ConnectionResetError when the peer closes the
+    connection instead of answering), NotAuthentic (logged once for each peer and reason) when either side refuses the
+    other, and Unavailable when the answer is unusable or this node is stopping (Refused for an error status).
     """
     if session.closed:
         raise Unavailable("this node is stopping")
@@ -37,7 +38,7 @@ async def ask(
                 if len(answer) > limit:
                     raise Unavailable(f"{address} answers with more than {limit} bytes")
             if response.status not in (200, 401):  # unusable, so its signature need not be checked
-                raise Unavailable(f"{address} answers HTTP {response.status}")
+                raise Refused(str(address), response.status)
             auth.check_answer(headers, response.status, response.headers, bytes(answer))
             return bytes(answer)
     except NotAuthentic as error:
@@ -60,6 +61,8 @@ def _refusal(auth: Auth, error: aiohttp.ClientError) -> NotAuthentic | None:
 
 
 def _unreachable(address: Address, error: aiohttp.ClientError) -> OSError:
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return ConnectionResetError(f"{address}: {error}")
     if not isinstance(error, aiohttp.ClientConnectorError):
         return ConnectionError(f"{address}: {type(error).__name__} {error}")
     if isinstance(error.os_error, ConnectionRefusedError):

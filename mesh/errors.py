@@ -99,5 +99,13 @@ class Unavailable(MeshError):
     """No source can supply the bytes now, or a node gives no usable answer."""
 
 
+class Refused(Unavailable):
+    """A node answers a message with an HTTP status that is an error."""
+
+    def __init__(self, node: str, status: int) -> None:
+        super().__init__(f"{node} answers HTTP {status}")
+        self.status = status
+
+
 class Unreachable(Unavailable):
     """A node cannot be connected to, or the connection broke before it answered."""

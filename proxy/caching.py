@@ -147,13 +147,16 @@ def is_usable(stored: Stored, request: Fields, now: float) -> bool:
     return not asked["max-stale"] or -left <= (_seconds(asked["max-stale"]) or 0.0)
 
 
+def states_lifetime(stored: Stored) -> bool:
+    """Whether the answer says for how long it is fresh."""
+    return bool({"max-age", "s-maxage"} & _said(stored.headers).keys()) or field(stored.headers, "expires") is not None
+
+
 def has_ended(stored: Stored, now: float) -> bool:
     """Whether the answer says how long it is fresh, and that time is over. False if it does not say."""
-    said = _said(stored.headers)
-    if "no-cache" in said:
+    if "no-cache" in _said(stored.headers):
         return True
-    is_explicit = {"max-age", "s-maxage"} & said.keys() or field(stored.headers, "expires") is not None
-    return bool(is_explicit) and age(stored, now) >= lifetime(stored)
+    return states_lifetime(stored) and age(stored, now) >= lifetime(stored)
 
 
 @lru_cache(256)  # called for stored answers at each request for them

@@ -62,7 +62,7 @@ class Reply(msgspec.Struct, frozen=True):
         stored = Stored(self.status, "", headers, b"", now, now)
         if not self.status or {"no-store", "private", "no-cache"} & caching.directives(headers).keys():
             return 0.0
-        if caching.has_ended(stored, math.inf):  # the answer says how long it is fresh
+        if caching.states_lifetime(stored):
             longest = min(longest, caching.lifetime(stored) - caching.age(stored, now))
         if where := caching.field(headers, "location"):
             # The node that gets the address must have time to use it.

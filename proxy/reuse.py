@@ -84,7 +84,7 @@ class Reuse:
                 if answer.status == 304 and validators and stored is not None:
                     stored = caching.freshened(stored, end_to_end(answer.headers.items()), asked_at, time.time())
                     self._put(reading, asked, stored)
-                    return self._from_shelf(request, route, stored, "fwd=stale; fwd-status=304")
+                    return self._from_shelf(request, route, stored, "hit", "hubmesh; fwd=stale; fwd-status=304")
                 if answer.status not in _FAULTS or stored is None or not may_be_stale:
                     why = why if is_shared else "fwd=bypass"
                     return await self._pass_on(request, route, answer, why, asked_at, reading)
@@ -93,7 +93,7 @@ class Reuse:
                 raise
         except aiohttp.ClientError as error:
             raise OriginUnavailable(f"{self._onward.origin.host} broke off: {error}") from error
-        return self._from_shelf(request, route, stored, "fwd=stale; detail=origin-unavailable")
+        return self._from_shelf(request, route, stored, "stale")
 
     async def _pass_on(
         self,
@@ -147,14 +147,16 @@ class Reuse:
         elif not reading.is_void:
             self._shelf.add(reading.key, reading.repo, kept)
 
-    def _from_shelf(self, request: web.BaseRequest, route: Route, stored: Stored, how: str) -> web.Response:
-        """The kept answer, or the range of it that is asked for."""
-        request["outcome"] = "stale" if "unavailable" in how else "hit"
+    def _from_shelf(
+        self, request: web.BaseRequest, route: Route, stored: Stored, outcome: str, cache_status: str | None = None
+    ) -> web.Response:
+        """The kept answer, or the range of it that is asked for. `cache_status` is by default that of the outcome."""
+        request["outcome"] = outcome
         seconds = caching.age(stored, time.time())
         kept = [(name, value) for name, value in stored.headers if name.lower() not in _OF_ONE_ANSWER]
         headers = CIMultiDict(self._onward.answer_headers(request, route, stored.status, kept))
         headers["Age"] = str(int(min(seconds, float(1 << 31))))
-        headers.add("Cache-Status", f"hubmesh; {how}")
+        headers.add("Cache-Status", cache_status or caching.STATUS[outcome])
         headers.popall("Content-Length", None)
         if caching.is_not_modified(stored, request.headers):
             return web.Response(status=304, headers=headers)

@@ -9,16 +9,16 @@ import aiohttp
 
 from mesh.ask import ask
 from mesh.auth import Auth, NotAuthentic
-from mesh.errors import MeshError
+from mesh.errors import MeshError, Refused
 from mesh.gossip import TARGET
 from mesh.membership import MAX_INCARNATION, Address, Claim, State
 from mesh.protocol import MAX_MESSAGE, Foreign, Message, decode, encode
 from proxy.version import VERSION
 
 _TIMEOUT = 5.0  # seconds
-# The answer of a seed to a message that it cannot read or that belongs to another mesh. One with another key, or with
-# certificates on one side only, refuses the message before it reads it.
-_REFUSAL = "answers HTTP 400"
+# The status of a seed's answer to a message that it cannot read or that belongs to another mesh. One with another key,
+# or with certificates on one side only, refuses the message before it reads it.
+_NOT_UNDERSTOOD = 400
 _SAME = "run the same hubmesh on all nodes"
 
 
@@ -35,7 +35,7 @@ def trouble(seed: Address, auth: Auth) -> tuple[str, str] | None:
             "use the same key or certificates on all nodes, and correct their clocks",
         )
     except MeshError as error:
-        if str(error).endswith(_REFUSAL):
+        if isinstance(error, Refused) and error.status == _NOT_UNDERSTOOD:
             return f"{seed} speaks another version of the mesh protocol, or is no mesh port: {error}", _SAME
         return f"{seed} is not the mesh port of a node: {error}", "give the port of its --mesh-listen, usually 8091"
     except Foreign as error:
@@ -49,7 +49,7 @@ def trouble(seed: Address, auth: Auth) -> tuple[str, str] | None:
         )
     except OSError as error:
         cure = f"start the seed, open port {seed.port} to this machine, or correct --seed"
-        if auth.tls is None and "disconnected" in str(error).lower():
+        if auth.tls is None and isinstance(error, ConnectionResetError):
             cure = "if the seed uses certificates, set --mesh-tls-cert-file on this node too; or correct --seed"
         return f"{seed} does not answer: {error}", cure
     finally:

@@ -62,6 +62,7 @@ async def ask(hub, tmp_path, aiohttp_raw_server):
     """A function: `await ask(method, target, headers)` returns (status, body, headers)."""
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        ask.last = request
         try:
             return await known.passthrough.handle(request, parse(request.raw_path))
         except OriginUnavailable as error:
@@ -92,6 +93,7 @@ async def test_what_says_that_it_is_fresh_is_asked_once(hub, ask):
     assert (await ask("HEAD"))[2]["Content-Length"] == str(len(first[1]))
     assert len(hub.asked) == 1
     assert (await ask(Cache_Control="no-cache"))[2]["Cache-Status"] == "hubmesh; fwd=stale; fwd-status=304"
+    assert ask.last["outcome"] == "hit"
     assert (await ask(target="/api/models?author=other", Cache_Control="only-if-cached"))[0] == 504
     assert len(hub.asked) == 2
 
@@ -183,6 +185,7 @@ async def test_what_is_stale_is_told_when_the_origin_fails_unless_forbidden(hub,
     if is_told:
         assert (status, body) == (200, first[1])
         assert headers["Cache-Status"] == "hubmesh; fwd=stale; detail=origin-unavailable"
+        assert ask.last["outcome"] == "stale"
     else:
         assert status == (502 if trouble == "away" else 503)
         assert body != first[1]
