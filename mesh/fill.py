@@ -22,6 +22,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from mesh.arrival import Arrival
 from mesh.errors import MeshError
 from mesh.proof import Proof
 
@@ -48,15 +49,13 @@ _SIP_SECONDS = 4.0  # seconds without a new byte until a reader gets a sip, and 
 class Fill:
     """The visible bytes of a partial blob, and its readers. Belongs to the event loop's thread.
 
-    Only `progress` is written by worker threads. It maps a piece to the number of its bytes that have come, in the
-    order in which they come: from the offset in `begins` to the end of the piece, then from its start.
+    Worker threads call only `arrival` and `poke`, and write what `arrival` returns.
     """
 
     def __init__(self, partial: Partial) -> None:
         self.partial = partial
         self.proof = Proof(partial.digest, partial.size, partial.fd)
-        self.progress: dict[int, int] = {}
-        self.begins: dict[int, int] = {}  # piece → offset in it at which its bytes begin to come; absent when it is 0
+        self._arrivals: dict[int, Arrival] = {}  # kept after a piece has landed, for where its tail is
         self.readers: set[Reader] = set()
         self.was_read = bool(partial.unchecked)  # an earlier process may have had readers
         self.is_proven = False
@@ -113,7 +112,7 @@ class Fill:
 
     def added(self, piece: int) -> None:
         """Record that a piece is on disk and checked as far as a single piece can be."""
-        self.progress.pop(piece, None)
+        self.arrival(piece).count = 0
         self._note_last_missing()
         self.wake()
 
@@ -133,32 +132,20 @@ class Fill:
 
         It is the lowest position of a reader in the piece, if that is at least _FAR in; fixed once bytes have come.
         """
-        start, stop = self.partial.pieces.span(piece)
-        if not self.progress.get(piece):
+        arrival = self.arrival(piece)
+        if not arrival.count:
+            start, stop = self.partial.pieces.span(piece)
             waited = min((r.position for r in self.readers if start <= r.position < stop), default=start)
-            self.begins.pop(piece, None)
-            if waited - start >= _FAR:
-                self.begins[piece] = waited - start
-        return piece in self.begins
+            arrival.split = waited - start if waited - start >= _FAR else 0
+        return arrival.split > 0
 
-    def reached(self, piece: int, offset: int) -> int:
-        """Return one past the last byte of a piece that has come without a gap from `offset` on; `offset` if none has.
-
-        Both are offsets in the piece.
-        """
-        start, stop = self.partial.pieces.span(piece)
-        begin, count = self.begins.get(piece, 0), self.progress.get(piece, 0)
-        return max(offset, min(stop - start, begin + count) if offset >= begin else begin + count - (stop - start))
-
-    def came(self, piece: int, offset: int, count: int) -> None:
-        """Record that `count` bytes of a piece have come from `offset` on. Any thread.
-
-        They must lie entirely before or entirely behind the byte at which the piece began to come.
-        """
-        start, stop = self.partial.pieces.span(piece)
-        before = (offset - self.begins.get(piece, 0)) % (stop - start)  # bytes that come before these
-        if before <= self.progress.get(piece, 0) < before + count:
-            self.progress[piece] = before + count
+    def arrival(self, piece: int) -> Arrival:
+        """Return how much of a piece has come from the origin. For any thread."""
+        known = self._arrivals.get(piece)
+        if known is None:
+            start, stop = self.partial.pieces.span(piece)
+            known = self._arrivals.setdefault(piece, Arrival(stop - start))
+        return known
 
     def prefix(self) -> int:
         """Return the length of the gapless prefix on disk. The search starts where the proof has got to."""
@@ -183,40 +170,29 @@ class Fill:
             first, last = pieces.span(piece)
             offset = max(start, first) - first
             if piece in usable:
-                shown = self._held_back(piece, offset, last)
+                shown = last
             elif piece in partial.have:
                 break
             else:
-                shown = self._held_back(piece, offset, first + self._shown(piece, offset))
+                shown = first + self.arrival(piece).shown(offset)
+            shown = self._held_back(piece, offset, shown)
             end = max(end, shown)
             if shown < last:
                 break
             piece += 1
         return max(start, min(end, limit))
 
-    def _shown(self, piece: int, offset: int) -> int:
-        """As `reached`, without the last byte to come, which is shown once the piece is recorded as complete.
-
-        Otherwise two pieces could fill up at once, and neither would be held back as the one that completes the blob.
-        """
-        start, stop = self.partial.pieces.span(piece)
-        begin = self.begins.get(piece, 0)
-        last = begin if offset < begin else stop - start + bool(begin)
-        return max(offset, min(last - 1, self.reached(piece, offset)))
-
     def _held_back(self, piece: int, offset: int, end: int) -> int:
         """Return `end`, reduced by the tail that is held back if this piece completes the blob.
 
         The tail is the last bytes of the piece to come; a reader at an `offset` behind them is not affected.
         """
-        begin = self.begins.get(piece, 0)
-        if piece != self._completed_by or offset >= begin > 0:
+        if piece != self._completed_by or offset >= self.arrival(piece).end:
             return end
         # A long unhashed stretch exists only where just ranges were read; there the origin has to be trusted.
         if self.prefix() - self.proof.hashed > 2 * _AHEAD:
             return end
-        start, stop = self.partial.pieces.span(piece)
-        return min(end, (start + begin if begin else stop) - TAIL)
+        return min(end, self.partial.pieces.span(piece)[0] + self.arrival(piece).end - TAIL)
 
     def _note_last_missing(self) -> None:
         have = self.partial.have

@@ -79,10 +79,11 @@ class Run:
         self._is_cancelled = False
         start, self._stop = self._partial.pieces.span(first)  # `_stop`: where the present stretch of the piece ends
         # The origin sends a piece from the byte that a reader waits for to its end, then from its start to that byte:
-        # a run of one piece, in two stretches. `_turn` is that byte.
-        self._turn = start + fill.begins[first] if self.is_origin and first in fill.begins else None
-        self._position = begun.position if begun else self._turn or start
-        self._hasher = begun.hasher if begun else blake3() if self._turn is None else None
+        # a run of one piece, in two stretches. `_split` is that byte.
+        split = fill.arrival(first).split if self.is_origin else 0
+        self._split = start + split if split else None
+        self._position = begun.position if begun else self._split or start
+        self._hasher = begun.hasher if begun else blake3() if self._split is None else None
         self._is_held = False  # the piece that arrives is complete on disk already (sequential runs only)
         self.is_sequential = False
         self.has_turn = False  # it holds a turn of `mesh.line`
@@ -126,7 +127,7 @@ class Run:
         """
         self._loop.call_soon_threadsafe(self._began)
         if self.is_sequential:  # the source cannot serve ranges: the whole blob from its first byte, whatever is here
-            self._turn, self.stop = None, self._partial.pieces.count
+            self._split, self.stop = None, self._partial.pieces.count
             self._begin(0)
         try:
             for start, stop in self._stretches():
@@ -147,20 +148,20 @@ class Run:
     def _stretches(self) -> Iterator[tuple[int, int]]:
         """Yield the ranges to request, one after the other, as positions in the blob."""
         start, stop = self._partial.pieces.span(self.piece)
-        if self._turn is None:
+        if self._split is None:
             yield self._position, self._partial.pieces.span(self.stop - 1)[1]
             return
-        if self._turn <= self._position < stop:
+        if self._split <= self._position < stop:
             yield self._position, stop
-        yield (self._position if self._position < self._turn else start), self._turn
+        yield (self._position if self._position < self._split else start), self._split
 
     @property
     def _is_begun(self) -> bool:
         """Whether the arriving piece is partly here. One that is all here but could not be recorded does not count."""
         if self.piece >= self.stop or self._is_held:
             return False
-        if self._turn is not None:
-            return self._position != self._turn
+        if self._split is not None:
+            return self._position != self._split
         return self._partial.pieces.span(self.piece)[0] < self._position < self._stop
 
     def _begin(self, piece: int) -> None:
@@ -179,7 +180,7 @@ class Run:
             part = view[: self._stop - self._position]
             view = view[len(part) :]
             self._keep(part)
-            if self._position < self._stop or self._turn not in (None, self._stop):  # the second stretch is to come
+            if self._position < self._stop or self._split not in (None, self._stop):  # the second stretch is to come
                 continue
             if not self._finish_piece():
                 assert self._transfer is not None
@@ -191,22 +192,23 @@ class Run:
 
     def _keep(self, part: memoryview) -> None:
         offset = self._position - self._partial.pieces.span(self.piece)[0]
-        before = self._fill.begins.get(self.piece, 0) - offset
-        if 0 < before < len(part):  # split at the byte where the piece began to come, as `Fill.came` requires
+        arrival = self._fill.arrival(self.piece)
+        before = arrival.split - offset
+        if 0 < before < len(part):  # split at the byte where the piece began to come, as `Arrival.came` requires
             self._keep(part[:before])
             part, offset = part[before:], offset + before
         if self.piece in self._partial.have:  # complete from another source: checked bytes are never overwritten
             self._is_held = True
         if not self._is_held:
             # Bytes that readers have seen are never written again, even if the source sends them again.
-            seen = self._fill.reached(self.piece, offset) - offset
+            seen = arrival.reached(offset) - offset
             if seen < len(part):
                 self._partial.write(self._position + seen, part[seen:])
             if self._hasher is not None:
                 self._hasher.update(part)  # only after the write: bytes that a full disk refuses will come again
         self._position += len(part)
         if self.is_origin and not self._is_held:
-            self._fill.came(self.piece, offset, len(part))
+            arrival.came(offset, len(part))
 
     def _stated(self, piece: int) -> bytes | None:
         """Return the digest that the source itself states for a piece. It may be a lie, as the bytes may be."""

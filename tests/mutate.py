@@ -144,7 +144,7 @@ MUTATIONS = [
                 "limit = min(limit, self.proof.hashed + _AHEAD, partial.size - TAIL)",
                 "limit = min(limit, self.proof.hashed + _AHEAD)",
             ),
-            ("mesh/fill.py", "if piece != self._completed_by or offset >= begin > 0:", "if piece >= 0:"),
+            ("mesh/fill.py", "if piece != self._completed_by or offset >= self.arrival(piece).end:", "if piece >= 0:"),
         ),
     ),
     edit(24, "mesh/swarm.py", "        if is_whole:\n            self._is_wanted = True\n", ""),

@@ -46,7 +46,7 @@ async def test_ranges_side_by_side_are_not_all_complete_before_the_proof(fill: F
         fill.added(piece)
 
     def arrive(piece: int, count: int) -> Callable[[], None]:
-        return lambda: fill.progress.update({piece: count})
+        return lambda: setattr(fill.arrival(piece), "count", count)
 
     land(0)
     steps = [arrive(1, MIB // 2), arrive(1, MIB), arrive(2, MIB), lambda: land(2), lambda: land(1)]
@@ -96,9 +96,9 @@ async def test_a_reader_gets_sips_of_its_reserve_while_nothing_comes(
 
 
 async def test_a_range_that_is_there_and_the_first_bytes_are_not_kept_back(fill: Fill) -> None:
-    fill.progress[0] = 15
+    fill.arrival(0).count = 15
     assert seen(fill.reader(0, 3 * MIB, is_whole=True)) == 15
-    fill.progress[0] = MIB // 2
+    fill.arrival(0).count = MIB // 2
     assert seen(fill.reader(5, MIB // 2, is_whole=False)) == MIB // 2 - 5
 
 

@@ -173,7 +173,7 @@ def test_a_piece_comes_from_where_it_is_waited_for(
             def shown() -> int:
                 """Return how many bytes of the piece two readers can have between them, at most."""
                 total = 0
-                for at in (MIB, MIB + fill.begins.get(1, 0)):
+                for at in (MIB, MIB + fill.arrival(1).split):
                     probe = fill.reader(max(at, MIB + total), 2 * MIB, is_whole=False)
                     total += probe.frontier() - probe.start
                     probe.close()
