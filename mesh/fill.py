@@ -57,7 +57,8 @@ class Fill:
         self.proof = Proof(partial.digest, partial.size, partial.fd)
         self._arrivals: dict[int, Arrival] = {}  # kept after a piece has landed, for where its tail is
         self.readers: set[Reader] = set()
-        self.was_read = bool(partial.unchecked)  # an earlier process may have had readers
+        self.was_read = bool(partial.unchecked)  # an earlier fill may have had readers
+        self.was_read_in_ranges = self.was_read  # and those of ranges have been given bytes
         self.is_proven = False
         self.is_stored = False
         self.error: MeshError | None = None
@@ -236,6 +237,8 @@ class Reader:
         end = self.frontier()
         if end < self.stop:
             end = max(position, min(end, max(self._sipped, end - self._reserve(end))))
+        if end > position and not self.is_whole:
+            self._fill.was_read_in_ranges = True
         return end
 
     def frontier(self) -> int:

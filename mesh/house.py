@@ -124,8 +124,8 @@ class House:
     exchange: Exchange
     peers: Peers
     # Called when the bytes of a blob fail its proof and clients may have received some of them.
-    # `is_trusted`: all bytes came from trusted sources, so readers of ranges may have received some as well.
-    disproved: Disproved = lambda digest, is_trusted: None
+    # `of_ranges`: readers of ranges may have received some as well.
+    disproved: Disproved = lambda digest, of_ranges: None
     # Called when a blob is complete, with the bytes received from each source: node ids, and the origin.
     brought: Callable[[Digest, dict[str, int]], None] = lambda digest, sources: None
     # By blob: the untrusted pieces that were part of a failed proof, each with its BLAKE3 digest and its source.

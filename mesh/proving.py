@@ -92,8 +92,10 @@ class Proving:
         log.error("%s: the bytes from %s do not match the digest; dropped", self._digest, sources)
         if doubted:
             house.doubted[self._digest] = {p: (partial.piece_digests[p], self._fetcher.source_of(p)) for p in doubted}
-        if self._fill.was_read:  # before readers are disconnected: some will ask for the rest at once
-            house.disproved(self._digest, not doubted)
+        # Before readers are disconnected: some will ask for the rest at once. Readers of ranges get only trusted bytes,
+        # which are not what is wrong while there are others.
+        if self._fill.was_read:
+            house.disproved(self._digest, self._fill.was_read_in_ranges and not doubted)
         if not doubted:
             doubted = partial.have.copy()
             house.stats.reject(ORIGIN, len(doubted))

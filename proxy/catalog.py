@@ -85,7 +85,7 @@ class BlobName(msgspec.Struct, frozen=True):
 class Disproof(msgspec.Struct, frozen=True):
     """When bytes of a blob last turned out to be wrong after they may have been sent; clients may hold some of them.
 
-    In seconds since the epoch; 0: never. `of_ranges`: the last time that this concerned readers of ranges, too.
+    In seconds since the epoch; 0: never. `of_ranges`: the last time that readers of ranges may have been sent some.
     """
 
     at: float = 0.0
@@ -257,10 +257,10 @@ class Catalog:
         """When bytes of a blob last turned out to be wrong. Kept over restarts, as clients keep what they were sent."""
         return self._records.get(_key("disproved", str(digest)), Disproof) or Disproof()
 
-    def disprove(self, digest: Digest, is_trusted: bool) -> None:
+    def disprove(self, digest: Digest, of_ranges: bool) -> None:
         now = time.time()
         self._records.set(
-            _key("disproved", str(digest)), Disproof(now, now if is_trusted else self.disproof(digest).of_ranges)
+            _key("disproved", str(digest)), Disproof(now, now if of_ranges else self.disproof(digest).of_ranges)
         )
 
     def earlier_pins(self) -> dict[str, list[str]]:

@@ -99,7 +99,7 @@ class Files:
         )
         if selection.status == 206 and file.digest is not None:
             disproof = self._catalog.disproof(file.digest)
-            selection = resumed.choose(selection, file.size, file.path, disproof, time.time())
+            selection = resumed.choose(selection, file.size, file.path, client, disproof, time.time())
         headers = _headers(file.commit, file.metadata) | self._xet_headers(request, file, route.prefix)
         if content_range := selection.content_range(file.size):
             headers["Content-Range"] = content_range

@@ -8,6 +8,7 @@ a file, but not when it reads one as a stream, and the request does not tell whi
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from proxy.hub.errors import HubError
@@ -15,28 +16,38 @@ from proxy.ranges import Selection
 
 if TYPE_CHECKING:
     from proxy.catalog import Disproof
+    from proxy.hub.client import Client
 
 _REST_SECONDS = 7 * 86400.0  # a partial download on a client's disk may be days old
 # Seconds. A client that fetches one file in several ranges retries a broken one at once. Others read single ranges, and
 # what they read before does not matter to them.
 _RANGE_SECONDS = 300.0
+_CURE = (
+    "delete what you have of it and download it again from the beginning "
+    "(huggingface_hub: force_download=True; aria2: -x1)"
+)
 CLOCK = 3600.0  # seconds that a disproof may lie in the future; beyond, it was noted before the clock was set back
 
 
-def choose(selection: Selection, size: int, name: str, disproof: Disproof, now: float) -> Selection:
+def choose(selection: Selection, size: int, name: str, client: Client, disproof: Disproof, now: float) -> Selection:
     """The selection to answer with, for a file called `name` of `size` bytes when `selection` was asked for.
 
     `now` is in seconds since the epoch. Raises HubError when the client may hold wrong bytes of it.
     """
-    is_whole = selection.status != 206 or (selection.start, selection.stop) == (0, size)
-    at, seconds = (disproof.at, _REST_SECONDS) if selection.is_rest else (disproof.of_ranges, _RANGE_SECONDS)
-    if is_whole or not _is_recent(at, now, seconds):
+    if selection.status != 206 or (selection.start, selection.stop) == (0, size):
         return selection
-    raise HubError(
-        412,
-        message=f"some bytes of {name} that were sent recently were wrong, and may be in your partial download: delete "
-        "what you have of it and download it again from the beginning (huggingface_hub: force_download=True)",
-    )
+    wrong = f"some bytes of {name} that were sent recently were wrong"
+    if selection.is_rest or client.resumes_in_closed_ranges:
+        if _is_recent(disproof.at, now, _REST_SECONDS):
+            raise HubError(412, message=f"{wrong}, and may be in your partial download: {_CURE}")
+        return selection
+    # huggingface_hub asks for a closed range only when it reads ranges, or when it fetches the whole file in ranges.
+    # Other software may have begun with the whole file.
+    at = disproof.at if client.hub_version is None else disproof.of_ranges
+    if _is_recent(at, now, _RANGE_SECONDS):
+        wait = f"ranges of it are refused for {math.ceil(at + _RANGE_SECONDS - now)} more seconds, then try again"
+        raise HubError(412, message=f"{wrong}: {wait}. If you keep a part of it on disk, {_CURE}")
+    return selection
 
 
 def anew(selection: Selection, size: int, disproof: Disproof, now: float) -> Selection:

@@ -128,8 +128,10 @@ MUTATIONS = [
     edit(21, FILES, "_FIRST_BYTE_SECONDS = 8.5", "_FIRST_BYTE_SECONDS = 60.0"),
     edit(22, ORIGIN, 'sent = {"Accept-Encoding": "identity",', 'sent = {"Accept-Encoding": "gzip",'),
     edit(22, "mesh/transfer.py", '"Accept-Encoding": "identity", "Range"', '"Accept-Encoding": "gzip", "Range"'),
-    edit(23, "mesh/proving.py", "house.disproved(self._digest, not doubted)", "pass"),
-    edit(23, "proxy/resumed.py", "is_whole = selection.status != 206", "is_whole = selection.is_rest"),
+    edit(23, "mesh/proving.py", "house.disproved(self._digest, self._fill.was_read_in_ranges and not doubted)", "pass"),
+    edit(23, "mesh/fill.py", "self._fill.was_read_in_ranges = True", "pass"),
+    edit(23, "proxy/resumed.py", "if selection.is_rest or client.resumes_in_closed_ranges:", "if False:"),
+    edit(23, "proxy/resumed.py", "at = disproof.at if client.hub_version is None else disproof.of_ranges", "at = 0.0"),
     edit(
         23,
         "mesh/proof.py",

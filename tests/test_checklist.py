@@ -423,8 +423,13 @@ def test_row_23_nobody_goes_on_from_wrong_bytes(hub: HubProcess, tmp_path: Path)
                 others = ask(resolve(node, "model.safetensors"), User_Agent=user_agent, Range=f"bytes={had}-")
                 assert others.status == 412, user_agent
                 assert "delete what you have" in (others["X-Error-Message"] or "")
+            for user_agent in ("curl/8.0", "aria2/1.36.0"):  # aria2 goes on with a whole file like this
+                part = ask(
+                    resolve(node, "model.safetensors"), User_Agent=user_agent, Range=f"bytes={had}-{len(BIG) - 1}"
+                )
+                assert part.status == 412, user_agent
             part = ask(resolve(node, "model.safetensors"), User_Agent=NEW, Range=f"bytes={MIB}-{2 * MIB}")
-            assert part.status == 412
+            assert (part.status, part.body) == (206, BIG[MIB : 2 * MIB + 1]), "huggingface_hub reads ranges like this"
             asked = {"operation": "download", "objects": [{"oid": BIG_SHA, "size": len(BIG)}]}
             batch = ask(f"{node.url}/{REPO}.git/info/lfs/objects/batch", "POST", body=json.dumps(asked).encode(), **lfs)
             action = json.loads(batch.body)["objects"][0]["actions"]["download"]
@@ -435,6 +440,18 @@ def test_row_23_nobody_goes_on_from_wrong_bytes(hub: HubProcess, tmp_path: Path)
                 node.start()
         assert ask(resolve(node, "model.safetensors"), Range="bytes=0-").body == BIG
         assert "Traceback" not in node.log()
+
+
+def test_row_23_who_was_sent_wrong_ranges_gets_no_more_for_now(hub: HubProcess, node: NodeProcess) -> None:
+    url = resolve(node, "model.safetensors")
+    hub.turn(corrupt={"model.safetensors": 10}, corrupt_times=1)
+    assert ask(url, User_Agent=NEW, Range=f"bytes=0-{MIB - 1}").body != BIG[:MIB]
+    with contextlib.suppress(http.client.IncompleteRead):
+        assert ask(url, User_Agent=NEW).status >= 400, "a whole file with a wrong byte"
+    assert ask(url).body == BIG
+    rest = ask(url, User_Agent=NEW, Range=f"bytes={MIB}-{2 * MIB}")
+    assert rest.status == 412
+    assert "are refused for" in (rest["X-Error-Message"] or "")
 
 
 def test_row_23_huggingface_hub_says_what_to_do(hub: HubProcess, node: NodeProcess, tmp_path: Path) -> None:

@@ -41,6 +41,11 @@ class Client:
         return (self.hub_version or (1, 0)) >= (1, 0)
 
     @property
+    def resumes_in_closed_ranges(self) -> bool:
+        """Whether it asks for the rest of a download up to the last byte by its number, however old the download is."""
+        return self.user_agent.startswith("aria2/")
+
+    @property
     def accepts_unknown_size(self) -> bool:
         return (self.hub_version or (0, 0)) >= (1, 33)
 

@@ -59,6 +59,20 @@ def test_aria2_over_sixteen_connections(hub: HubProcess, node: NodeProcess, tmp_
     assert is_one_copy(hub)
 
 
+@needs("aria2c")
+def test_aria2_does_not_go_on_from_wrong_bytes(hub: HubProcess, node: NodeProcess, tmp_path: Path) -> None:
+    """It goes on with a whole file in ranges that name their last byte, as readers of single ranges do."""
+    hub.turn(corrupt={"model.safetensors": 10}, corrupt_times=1)
+    command = ["aria2c", "--no-conf", "-q", "--retry-wait=1", "-o", "got", f"{node.url}{URL}"]
+    for _ in range(2):
+        done = subprocess.run(command, env=environment(tmp_path), cwd=tmp_path, timeout=90, check=False)
+        assert done.returncode, "it has finished a wrong file"
+    for file in tmp_path.glob("got*"):  # with what it notes about the download
+        file.unlink()
+    run(tmp_path, *command)
+    assert (tmp_path / "got").read_bytes() == BIG
+
+
 @needs("wget")
 def test_wget_goes_on_where_it_was(hub: HubProcess, node: NodeProcess, tmp_path: Path) -> None:
     hub.turn(bandwidth=12 * MIB)

@@ -172,7 +172,7 @@ async def test_api_answers_displace_only_each_other(tmp_path, monkeypatch, writt
     root, wrong = tmp_path / "catalog", Digest("sha256", "f" * 64)
     catalog = Catalog(root)
     await fill(catalog)
-    catalog.disprove(wrong, is_trusted=True)
+    catalog.disprove(wrong, of_ranges=True)
     disproof = catalog.disproof(wrong)
     if written_by == "an earlier version":
         await catalog.close()

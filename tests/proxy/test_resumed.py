@@ -3,6 +3,7 @@
 import pytest
 
 from proxy.catalog import Disproof
+from proxy.hub.client import Client
 from proxy.hub.errors import HubError
 from proxy.ranges import Selection
 from proxy.resumed import anew, choose
@@ -19,9 +20,12 @@ ALL = [
 ]
 
 
-def is_refused(selection: Selection, disproof: Disproof) -> bool:
+HUB, CURL, ARIA2 = (Client(user_agent=name) for name in ("x; hf_hub/2.4.0; python/3.11", "curl/8.0", "aria2/1.36.0"))
+
+
+def is_refused(selection: Selection, disproof: Disproof, client: Client = HUB) -> bool:
     try:
-        return choose(selection, 100, "a.bin", disproof, NOW) != selection
+        return choose(selection, 100, "a.bin", client, disproof, NOW) != selection
     except HubError as error:
         return error.status == 412
 
@@ -34,6 +38,16 @@ def test_the_rest_is_nobodys_for_a_week_and_a_part_for_five_minutes() -> None:
         assert is_refused(part, Disproof(NOW - 299.0, NOW - 299.0))
         assert not is_refused(part, Disproof(NOW - 301.0, NOW - 301.0))
         assert not is_refused(part, Disproof(NOW, 0.0)), "who reads ranges got none of those bytes"
+        with pytest.raises(HubError, match="refused for 100 more seconds, then try again"):
+            choose(part, 100, "a.bin", HUB, Disproof(NOW, NOW - 200.0), NOW)
+
+
+def test_software_that_may_go_on_with_a_whole_file_in_closed_ranges_does_not() -> None:
+    for part in (PART, TAIL):
+        assert is_refused(part, Disproof(NOW - 299.0, 0.0), CURL)
+        assert not is_refused(part, Disproof(NOW - 301.0, 0.0), CURL)
+        assert is_refused(part, Disproof(NOW - 6 * DAY, 0.0), ARIA2), "it keeps what it has"
+        assert not is_refused(part, Disproof(NOW - 8 * DAY, 0.0), ARIA2)
 
 
 @pytest.mark.parametrize("selection", ALL)
