@@ -23,7 +23,7 @@ from proxy import caching, hints, resumed
 from proxy.catalog import Catalog
 from proxy.hub import cors, errors
 from proxy.hub.errors import HubError, OriginUnavailable
-from proxy.hub.metadata import FileMetadata
+from proxy.hub.metadata import FileMetadata, disposition
 from proxy.hub.urls import FileRoute
 from proxy.hub.xet import PLAIN_HTTP_LIMIT, XetUse, is_hash, is_spoken
 from proxy.locations import as_source
@@ -100,7 +100,7 @@ class Files:
         if selection.status == 206 and file.digest is not None:
             disproof = self._catalog.disproof(file.digest)
             selection = resumed.choose(selection, file.size, file.path, client, disproof, time.time())
-        headers = _headers(file.commit, file.metadata) | self._xet_headers(request, file, route.prefix)
+        headers = _headers(file.commit, file.path, file.metadata) | self._xet_headers(request, file, route.prefix)
         if content_range := selection.content_range(file.size):
             headers["Content-Range"] = content_range
         if request.method == "HEAD":
@@ -272,18 +272,17 @@ def _as_hub_error(error: MeshError, name: str, client: Client) -> HubError | Ori
 
 
 @lru_cache(1024)
-def _headers(commit: str, metadata: FileMetadata) -> dict[str, str]:
+def _headers(commit: str, path: str, metadata: FileMetadata) -> dict[str, str]:
     """The headers that are the same in every answer about a file. Cached: callers must not change them."""
     headers = {
         "ETag": f'"{metadata.etag}"',
         "X-Repo-Commit": commit,
         "Accept-Ranges": "bytes",
         "Content-Type": metadata.content_type or "application/octet-stream",
+        "Content-Disposition": metadata.content_disposition or disposition(path),
         **cors.READABLE,
     }
     if metadata.digest is not None and metadata.digest.algorithm == "sha256":
         headers["X-Linked-Etag"] = f'"{metadata.etag}"'
         headers["X-Linked-Size"] = str(metadata.size)
-    if metadata.content_disposition:
-        headers["Content-Disposition"] = metadata.content_disposition
     return headers

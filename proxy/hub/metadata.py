@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from time import strptime
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import msgspec
 
@@ -17,6 +17,7 @@ from mesh.content import Digest
 
 _SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}\Z"), re.compile(r"[0-9a-f]{40}\Z")
 _NUMBER = re.compile(r"[0-9]{1,15}\Z")
+_NOT_PLAIN = re.compile(r"[^ -~]")
 _AMZ_DATE = re.compile(r"[0-9]{8}T[0-9]{6}Z\Z")
 # Seconds for which an address is used that does not say when it expires. Well below the hour of the Hub's addresses.
 _UNKNOWN_LIFE = 600.0
@@ -132,6 +133,16 @@ def _metadata(headers: Mapping[str, str], etag: str, size: str) -> FileMetadata 
         readable(headers.get("Content-Disposition", "")),
         readable(headers.get("X-Xet-Hash", "")),
     )
+
+
+def disposition(path: str) -> str:
+    """The Content-Disposition with which the Hub's storage sends the file at `path`.
+
+    Clients that save a file under this name would otherwise use the URL, with its query.
+    """
+    name = path.rpartition("/")[2]
+    plain = _NOT_PLAIN.sub("_", name).replace("\\", "\\\\").replace('"', '\\"')
+    return f"inline; filename*=UTF-8''{quote(name, safe='', errors='replace')}; filename=\"{plain}\""
 
 
 def number(field: str) -> int | None:

@@ -94,6 +94,12 @@ def test_wget_goes_on_where_it_was(hub: HubProcess, node: NodeProcess, tmp_path:
     assert is_one_copy(hub)
 
 
+@needs("wget")
+def test_wget_saves_a_file_under_its_own_name(node: NodeProcess, tmp_path: Path) -> None:
+    run(tmp_path, "wget", "-q", "--content-disposition", f"{node.url}{URL}?download=true")
+    assert (tmp_path / "model.safetensors").read_bytes() == BIG
+
+
 @needs("curl")
 def test_curl_fetches_parts_in_parallel(hub: HubProcess, node: NodeProcess, tmp_path: Path) -> None:
     hub.turn(bandwidth=40 * MIB)

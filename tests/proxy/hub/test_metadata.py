@@ -33,6 +33,19 @@ def test_a_small_file_is_told_by_the_answer_itself():
     assert metadata.direct({"ETag": f'"{SHA1}"'}) is None
 
 
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("a/model.safetensors", "filename*=UTF-8''model.safetensors; filename=\"model.safetensors\""),
+        ('say "hi"; \\o/é".bin', 'filename*=UTF-8\'\'%C3%A9%22.bin; filename="_\\".bin"'),
+        ("50% a\\b.bin", "filename*=UTF-8''50%25%20a%5Cb.bin; filename=\"50% a\\\\b.bin\""),
+        ("\udcff\u0085\r\n", "filename*=UTF-8''%3F%C2%85%0D%0A; filename=\"____\""),
+    ],
+)
+def test_a_file_is_saved_under_its_own_name(path, names):
+    assert metadata.disposition(path) == f"inline; {names}"
+
+
 def test_a_tree_tells_of_files():
     small = {"type": "file", "path": "a/b.json", "oid": SHA1, "size": 12}
     large = {**small, "size": 123, "lfs": {"oid": SHA256, "size": 123, "pointerSize": 135}, "xetHash": "ef" * 32}
