@@ -31,6 +31,7 @@ class Inventory:
         *,
         node_id: str,
         role: str,
+        settings: Sequence[str],
         stats: Stats,
         catalog: Catalog,
         pins: Pins,
@@ -39,7 +40,7 @@ class Inventory:
         mesh: Mesh,
         preheater: Preheater,
     ) -> None:
-        self.node_id, self.role, self.stats = node_id, role, stats
+        self.node_id, self.role, self.settings, self.stats = node_id, role, settings, stats
         self._catalog, self._pins, self._store = catalog, pins, store
         self._blobs, self._mesh, self._preheater = blobs, mesh, preheater
         catalog.on_shut = self._unshare

@@ -128,6 +128,7 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     inventory = Inventory(
         node_id=ground.auth.node_id,
         role=settings.role,
+        settings=settings.changed(),
         stats=ground.stats,
         catalog=ground.catalog,
         pins=ground.pins,

@@ -10,7 +10,7 @@ config/node.toml.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -245,6 +245,10 @@ class Settings:
     )
     log_level: str = _setting("info", "Least severe level to log.", choices=("debug", "info", "warning", "error"))
 
+    def changed(self) -> tuple[str, ...]:
+        """The names of the flags of all settings that are not at their defaults."""
+        return tuple(key_of(setting) for setting in fields(self) if getattr(self, setting.name) != _default(setting))
+
     @property
     def mesh_tls_files(self) -> tuple[Path, Path, Path] | None:
         """Files with certificate, private key and authority, for `mesh.tls.load_tls`; None without certificates.
@@ -279,6 +283,20 @@ class Settings:
         port = origin.port or {"http": 80, "https": 443}[origin.scheme]
         if HostPort(origin.hostname or "", port) == self.listen.reachable:
             raise ValueError(f"origin {self.origin} is this node itself: name the Hub or a mirror of it")
+
+
+def key_of(setting: Field[Any]) -> str:
+    """The key of a setting in the file, which is its flag without the leading dashes."""
+    about: About = setting.metadata["about"]
+    return (about.repeated_as or setting.name).replace("_", "-")
+
+
+def _default(setting: Field[Any]) -> object:
+    """The default of a setting; None if there is none on this machine, as for a folder in a home directory."""
+    try:
+        return setting.default_factory()  # type: ignore[operator]  # all settings have one
+    except ValueError:
+        return None
 
 
 def _collide(one: HostPort, other: HostPort) -> bool:

@@ -23,6 +23,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     peers: Sequence[PeerView]
     blobs: Sequence[BlobView]
     downloads: Sequence[DownloadView]
+    settings: Sequence[str] = ()  # those that were changed from their defaults, by the names of their flags
 
 
 async def status_of(node: NodeView, metrics: Metrics) -> Status:
@@ -39,6 +40,7 @@ async def status_of(node: NodeView, metrics: Metrics) -> Status:
         peers=node.peers(),
         blobs=await node.blobs(with_sources=True),
         downloads=node.downloads(),
+        settings=node.settings,
     )
 
 

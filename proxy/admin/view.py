@@ -118,6 +118,10 @@ class NodeView(Protocol):
     @property
     def role(self) -> str: ...
     @property
+    def settings(self) -> Sequence[str]:
+        """The names of the settings that are not at their defaults: not their values, which may be private."""
+
+    @property
     def stats(self) -> Stats: ...
     def ready(self) -> tuple[bool, str]:
         """Whether clients should be sent here, and if not, why."""

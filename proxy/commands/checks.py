@@ -30,6 +30,12 @@ _CLOCK_SECONDS = 30  # nodes with a mesh key refuse each other from 60 s apart
 _CERTIFICATE_DAYS = 14  # warn that many days before a certificate expires
 _LOW = 0.05  # share of the disk below which free space is low
 
+# Settings that findings depend on, apart from those about which the node itself is asked.
+_DECISIVE = {
+    *("data-dir", "origin", "offline", "xet", "mesh-listen", "seed", "mdns"),
+    *("mesh-key-file", "mesh-tls-cert-file", "mesh-tls-private-key-file", "mesh-tls-ca-file"),
+}
+
 Level = Literal["good", "note", "bad"]
 
 
@@ -69,6 +75,19 @@ def node(status: Status | None, url: str, settings: Settings) -> Iterator[Findin
             )
             return
     yield Finding("bad", "node", f"no node answers at {url}", "start one: hubmesh serve")
+
+
+def told(settings: Settings, status: Status | None) -> Iterator[Finding]:
+    """Check that this command was given the settings of the node that its other findings depend on."""
+    missing = set(status.settings).difference(settings.changed()) & _DECISIVE if status is not None else ()
+    if missing:
+        flags = ", ".join(f"--{name}" for name in sorted(missing))
+        yield Finding(
+            "bad",
+            "settings",
+            f"the node was started with {flags}, but this command was not: some of what it says is not about that node",
+            "run hubmesh doctor with the same flags or HUBMESH_* variables as hubmesh serve",
+        )
 
 
 def origin(settings: Settings) -> Iterator[Finding]:

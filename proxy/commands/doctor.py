@@ -47,6 +47,7 @@ def examine(settings: Settings, environment: Mapping[str, str], *, is_listen_giv
     node = LocalNode(address(settings, "", is_listen_given=is_listen_given))
     status = _ask(node)
     yield from checks.node(status, node.url, settings)
+    yield from checks.told(settings, status)
     yield from checks.clients(environment, node.url)
     yield from checks.xet(settings, environment)
     yield from checks.origin(settings)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from proxy.settings import About, Settings
+from proxy.settings import About, Settings, key_of
 
 ENV_PREFIX = "HUBMESH_"
 CONFIG_FILES = ("~/.config/hubmesh/node.toml", "/etc/hubmesh/node.toml")
@@ -75,12 +75,6 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) 
         return Settings(**values)
     except ValueError as error:
         raise SettingsError(str(error)) from error
-
-
-def key_of(setting: dataclasses.Field[Any]) -> str:
-    """The key of a setting in the file, which is its flag without the leading dashes."""
-    about: About = setting.metadata["about"]
-    return (about.repeated_as or setting.name).replace("_", "-")
 
 
 def _variable(setting: dataclasses.Field[Any]) -> str:

@@ -15,6 +15,7 @@ class PaperNode:
         self.node_id = "node-a"
         self.version = "0.1.0"
         self.role = "peer"
+        self.settings: tuple[str, ...] = ()
         self.stats = Stats()
         self.not_ready = ""
         self.told: list[object] = []

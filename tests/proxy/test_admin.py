@@ -162,7 +162,7 @@ async def test_a_file_that_cannot_be_removed_keeps_none_of_the_others(tmp_path):
         SimpleNamespace(files_of=lambda _: files, blob_name=lambda _: None),
         Pins(tmp_path / "pins.json", {}),
     )
-    about = dict.fromkeys(("node_id", "role", "stats", "blobs", "mesh", "preheater"))
+    about = dict.fromkeys(("node_id", "role", "settings", "stats", "blobs", "mesh", "preheater"))
     inventory = Inventory(**about, catalog=catalog, pins=pins, store=store)
     with pytest.raises(StoreUnusable, match="8 bytes were freed"):
         await inventory.remove("models/acme/tiny")

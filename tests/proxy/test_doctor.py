@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 
 from mesh import protocol
+from proxy.admin.status import decode
 from proxy.commands import checks
 from proxy.commands.options import load
 from tests.mesh.certificates import Authority
@@ -55,6 +56,18 @@ async def test_no_node(settings, unused_tcp_port_factory):
         listen=f"127.0.0.1:{unused_tcp_port_factory()}", mesh_listen=f"127.0.0.1:{unused_tcp_port_factory()}"
     )
     assert "hubmesh serve" in (await found(checks.node, None, "http://x", mine))["node"]
+
+
+async def test_a_node_with_settings_that_the_command_was_not_given(home, unused_tcp_port):
+    seed = f"127.0.0.1:{unused_tcp_port}"
+    flags = {"seeds": (seed,), "data_dir": str(home / "node"), "mesh_listen": "127.0.0.1:0", "mdns": False}
+    with NodeProcess(home / "node", "http://127.0.0.1:1", "--seed", seed) as node:
+        status = decode(node.get("/-/status"))
+    told = (await found(checks.told, load({"origin": "http://127.0.0.1:1"}, {}), status))["settings"]
+    assert "--data-dir, --mdns, --mesh-listen, --seed, but this command was not" in told
+    assert "with the same flags or HUBMESH_* variables" in told
+    assert list(checks.told(load({"origin": "http://hub.invalid", **flags}, {}), status)) == []
+    assert str(home) not in str(status.settings), "what the settings are is not for every client"
 
 
 async def test_a_port_that_somebody_else_has(settings):
@@ -212,7 +225,7 @@ async def test_the_command_says_all_of_it(run, node, origin, monkeypatch):
     code, out, err = await asyncio.to_thread(run, *arguments)
     assert (code, err) == (0, ""), out
     assert "ok  node         node-a answers" in out
-    node.not_ready = "looking for peers"
+    node.not_ready, node.settings = "looking for peers", ("listen", "seed")
     code, out, _ = await asyncio.to_thread(run, *arguments, "--json")
     assert code == 1
-    assert [row["about"] for row in json.loads(out) if row["level"] == "bad"] == ["node"]
+    assert [row["about"] for row in json.loads(out) if row["level"] == "bad"] == ["node", "settings"]

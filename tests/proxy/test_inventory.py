@@ -32,7 +32,7 @@ async def here(tmp_path):
     for repo, digest, size in ((OTHER, SHARED, 4), (TINY, READ, 4), (TINY, SHARED, 4), (TINY, PART, SIZE)):
         catalog.set_file(repo, COMMIT, digest.hex, File(FileMetadata(digest.hex, size, "text/plain")))
     pins = Pins(tmp_path / "pins.json", {})
-    about = dict.fromkeys(("node_id", "role", "stats", "mesh", "preheater"))
+    about = dict.fromkeys(("node_id", "role", "settings", "stats", "mesh", "preheater"))
     inventory = Inventory(**about, catalog=catalog, pins=pins, store=store, blobs=SimpleNamespace(swarms={}))
     yield SimpleNamespace(catalog=catalog, store=store, inventory=inventory, pins=pins)
     await catalog.close()
@@ -87,7 +87,7 @@ async def test_ten_thousand_blobs_hold_nobody_up(tmp_path, act):
         return 4
 
     store = SimpleNamespace(blobs=lambda: [(digest, 4, 0.0) for digest in digests], partials=lambda: (), remove=remove)
-    about = dict.fromkeys(("node_id", "role", "stats", "mesh", "preheater"))
+    about = dict.fromkeys(("node_id", "role", "settings", "stats", "mesh", "preheater"))
     pins, blobs = Pins(tmp_path / "pins.json", {}), SimpleNamespace(swarms={})
     inventory = Inventory(**about, catalog=catalog, pins=pins, store=store, blobs=blobs)
     asked = {"blobs": (), "pin": (TINY, None), "remove": (TINY,)}[act]

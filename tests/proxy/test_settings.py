@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from proxy.commands import options
-from proxy.commands.options import SettingsError, key_of, load
-from proxy.settings import Settings
+from proxy.commands.options import SettingsError, load
+from proxy.settings import Settings, key_of
 from proxy.units import HostPort, format_size, parse_duration, parse_host_pattern, parse_rate, parse_size
 from tests.proxy.rights import refusing
 
