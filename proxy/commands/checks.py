@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
-from mesh.proxies import proxy_of
+from mesh.proxies import Proxy, proxy_of
 from mesh.tls import load_tls
 from proxy.admin.status import Status
 from proxy.settings import Settings
@@ -98,7 +98,7 @@ def origin(settings: Settings) -> Iterator[Finding]:
     hub = urlsplit(settings.origin)
     host = hub.hostname or ""
     try:
-        proxy_of(hub.scheme, host)
+        proxy = proxy_of(hub.scheme, host)
     except ValueError as error:
         yield Finding("bad", "origin", f"a node cannot start here: {error}", f"correct it, or add {host} to NO_PROXY")
         return
@@ -108,14 +108,17 @@ def origin(settings: Settings) -> Iterator[Finding]:
     except urllib.error.HTTPError as error:
         with error:
             date = error.headers.get("Date")
-        if error.code >= 500:
-            yield Finding(
-                "bad", "origin", f"{settings.origin} answers HTTP {error.code}", "wait, or name a mirror with --origin"
-            )
+        if error.code >= 500 or (error.code == 407 and proxy is not None):
+            what, cure = f"{settings.origin} answers HTTP {error.code}", "wait, or name a mirror with --origin"
+            if proxy is not None:
+                what, cure = f"{what} through {_named(proxy)}", f"{_cure_of_proxy(host)}; if it works, {cure}"
+            yield Finding("bad", "origin", what, cure)
             return
     except OSError as error:
         reason = getattr(error, "reason", error)
-        yield Finding("bad", "origin", f"{settings.origin} cannot be reached: {reason}", _cure(reason, host))
+        by = "" if proxy is None else f" through {_named(proxy)}"
+        cure = _cure(reason, host) if proxy is None or isinstance(reason, ssl.SSLError) else _cure_of_proxy(host)
+        yield Finding("bad", "origin", f"{settings.origin} cannot be reached{by}: {reason}", cure)
         return
     yield Finding("good", "origin", f"{settings.origin} answers")
     yield from clock(date, time.time())
@@ -313,6 +316,15 @@ def _cure(reason: object, host: str) -> str:
     if isinstance(reason, socket.gaierror):
         return f"make {host} resolve (DNS, /etc/hosts), set HTTPS_PROXY, or name a mirror with --origin"
     return f"allow this machine to connect to {host}, set HTTPS_PROXY, name a mirror with --origin, or set --offline"
+
+
+def _named(proxy: Proxy) -> str:
+    """The proxy without its user and password."""
+    return f"the proxy {HostPort(proxy.host, proxy.port)}, which the environment names"
+
+
+def _cure_of_proxy(host: str) -> str:
+    return f"start that proxy, correct HTTP_PROXY or HTTPS_PROXY, or add {host} to NO_PROXY"
 
 
 def _is_free(address: HostPort) -> bool:

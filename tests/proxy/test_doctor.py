@@ -101,6 +101,24 @@ async def test_a_proxy_that_no_node_can_use(settings, origin, monkeypatch):
     assert "secret" not in told
 
 
+@pytest.mark.parametrize("url", ["http://hub.invalid", "https://hub.invalid"])
+async def test_a_proxy_that_does_not_answer_or_does_not_reach_the_hub(
+    settings, origin, monkeypatch, unused_tcp_port, url
+):
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, f"http://us:secret@127.0.0.1:{unused_tcp_port}")
+    told = (await found(checks.origin, settings(origin=url)))["origin"]
+    assert f"through the proxy 127.0.0.1:{unused_tcp_port}" in told
+    assert "→ start that proxy" in told
+    assert "add hub.invalid to NO_PROXY" in told
+    assert "secret" not in told
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, origin.url)
+    origin.status = 502
+    told = (await found(checks.origin, settings(origin=url)))["origin"]
+    assert f"through the proxy {origin.url.removeprefix('http://')}" in told
+
+
 async def test_a_clock_that_is_off():
     date = email.utils.formatdate(1_000_000, usegmt=True)
     assert await found(checks.clock, date, 1_000_020) == {}
