@@ -144,10 +144,11 @@ def clock(date: str | None, now: float) -> Iterator[Finding]:
 
 def token(settings: Settings, known: str | None) -> Iterator[Finding]:
     """Check that the Hub accepts `known`, the token that clients on this machine would send, if any."""
-    if known is None or settings.offline:
-        yield Finding(
-            "note", "token", "none found, or not tried because of --offline: gated and private repositories need one"
-        )
+    if known is None:
+        yield Finding("note", "token", "none found: gated and private repositories need one")
+        return
+    if settings.offline:
+        yield Finding("note", "token", "not tried, because of --offline")
         return
     request = urllib.request.Request(f"{settings.origin}/api/whoami-v2", headers={"Authorization": f"Bearer {known}"})
     try:

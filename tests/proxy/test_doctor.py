@@ -131,6 +131,18 @@ async def test_a_token_the_hub_does_not_know(settings, origin):
     assert "hf auth login" in (await found(checks.token, settings(origin=origin.url), "hf_bad"))["token"]
 
 
+@pytest.mark.parametrize(
+    ("known", "offline", "what"),
+    [
+        (None, False, "none found: gated and private repositories need one"),
+        (None, True, "none found: gated and private repositories need one"),
+        ("hf_good", True, "not tried, because of --offline"),
+    ],
+)
+def test_a_token_that_is_not_tried(settings, known, offline, what):
+    assert [finding.what for finding in checks.token(settings(offline=offline), known)] == [what]
+
+
 async def test_a_disk_that_is_too_small_or_not_ours(settings):
     assert "set --max-size to" in (await found(checks.disk, settings(max_size="900PB"), None))["disk"]
     assert "is not writable" in (await found(checks.disk, settings(data_dir="/dev/null/data"), None))["disk"]
