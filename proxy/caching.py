@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from proxy.hub import clock
 from proxy.ranges import names
 
 Fields = tuple[tuple[str, str], ...]
@@ -119,7 +120,12 @@ def lifetime(stored: Stored) -> float:
 
 
 def age(stored: Stored, now: float) -> float:
-    """Seconds since the origin generated it (section 4.2.3); infinite when it came with an invalid `Age`."""
+    """Seconds since the origin generated it (section 4.2.3); infinite when it came with an invalid `Age`.
+
+    It is also infinite, as nobody knows it, when the clock was set back since the answer came.
+    """
+    if clock.is_ahead(stored.came_at, now):
+        return math.inf
     on_the_way = field(stored.headers, "age")
     before = 0.0 if on_the_way is None else _seconds(on_the_way)
     if before is None:

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from mesh.content import Digest
+from proxy.hub import clock
 from proxy.hub.access import Publicness
 from proxy.hub.aliases import Aliases
 from proxy.hub.metadata import FileMetadata
@@ -22,6 +24,8 @@ from proxy.records import Records
 
 _MAX_INLINE = 1 << 10  # bytes of an answer's body; a longer one is an entry of its own
 _FORMAT = "2"  # of the keys and values below
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Ref(msgspec.Struct, frozen=True):
@@ -125,13 +129,13 @@ class Catalog:
     # --- what is kept
 
     def ref(self, repo: str, revision: str) -> Ref | None:
-        ref = self._records.get(_key("ref", repo, revision), Ref)
+        ref = self._said(_key("ref", repo, revision), Ref)
         if ref is None or not ref.commit or ref.said_at <= self.publicness(repo).changed_at:
             return None
         return ref if ref.said_at > self.doubted_at(repo) else Ref(ref.commit, 0.0)
 
     def set_ref(self, repo: str, revision: str, ref: Ref) -> None:
-        known = self._records.get(_key("ref", repo, revision), Ref)
+        known = self._said(_key("ref", repo, revision), Ref)
         if known is None or known.said_at <= ref.said_at:
             self._records.set(_key("ref", repo, revision), ref)
 
@@ -141,7 +145,7 @@ class Catalog:
             self.set_ref(repo, revision, Ref("", said_at))
 
     def file(self, repo: str, commit: str, path: str) -> File | None:
-        return self._records.get(_key("file", repo, commit, path), File)
+        return self._said(_key("file", repo, commit, path), File, "open_at")
 
     def set_file(self, repo: str, commit: str, path: str, file: File, *, is_name: bool = True) -> None:
         """Keep a file; `is_name`: from now on its blob goes by this name, whatever name it had."""
@@ -185,9 +189,9 @@ class Catalog:
 
     def publicness(self, repo: str) -> Publicness:
         first, *others = self._aliases.names(repo)
-        known = self._records.get(_key("public", first), Publicness) or Publicness()
+        known = self._publicness(first)
         for name in others:
-            known = known.heeding(self._records.get(_key("public", name), Publicness) or Publicness())
+            known = known.heeding(self._publicness(name))
         return known
 
     def set_publicness(self, repo: str, publicness: Publicness) -> None:
@@ -216,7 +220,7 @@ class Catalog:
 
     def answer(self, repo: str, scope: str, question: str) -> KeptAnswer | None:
         """A kept API answer, see `whole`. `scope` is who may see it: EVERYBODY, or a token's key."""
-        answer = self._records.get(_key("api", repo, scope, question), KeptAnswer)
+        answer = self._said(_key("api", repo, scope, question), KeptAnswer)
         return answer if answer is not None and answer.said_at > self.publicness(repo).changed_at else None
 
     async def whole(self, kept: KeptAnswer | None) -> ApiAnswer | None:
@@ -279,7 +283,8 @@ class Catalog:
 
     def doubted_at(self, repo: str) -> float:
         """When `doubt` was last called, in seconds since the epoch; 0: never."""
-        return max(self._records.get(_key("doubt", name), float) or 0.0 for name in self._aliases.names(repo))
+        now = time.time()
+        return max(self._doubted_at(name, now) for name in self._aliases.names(repo))
 
     def files_of(self, repo: str) -> Iterator[tuple[str, str, FileMetadata]]:
         """(commit, path, metadata) of every known file of a repository."""
@@ -299,6 +304,34 @@ class Catalog:
 
     # --- inside
 
+    def _said(self, key: str, kind: type[T], field: str = "said_at") -> T | None:
+        """What is kept, with a time that the clock has reached: see `proxy.hub.clock`."""
+        known = self._records.get(key, kind)
+        if known is None or (at := clock.said(was := getattr(known, field), time.time())) == was:
+            return known
+        known = msgspec.structs.replace(known, **{field: at})
+        self._records.set(key, known)
+        return known
+
+    def _publicness(self, repo: str) -> Publicness:
+        """What is kept of the publicness under this very name."""
+        known = self._records.get(_key("public", repo), Publicness) or Publicness()
+        if (dated := known.by(time.time())) is known:
+            return known
+        self._records.set(_key("public", repo), dated)
+        for _ in self.files_of(repo):  # reading them replaces their times, too, before one can seem to follow a refusal
+            pass
+        if dated.is_shut and not known.is_shut:
+            self._tell_shut(self._aliases.leading_to([repo]))
+        return dated
+
+    def _doubted_at(self, repo: str, now: float) -> float:
+        key = _key("doubt", repo)
+        at = self._records.get(key, float) or 0.0
+        if (dated := clock.refused(at, now)) != at:
+            self._records.set(key, dated)
+        return dated
+
     def _repos(self, repo_type: str) -> Iterator[str]:
         return (key.rpartition("\0")[2] for key in self._records.keys(_key("public", f"{repo_type}/")))
 
@@ -307,7 +340,7 @@ class Catalog:
         repos = list(repos)
         were_open = self._open_among(self._aliases.leading_to(repos))
         for repo in repos:
-            known = self._records.get(_key("public", repo), Publicness) or Publicness()
+            known = self._publicness(repo)
             if (changed := change(known)) != known:
                 self._records.set(_key("public", repo), changed)
         self._tell_shut(were_open)

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from mesh.bounded import Bounded
+from proxy.hub import clock
 
 # Seconds for which proof that a repository is open counts. It may be made private meanwhile, so it is checked again.
 OPEN_SECONDS = 3600.0
@@ -61,12 +62,25 @@ class Publicness(msgspec.Struct, frozen=True):
     changed_at: float = 0.0
     shown_at: float = 0.0
 
+    def by(self, now: float) -> Publicness:
+        """The same, without times that the clock has not reached: see `proxy.hub.clock`."""
+        if not clock.is_ahead(max(self.opened_at, self.closed_at, self.hidden_at, self.changed_at, self.shown_at), now):
+            return self
+        return Publicness(
+            clock.said(self.opened_at, now),
+            clock.refused(self.closed_at, now),
+            clock.refused(self.hidden_at, now),
+            clock.refused(self.changed_at, now),
+            clock.said(self.shown_at, now),
+        )
+
     def is_open(self, open_at: float, now: float, *, may_ask: bool) -> bool:
         """Whether anybody may have a file that the Hub gave to an anonymous request at `open_at`.
 
         Later proof for another file counts as well, as long as nothing has been refused since `open_at`. When the Hub
         cannot be asked (not `may_ask`), its last word holds without a time limit.
         """
+        open_at = clock.said(open_at, now)
         if open_at <= max(self.closed_at, self.hidden_at, self.changed_at):
             return False
         return not may_ask or now - max(open_at, self.opened_at) < OPEN_SECONDS

@@ -78,6 +78,57 @@ async def test_what_was_said_before_a_write_is_void(tmp_path):
     await catalog.close()
 
 
+async def test_what_was_noted_while_the_clock_was_ahead_neither_hides_nor_outlives_what_is_said_later(
+    tmp_path, monkeypatch
+):
+    now = [2e9]
+    monkeypatch.setattr("proxy.catalog.time", SimpleNamespace(time=lambda: now[0]))
+    catalog = Catalog(tmp_path / "catalog")
+    catalog.set_ref(REPO, "main", Ref(COMMIT, now[0]))
+    catalog.set_file(REPO, COMMIT, "a", File(metadata(), open_at=now[0]))
+    await catalog.set_answer(REPO, "*", ApiAnswer(200, {}, b"old", now[0]), "q")
+    catalog.told(REPO, now[0], is_open=True)
+    for each in (REPO + "2", REPO + "3"):
+        catalog.set_ref(each, "main", Ref(COMMIT, now[0]))
+    catalog.changed(REPO + "2")
+    catalog.doubt(REPO + "3")
+    now[0] = 1e9
+    assert catalog.ref(REPO, "main").commit == COMMIT, "without the Hub it is all there is"
+    assert catalog.ref(REPO, "main").said_at < now[0] - 1e6, "but not fresh"
+    assert catalog.answer(REPO, "*", "q").said_at < now[0] - 1e6
+    assert catalog.publicness(REPO).is_open(catalog.file(REPO, COMMIT, "a").open_at, now[0], may_ask=False)
+    assert catalog.ref(REPO + "2", "main") is None, "it may be from before the write"
+    assert not catalog.doubted_at(REPO + "3") > now[0]
+    now[0] += 10
+    for each in (REPO, REPO + "2", REPO + "3"):
+        catalog.set_ref(each, "main", Ref("d" * 40, now[0]))
+        assert catalog.ref(each, "main") == Ref("d" * 40, now[0])
+    catalog.refused(REPO, now[0], is_hidden=True)
+    catalog.changed(REPO)
+    now[0] = 2e9 + 10  # the clock is where it was
+    assert catalog.answer(REPO, "*", "q") is None
+    assert not catalog.publicness(REPO).is_open(catalog.file(REPO, COMMIT, "a").open_at, now[0], may_ask=False)
+    await catalog.close()
+
+
+async def test_no_file_is_open_again_when_the_clock_gets_where_it_was_before(tmp_path, monkeypatch):
+    now = [2e9]
+    monkeypatch.setattr("proxy.catalog.time", SimpleNamespace(time=lambda: now[0]))
+    catalog, shut = Catalog(tmp_path / "catalog"), []
+    catalog.on_shut = shut.append
+    catalog.set_file(REPO, COMMIT, "a", File(metadata(), open_at=now[0]))
+    catalog.refused(REPO, 1e9 - 100, is_hidden=False)
+    catalog.told(REPO, now[0], is_open=True)
+    shut.clear()
+    now[0] = 1e9
+    assert catalog.publicness(REPO).is_shut
+    assert shut == [REPO], "its blobs are not shared any longer"
+    catalog.refused(REPO, now[0], is_hidden=True)
+    now[0] = 2e9 + 10
+    assert not catalog.publicness(REPO).is_open(catalog.file(REPO, COMMIT, "a").open_at, now[0], may_ask=False)
+    await catalog.close()
+
+
 def test_a_kill_loses_nothing_that_was_told_before(tmp_path):
     program = """
         import asyncio, sys

@@ -190,6 +190,26 @@ async def test_a_token_that_lost_its_access_is_refused_when_its_grant_ends(hub, 
         assert await refusal(node.file("model.safetensors", ALICE)) == (404, "RepoNotFound")
 
 
+async def test_a_file_given_while_the_clock_was_ahead_is_closed_with_its_repository(hub, tmp_path, monkeypatch):
+    ahead, true = [365 * 86400.0], time.time
+    monkeypatch.setattr(time, "time", lambda: true() + ahead[0])
+    async with parts(hub.url, tmp_path) as node:
+        commit = (await node.file("model.safetensors")).commit
+        ahead[0] = 0.0
+        assert (await node.file("model.safetensors")).commit == commit
+        new = hub.folder.commit(TINY.id, {"config.json": b"{}"})
+        node.catalog.doubt(str(TINY))
+        assert (await node.file("config.json")).commit == new, "the later meaning of the branch is kept"
+        ahead[0] = 365 * 86400.0
+        await node.file("README.md", revision=commit)
+        ahead[0] = 0.0
+        guard(hub, private=True)
+        assert (await refusal(node.file("new.json")))[0] == 401
+        for path in ("model.safetensors", "README.md"):
+            for ahead[0] in (0.0, 365 * 86400.0 + 60):
+                assert (await refusal(node.file(path, revision=commit)))[0] == 401
+
+
 async def test_a_refusal_ends_a_grant_at_once(hub, tmp_path):
     guard(hub, gated=True)
     async with parts(hub.url, tmp_path) as node:

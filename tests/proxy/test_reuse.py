@@ -233,6 +233,13 @@ def http_date(at: float) -> str:
     return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(at))
 
 
+def test_an_answer_from_before_the_clock_was_set_back_is_not_fresh():
+    answer = stored(Cache_Control="max-age=60")
+    assert caching.is_usable(answer, (), NOW - 1)
+    assert not caching.is_usable(answer, (), NOW - 3600)
+    assert not caching.may_be_stale(answer, (), NOW - 3600)
+
+
 @pytest.mark.parametrize(
     ("answer", "life"),
     [

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.hub import clock
 from proxy.hub.access import CLOSED_SECONDS, OPEN_SECONDS, Grants, Publicness, is_card, says_open
 
 times = st.floats(0, 10_000)
@@ -33,6 +34,26 @@ def test_nothing_is_open_that_was_never_given_or_was_refused_since(opened, close
         assert open_at > max(closed, hidden, changed)
     if publicness.is_hidden(now):
         assert publicness.is_closed(now)
+
+
+@given(times, times, times, times, times, st.booleans(), st.sampled_from(["closed", "hidden", "written"]))
+def test_no_proof_from_before_the_clock_was_set_back_outlives_a_refusal(
+    opened, closed, changed, shown, open_at, ask, how
+):
+    now, later = 5000.0, 20_000.0  # the clock was ahead of `now`, and gets there again
+    known = Publicness(opened, closed, closed, changed, shown).by(now)
+    assert max(known.opened_at, known.closed_at, known.hidden_at, known.changed_at, known.shown_at) < now + 10
+    assert known.by(now) == known
+    told = known.told(now + 20, is_open=True)
+    assert told.is_open(now + 20, now + 21, may_ask=ask), "not shut for longer than until the next proof"
+    if how == "written":
+        void = told.written(now + 30)
+    else:
+        void = told.refused(now + 30, is_closed=True, is_hidden=how == "hidden")
+    kept = clock.said(open_at, now)  # as the catalog keeps it from now on
+    assert not any(void.is_open(kept, at, may_ask=ask) for at in (now + 31, later))
+    if open_at > now + 10:
+        assert not known.is_open(open_at, now, may_ask=True) or known.opened_at > now - OPEN_SECONDS
 
 
 def test_what_was_closed_is_tried_again_after_a_while():
