@@ -31,6 +31,7 @@ from mesh.outflow import Outflow
 from mesh.protocol import MAX_MESSAGE
 from mesh.server import MeshServer
 from mesh.store import Store
+from mesh.threads import Pool, start_resolver
 from mesh.transfer import Connections
 from proxy.admin.routes import add_routes
 from proxy.api import Api
@@ -62,6 +63,7 @@ from proxy.xet_tokens import XetTokens
 log = logging.getLogger(__name__)
 
 _UPLOAD_THREADS = 8
+_OTHER_THREADS = 16  # for what has no pool of its own: large JSON documents, Xet bodies and small files
 # Seconds until a node that has found no peer counts as ready. A named seed may be busy. Nodes answer a multicast
 # question within a quarter of a second (RFC 6762, sections 5.2 and 6), and a node that gets no answer is most likely
 # alone.
@@ -87,6 +89,8 @@ async def _run(settings: Settings) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    await start_resolver()
+    loop.set_default_executor(Pool(_OTHER_THREADS, "other"))
     async with AsyncExitStack() as stack:
         node = await _build(settings, stack)
         # All objects made so far live as long as the process: keep the garbage collector from traversing them again and

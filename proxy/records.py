@@ -12,13 +12,13 @@ import logging
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import diskcache
 import msgspec
 
+from mesh.threads import Pool
 from proxy.database import is_damage, open_database
 from proxy.large import LARGE
 from proxy.room import Room, after
@@ -47,8 +47,8 @@ class Records:
         self._memory_size = 0
         self._pending: dict[str, bytes] = {}
         self._batch: dict[str, bytes] = {}  # being written to disk
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="catalog")
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="catalog-read")  # of large bodies
+        self._writer = Pool(1, "catalog")
+        self._reader = Pool(1, "catalog-read")  # of large bodies
         self._writing: asyncio.Future[None] | None = None
         self._is_broken = False
 

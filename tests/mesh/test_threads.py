@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import socket
 import sys
 import threading
@@ -14,6 +15,7 @@ from aiohttp import web
 from mesh import outflow, threads
 from mesh.limiter import Limiter
 from mesh.outflow import Held, Outflow
+from tests.mesh.origin import Origin, node
 
 
 def _nice() -> int:
@@ -35,6 +37,52 @@ def test_a_sandbox_that_refuses_lower_priorities_stops_nothing(monkeypatch):
     monkeypatch.setattr(os, "nice", refuse)
     with threads.bulk_pool(1, "bulk") as pool:
         assert pool.submit(lambda: "done").result() == "done"
+
+
+def allow_threads(monkeypatch, count):
+    """Let `count` more threads start, as a limit on processes does."""
+    start = threading.Thread.start
+    left = iter(range(count))
+
+    def limited(thread):
+        if next(left, None) is None:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+
+
+def test_without_more_threads_a_pool_works_on_with_those_it_has(monkeypatch, caplog):
+    over = threading.Event()
+    allow_threads(monkeypatch, 1)
+    with threads.Pool(4, "bulk") as pool:
+        waiting = [pool.submit(over.wait), *(pool.submit(int, number) for number in range(8))]
+        over.set()
+        assert [work.result(10) for work in waiting] == [True, *range(8)]
+    assert caplog.messages == ["can't start new thread; 1 do the work of the bulk pool"]
+
+
+def test_a_pool_that_cannot_begin_says_so_at_once(monkeypatch):
+    allow_threads(monkeypatch, 0)
+    with pytest.raises(OSError, match="can't start new thread: the limit on"):
+        threads.Pool(4, "bulk")
+
+
+async def test_a_resolver_that_could_not_begin_is_not_begun(monkeypatch):
+    """Libuv would end the process without a word."""
+    allow_threads(monkeypatch, 3)
+    with pytest.raises(OSError, match="can't start new thread: the limit on"):
+        await threads.start_resolver()
+
+
+async def test_a_blob_is_fetched_with_the_threads_of_the_start(tmp_path, monkeypatch):
+    content = random.Random(1).randbytes(6 << 20)
+    async with Origin(content).running() as origin, node(tmp_path) as (house, blobs):
+        allow_threads(monkeypatch, 0)
+        async with asyncio.timeout(20):
+            await blobs.want(origin.digest, len(content), origin)
+        with house.store.open(origin.digest) as blob:
+            assert os.pread(blob.fd, len(content), 0) == content
 
 
 @pytest.mark.parametrize(("rate", "most"), [(None, 4 << 20), (20 << 20, 1 << 20), (1e12, 4 << 20)])
