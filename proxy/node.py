@@ -75,7 +75,7 @@ _SWITCH_SECONDS = 0.02
 
 
 def run(settings: Settings) -> int:
-    """Run a node until SIGTERM or SIGINT; returns the exit status.
+    """Run a node until SIGTERM, SIGINT or SIGHUP; returns the exit status.
 
     Raises MeshError and OSError when it cannot start.
     """
@@ -87,8 +87,9 @@ async def _run(settings: Settings) -> int:
     allow_many()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            loop.add_signal_handler(number, stop.set)
     await start_resolver()
     loop.set_default_executor(Pool(_OTHER_THREADS, "other"))
     async with AsyncExitStack() as stack:

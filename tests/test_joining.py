@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import socketserver
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -65,7 +66,7 @@ def test_where_no_address_is_told_nodes_find_each_other_and_share_one_copy(tmp_p
         assert not any("Traceback" in node.log() for node in nodes)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_of_one_that_stops_the_others_hear_that_it_left(hub: HubProcess, tmp_path: Path, number: int) -> None:
     """A node that merely disappeared stays among the peers for an hour, as gone: it may come back."""
     with ExitStack() as stack:
@@ -82,6 +83,14 @@ def test_of_one_that_stops_the_others_hear_that_it_left(hub: HubProcess, tmp_pat
         dies.kill()
         until(lambda: stays.metric("hubmesh_peers") == 0, "nobody misses it")
         assert {peer["node_id"] for peer in stays.status()["peers"]} == {names[dies]}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the ignored signals are read from /proc")
+def test_one_under_nohup_outlives_its_terminal(hub: HubProcess, tmp_path: Path) -> None:
+    with NodeProcess(tmp_path / "node", hub.url, prefix=("nohup",)) as node:
+        status = Path(f"/proc/{node.pid}/status").read_text()
+        ignored = next(line for line in status.splitlines() if line.startswith("SigIgn:"))
+        assert int(ignored.split()[1], 16) & 1 << (signal.SIGHUP - 1)
 
 
 class Relay(socketserver.ThreadingTCPServer):

@@ -26,7 +26,7 @@ _NO_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS
 @click.command()
 @node_settings()
 def serve(**flags: Any) -> int:
-    """Run a node until SIGTERM or Ctrl-C.
+    """Run a node until SIGTERM, SIGHUP or Ctrl-C.
 
     Each flag is also an environment variable (--max-size is HUBMESH_MAX_SIZE) and a key of the configuration file. A
     flag overrides the environment, and the environment overrides the file.
