@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -25,6 +26,8 @@ from proxy.trust import auth_of
 from proxy.units import HostPort
 
 log = logging.getLogger(__name__)
+
+_NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # an address of another machine, or of a family not in use here
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +72,9 @@ def lay(settings: Settings, stack: AsyncExitStack) -> Ground:
     auth = _auth(settings)
 
     # The ports first: a node that cannot listen should not touch anything else.
-    listener = _bind(settings.listen)
+    listener = bind(settings.listen, "--listen")
     stack.callback(listener.close)
-    mesh_listener = _bind(settings.mesh_listen)
+    mesh_listener = bind(settings.mesh_listen, "--mesh-listen")
     stack.callback(mesh_listener.close)
 
     stats = Stats()
@@ -116,15 +119,26 @@ def _node_id(data_dir: Path) -> str:
     return node_id
 
 
-def _bind(address: HostPort) -> socket.socket:
-    """A listening socket. Raises OSError with the address in its message."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+def bind(address: HostPort, flag: str) -> socket.socket:
+    """A listening socket. A name is bound to the first of its addresses that this machine has, IPv4 first.
+
+    Raises OSError with the address and the flag that it comes from in its message.
+    """
+    refused = f"cannot listen on {address} ({flag})"
     try:
-        return socket.create_server(
-            (address.host, address.port), family=family, backlog=4096, dualstack_ipv6=address.host == "::"
-        )
-    except OSError as error:
-        raise OSError(error.errno, f"cannot listen on {address}: {os.strerror(error.errno or 0)}") from error
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        raise OSError(error.errno, f"{refused}: {error.strerror}") from error
+    trouble: OSError | None = None
+    for family, _, _, _, place in sorted(found, key=lambda one: one[0] != socket.AF_INET):
+        try:
+            return socket.create_server(place, family=family, backlog=4096, dualstack_ipv6=address.host == "::")
+        except OSError as error:
+            trouble = error
+            if error.errno not in _NOT_OURS:  # where one address is in use, clients would find another program
+                break
+    number = errno.EADDRNOTAVAIL if trouble is None else trouble.errno
+    raise OSError(number, f"{refused}: {os.strerror(number or 0)}") from trouble
 
 
 def _bound(wanted: HostPort, listener: socket.socket) -> HostPort:

@@ -77,7 +77,7 @@ def test_a_node_that_cannot_start_says_why_in_one_line(node, tmp_path):
 
     listen = node.url.removeprefix("http://")
     code, said = serve("--listen", listen, "--data-dir", str(tmp_path / "other"))
-    assert (code, said) == (1, f"hubmesh: cannot listen on {listen}: Address already in use\n")
+    assert (code, said) == (1, f"hubmesh: cannot listen on {listen} (--listen): Address already in use\n")
     code, said = serve("--listen", "127.0.0.1:0", "--data-dir", str(node.data_dir))
     assert code == 1
     assert f"{node.data_dir} is in use by another hubmesh node" in said
