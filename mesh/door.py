@@ -14,6 +14,7 @@ from collections import Counter
 from aiohttp import web
 
 from mesh.auth import Auth, NotAuthentic
+from mesh.descriptors import notice_lack
 from mesh.tasks import Tasks
 
 _HANDSHAKE_SECONDS = 5.0  # seconds a TLS handshake may take
@@ -70,7 +71,8 @@ class Door:
                     self._receive(*listener.accept())
             except BlockingIOError:
                 continue
-            except OSError:  # the peer hung up at once, or too many files are open
+            except OSError as error:  # the peer hung up at once, or too many files are open
+                notice_lack(error)
                 await asyncio.sleep(_PAUSE)
 
     def _receive(self, connection: socket.socket, address: tuple[str, ...]) -> None:

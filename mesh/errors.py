@@ -28,6 +28,10 @@ class StoreUnusable(MeshError):
     """Local disk: the data directory cannot be read or written."""
 
 
+class TooManyFiles(StoreUnusable):
+    """This process: it has as many files and connections open as it may. It may have room for more soon."""
+
+
 class SourceFailed(MeshError):
     """A source (the origin or a peer) could not supply the requested bytes.
 

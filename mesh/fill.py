@@ -23,6 +23,7 @@ import os
 from typing import TYPE_CHECKING
 
 from mesh.arrival import Arrival
+from mesh.descriptors import duplicate
 from mesh.errors import MeshError
 from mesh.proof import Proof
 
@@ -76,6 +77,7 @@ class Fill:
         """Return a reader of the bytes from `start` up to `stop`. `is_whole`: the client wants the whole blob.
 
         A client that resumes far ahead of the proof, with the bytes before from elsewhere, gets a reader of a range.
+        Raises TooManyFiles.
         """
         reader = Reader(self, start, stop, is_whole and start < self.proof.hashed + _AHEAD)
         self.readers.add(reader)
@@ -217,7 +219,7 @@ class Reader:
     def __init__(self, fill: Fill, start: int, stop: int, is_whole: bool) -> None:
         self._fill = fill
         # A descriptor of its own: a thread may still be sending when the fill ends and closes its file.
-        self.fd = os.dup(fill.partial.fd)
+        self.fd = duplicate(fill.partial.fd)
         self.start = self.position = start
         self.stop = stop
         self.is_whole = is_whole

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mesh.content import Digest
+from mesh.descriptors import unusable
 from mesh.errors import StoreFull, StoreInUse, StoreUnusable
 from mesh.partial import Partial, write_manifest
 from mesh.shared import Stamp
@@ -135,7 +136,7 @@ def refusal(error: OSError, room_for: str, otherwise: str) -> StoreFull | StoreU
     """Return what to raise when the disk refuses: "no room on disk `room_for`", or "cannot `otherwise`"."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull(f"no room on disk {room_for}: {error.strerror}")
-    return StoreUnusable(f"cannot {otherwise}: {error}")
+    return unusable(f"cannot {otherwise}", error)
 
 
 def make_durable(partial: Partial, final: Path, mode: int) -> None:

@@ -22,6 +22,7 @@ from typing import Protocol, TypeVar
 
 from aiohttp import web
 
+from mesh.descriptors import duplicate
 from mesh.limiter import Limiter
 from mesh.shared import Stamp
 from mesh.threads import NICE_OF_UPLOADS, bulk_pool, to_its_end
@@ -109,7 +110,7 @@ class Outflow:
         """Answer with the bytes from `start` up to `stop`. `headers` lack only Content-Length.
 
         If the source fails midway, the connection is closed, so that the client sees a truncated body. Raises what the
-        source raises, and OSError when the file cannot be read.
+        source raises, OSError when the file cannot be read, and TooManyFiles before anything has been sent.
         """
         is_limited = self._limiter.portion(SMALL_BODY) is not None  # then a thread waits for its turn, small or not
         if stop - start <= SMALL_BODY and not is_limited and source.ready(start) >= stop:
@@ -126,38 +127,44 @@ class Outflow:
         transport = request.transport
         if transport is None or transport.is_closing():
             return response  # the client has gone; aiohttp notices when it ends the response
+        # A duplicate: the transport may close its own descriptor while a thread still uses this one. Made before the
+        # head goes out: without one, the client can still be told to come again. With TLS only the transport encrypts.
+        is_plain = transport.get_extra_info("sslcontext") is None
+        sock = socket.socket(fileno=duplicate(transport.get_extra_info("socket").fileno())) if is_plain else None
         try:
             await response.prepare(request)
             request[FIRST_BYTE_AT] = time.perf_counter()
             if self._gives_way:
                 _give_way(transport)
-            if transport.get_extra_info("sslcontext") is None:
-                await self._send(transport, source, start, stop)
-            else:  # only the transport encrypts
+            if sock is not None:
+                await self._send(transport, sock, source, start, stop)
+            else:
                 await self._write(response, source, start, stop)
         except ConnectionError:
             transport.close()  # the client has gone: there is nobody to report it to
         except BaseException:
             transport.close()
             raise
+        finally:
+            if sock is not None:
+                sock.close()
         return response
 
-    async def _send(self, transport: asyncio.Transport, source: Source, start: int, stop: int) -> None:
+    async def _send(
+        self, transport: asyncio.Transport, sock: socket.socket, source: Source, start: int, stop: int
+    ) -> None:
         await _flushed(transport)
-        transport_socket = transport.get_extra_info("socket")
-        # A duplicate: the transport may close its own descriptor while a thread still uses this one.
-        with socket.socket(fileno=os.dup(transport_socket.fileno())) as sock:
-            position = start
-            while position < stop:
-                ready = min(stop, source.ready(position))
-                if ready <= position:
-                    await source.wait(position)
-                    if transport.is_closing():
-                        raise ConnectionResetError("the client has gone")
-                    continue
-                position, is_blocked = await self._turn(sock, self._push, sock, source, position, ready)
-                if is_blocked:
-                    await _writable(sock)
+        position = start
+        while position < stop:
+            ready = min(stop, source.ready(position))
+            if ready <= position:
+                await source.wait(position)
+                if transport.is_closing():
+                    raise ConnectionResetError("the client has gone")
+                continue
+            position, is_blocked = await self._turn(sock, self._push, sock, source, position, ready)
+            if is_blocked:
+                await _writable(sock)
 
     async def _write(self, response: web.StreamResponse, source: Source, start: int, stop: int) -> None:
         """Send through the transport, which encrypts in the loop's thread and says when its buffer is full."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Lock
 
 from mesh.content import Digest, Pieces, PieceSet
+from mesh.descriptors import unusable
 from mesh.errors import MeshError, StoreFull, StoreUnusable
 from mesh.proof import piece_digest
 
@@ -250,7 +251,7 @@ class Partial:
     def _refused(self, error: OSError) -> StoreFull | StoreUnusable:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return StoreFull(f"the disk is full while writing {self.digest}")
-        return StoreUnusable(f"cannot write {self.path}: {error}")
+        return unusable(f"cannot write {self.path}", error)
 
 
 def _open(path: Path) -> int:

@@ -21,7 +21,8 @@ from mesh.access import OriginAccess
 from mesh.auth import SENDER
 from mesh.blobs import Blobs
 from mesh.content import MAX_PIECE, Digest, Pieces
-from mesh.errors import MeshError, StoreUnusable
+from mesh.descriptors import duplicate
+from mesh.errors import MeshError, StoreUnusable, TooManyFiles
 from mesh.exchange import MAX_MESSAGE, Complaint, Envelope
 from mesh.house import House
 from mesh.messages import Plan
@@ -173,11 +174,13 @@ class MeshServer:
                 return await self._send(request, Held(blob.fd, stop, blob.stamp), start, stop, blob.size, digest_of)
             if swarm is not None and swarm.holds(start, stop):
                 digest_of = swarm.fill.partial.piece_digests.__getitem__
-                fd = os.dup(swarm.fill.partial.fd)  # the fill may close its own while this one is being sent
+                fd = duplicate(swarm.fill.partial.fd)  # the fill may close its own while this one is being sent
                 try:
                     return await self._send(request, Held(fd, stop), start, stop, swarm.size, digest_of)
                 finally:
                     os.close(fd)
+        except TooManyFiles as error:  # nothing has been sent yet
+            raise web.HTTPServiceUnavailable(text=f"{error}\n") from error
         finally:
             self._uploads[host] -= 1
             if not self._uploads[host]:

@@ -122,7 +122,7 @@ class Store:
             self.mark_public(digest, is_public=is_public)  # for when it is fetched again
             return None
         except OSError as error:  # too many open files, or a bad disk: no reason to fetch the blob again
-            raise StoreUnusable(f"cannot open {digest}: {error}") from error
+            raise layout.refusal(error, f"to open {digest}", f"open {digest}") from error
         about = os.fstat(fd)
         actual = about.st_size
         if entry.stamp is not None and (now := Stamp.of(fd)) != entry.stamp:

@@ -20,7 +20,7 @@ from typing import cast
 
 from aiohttp import web
 
-from mesh.errors import MeshError
+from mesh.errors import MeshError, TooManyFiles
 from mesh.outflow import FIRST_BYTE_AT
 from proxy import bodies
 from proxy.admin.metrics import Metrics
@@ -154,18 +154,30 @@ class App:
                 _make_readable(response)
             return response
         except (HubError, OriginUnavailable) as error:
-            request["outcome"] = "error"
-            response = errors.respond(error, client)
-            if kind == "api" or (request.method in _READS and not _is_for_xet(_target(request))):
-                _make_readable(response)
-            if response.status >= 500:  # our own failures are explained in the log, not the Hub's refusals
-                request["why"] = error
-            return response
+            return self._fail(request, kind, error, client)
+        except TooManyFiles as error:
+            if request.get(FIRST_BYTE_AT) is not None:
+                return self._break_off(request, error)
+            return self._fail(request, kind, errors.come_again(f"hubmesh: {error}", client), client)
         except MeshError as error:
-            # The head has been sent and the connection is closed, so the client sees a truncated body.
-            request["outcome"] = "broken"
-            log.warning("%s broke off: %s", request.rel_url.raw_path, error)
-            return web.Response(status=502)
+            return self._break_off(request, error)
+
+    def _fail(
+        self, request: web.BaseRequest, kind: str, error: HubError | OriginUnavailable, client: Client
+    ) -> web.StreamResponse:
+        request["outcome"] = "error"
+        response = errors.respond(error, client)
+        if kind == "api" or (request.method in _READS and not _is_for_xet(_target(request))):
+            _make_readable(response)
+        if response.status >= 500:  # our own failures are explained in the log, not the Hub's refusals
+            request["why"] = error
+        return response
+
+    def _break_off(self, request: web.BaseRequest, error: MeshError) -> web.StreamResponse:
+        """The head has been sent and the connection is closed, so the client sees a truncated body."""
+        request["outcome"] = "broken"
+        log.warning("%s broke off: %s", request.rel_url.raw_path, error)
+        return web.Response(status=502)
 
     def _route(self, request: web.BaseRequest, client: Client) -> tuple[str, Awaitable[web.StreamResponse]]:
         target = _target(request)

@@ -14,7 +14,7 @@ from mesh.access import OriginAccess
 from mesh.blob import Blob
 from mesh.blobs import Blobs
 from mesh.content import Digest
-from mesh.errors import LocationRefused, MeshError, SourceFailed, StoreBusy, StoreFull
+from mesh.errors import LocationRefused, MeshError, SourceFailed, StoreBusy, StoreFull, TooManyFiles
 from mesh.fill import Reader
 from mesh.outflow import Outflow
 from mesh.transfer import Location
@@ -265,6 +265,8 @@ def is_refused(error: OriginUnavailable) -> bool:
 def _as_hub_error(error: MeshError, name: str, client: Client) -> HubError | OriginUnavailable:
     if isinstance(error, StoreBusy):
         return errors.come_again(f"hubmesh has no room for {name} just now: {error}", client, _ROOM_SECONDS)
+    if isinstance(error, TooManyFiles):
+        return errors.come_again(f"hubmesh cannot serve {name} just now: {error}", client)
     if isinstance(error, StoreFull):
         return HubError(507, message=f"hubmesh has no room for {name}: {error}")
     retry_after = error.retry_after if isinstance(error, SourceFailed) else None
