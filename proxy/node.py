@@ -91,7 +91,6 @@ async def _run(settings: Settings) -> int:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             loop.add_signal_handler(number, stop.set)
     await start_resolver()
-    loop.set_default_executor(Pool(_OTHER_THREADS, "other"))
     async with AsyncExitStack() as stack:
         node = await _build(settings, stack)
         # All objects made so far live as long as the process: keep the garbage collector from traversing them again and
@@ -149,6 +148,9 @@ async def _build(settings: Settings, stack: AsyncExitStack) -> Node:
     runner = ClientRunner(app, admin, drain=settings.drain_timeout)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
+    # The last of the pools: closing the loop takes one more thread if it has an executor, and a start that failed for
+    # lack of threads would fail there once more.
+    asyncio.get_running_loop().set_default_executor(Pool(_OTHER_THREADS, "other"))
     await web.SockSite(runner, ground.listener, backlog=1024).start()
     _start_discovery(ground, sharing.mesh)
     ground.tasks.start(_tidy(ground.store, sharing.blobs), name="tidy")

@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -178,3 +180,29 @@ async def test_something_else_on_that_port_is_said_to_be(run, aiohttp_server):
     code, _, err = await asyncio.to_thread(run, "status", "--listen", f"127.0.0.1:{server.port}")
     assert code == 1
     assert "is not a hubmesh node" in err
+
+
+LIMITED = """
+import sys
+import threading
+left = iter(range(int(sys.argv.pop())))
+start = threading.Thread.start
+def limited(thread):
+    if next(left, None) is None:
+        raise RuntimeError("can't start new thread")
+    start(thread)
+threading.Thread.start = limited
+from proxy.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("threads", [0, 5, 8, 11])
+def test_without_enough_threads_a_node_does_not_start_and_says_why(tmp_path, threads):
+    """Four are tried out for the resolver, and eight pools begin with one each."""
+    flags = ("--listen", "127.0.0.1:0", "--mesh-listen", "127.0.0.1:0", "--no-mdns", "--data-dir", str(tmp_path))
+    command = [sys.executable, "-c", LIMITED, "serve", *flags, str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if "WARNING" not in line]  # of few descriptors
+    assert lines == ["hubmesh: can't start new thread: the limit on processes, tasks or memory is too low for a node"]
