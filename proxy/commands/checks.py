@@ -83,7 +83,7 @@ def told(settings: Settings, status: Status | None) -> Iterator[Finding]:
     if missing:
         flags = ", ".join(f"--{name}" for name in sorted(missing))
         yield Finding(
-            "bad",
+            "note",
             "settings",
             f"the node was started with {flags}, but this command was not: some of what it says is not about that node",
             "run hubmesh doctor with the same flags or HUBMESH_* variables as hubmesh serve",
