@@ -45,6 +45,7 @@ def _opened(root: Path) -> Any:
         str(root),
         eviction_policy="none",  # `proxy.room` makes room
         sqlite_synchronous=1,  # survives a kill; a power cut may lose the last seconds
+        sqlite_temp_store=2,  # in memory: a container may have no folder for temporary files. For all connections
         timeout=5,
     )
     try:
@@ -57,6 +58,16 @@ def _opened(root: Path) -> Any:
         cache.close()
         raise
     return cache
+
+
+def first_of(error: Exception) -> Exception:
+    """The error that began it. After some errors SQLite ends the transaction by itself; then the rollback fails, too.
+
+    That second error looks like damage, whatever the first one was.
+    """
+    while isinstance(error, sqlite3.OperationalError) and isinstance(error.__context__, sqlite3.Error):
+        error = error.__context__
+    return error
 
 
 def is_damage(error: Exception) -> bool:

@@ -19,7 +19,7 @@ import diskcache
 import msgspec
 
 from mesh.threads import Pool
-from proxy.database import is_damage, open_database
+from proxy.database import first_of, is_damage, open_database
 from proxy.large import LARGE
 from proxy.room import Room, after
 
@@ -140,7 +140,8 @@ class Records:
         try:
             self._room.write(batch)
         except Exception as error:
-            self._complain("written", error, is_all=is_damage(error))
+            first = first_of(error)
+            self._complain("written", first, is_all=is_damage(first))
 
     def _complain(self, done: str, error: Exception, *, is_all: bool = False) -> None:
         """Log an error; `is_all`: it concerns the whole catalog, not one value or one attempt."""
