@@ -90,6 +90,7 @@ def test_compose_is_a_seed_and_three_nodes(tmp_path: Path) -> None:
         assert service["secrets"][0] in compose["secrets"]
         [(volume, inside)] = [mount.split(":") for mount in service["volumes"]]
         assert volume in compose["volumes"]
+        assert (service["read_only"], service["tmpfs"]) == (True, ["/tmp"])
         assert inside == str(found.data_dir)
         assert float(service["stop_grace_period"].removesuffix("s")) > found.drain_timeout
         assert (CONFIG / service["build"] / "Dockerfile").exists()
@@ -144,12 +145,13 @@ def test_kubernetes_objects_belong_together(cluster: dict[str, Any], tmp_path: P
         )
         mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
         assert mounts["data"] == str(found.data_dir)
+        assert mounts["tmp"] == "/tmp" or not container["securityContext"]["readOnlyRootFilesystem"]
         assert found.mesh_key_file == Path(mounts["key"]) / "key"
         claims = {claim["metadata"]["name"] for claim in owner["spec"].get("volumeClaimTemplates", ())}
         assert set(mounts) == claims | {volume["name"] for volume in pod["spec"]["volumes"]}
         assert "secretName" in json.dumps(pod["spec"]["volumes"])
         assert pod["metadata"]["annotations"]["prometheus.io/port"] == str(CLIENTS)
-        for probe in ("readinessProbe", "livenessProbe"):
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert container[probe]["httpGet"]["port"] in ports
     assert roles == ["seed", "peer"]
     assert [port["hostPort"] for port in container["ports"] if "hostPort" in port] == [CLIENTS]
@@ -161,6 +163,19 @@ def test_kubernetes_objects_belong_together(cluster: dict[str, Any], tmp_path: P
         (MESH, ["podSelector"]),
         (CLIENTS, ["namespaceSelector"]),
     ]
+
+
+def test_the_kubernetes_variant_for_ipv6_gives_addresses_that_a_node_takes(
+    cluster: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DYNAMIC, "$(POD_IP)", "fd00:10:244::5")
+    variant = re.findall(r"^#   - (\{name: .*\})$", (CONFIG / "kubernetes.yaml").read_text(), re.MULTILINE)
+    instead = {entry["name"]: entry["value"] for entry in map(yaml.safe_load, variant)}
+    for _, _, container in sets(cluster):
+        environment = {entry["name"]: entry.get("value", "") for entry in container["env"]}
+        found = settings(container["args"], IN_IMAGE | environment | instead, tmp_path)
+        assert str(found.advertise) == f"[fd00:10:244::5]:{MESH}"
+        assert (str(found.listen), str(found.mesh_listen)) == (f"[::]:{CLIENTS}", f"[::]:{MESH}")
 
 
 # --- what they name exists in a running node
@@ -197,6 +212,8 @@ def test_rules_and_dashboard_use_metrics_that_there_are(metrics: dict[str, str])
     for rule in rules:
         assert rule["labels"]["severity"] in ("info", "warning", "critical")
         assert rule["annotations"].keys() == {"summary", "description"}
+        for name, window in re.findall(r"increase\((\w+)\[(\w+)\]\) > 0(?!\.)", rule["expr"]):
+            assert f"or ({name} > 0 unless {name} offset {window})" in rule["expr"], "its first event adds the series"
     ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(set(ids)) == len(ids)
     assert {re.sub(r"_bucket\Z", "", name) for name in used} == set(metrics), "a metric that nobody looks at"
@@ -206,6 +223,9 @@ def test_probes_ask_for_pages_that_there_are(cluster: dict[str, Any]) -> None:
     for _, _, container in sets(cluster):
         assert container["readinessProbe"]["httpGet"]["path"] == "/-/ready"
         assert container["livenessProbe"]["httpGet"]["path"] == "/-/health"
+        start = container["startupProbe"]
+        assert start["httpGet"]["path"] == "/-/health"
+        assert start["periodSeconds"] * start["failureThreshold"] >= 120, "a full catalog is checked first"
 
 
 def test_every_example_is_tried_here_or_with_the_settings() -> None:
