@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 
+from mesh.wire import Decoder
+
 
 def decode(body: bytes, type: Any = Any) -> Any:
     """Decode JSON of a type that msgspec knows. Raises msgspec.DecodeError, which is a ValueError."""
-    try:
-        return msgspec.json.decode(body, type=type)
-    except RecursionError as error:  # msgspec has no error of its own for it
-        raise msgspec.DecodeError("nested too deep") from error
+    return _decoder(type).decode(body)
+
+
+@lru_cache(64)
+def _decoder(type: Any) -> Decoder[Any]:
+    return Decoder(type, msgspec.json.Decoder)

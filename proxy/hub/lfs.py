@@ -107,10 +107,7 @@ def over_http(body: bytes) -> bytes | None:
 
     None when the body is anything else.
     """
-    try:
-        asked = decode(body, dict[str, Any])
-    except ValueError:
-        return None
+    asked = _document(body)
     if asked.get("operation") != "download":
         return None
     transfers = asked.get("transfers")
