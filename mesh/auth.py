@@ -40,10 +40,8 @@ MAX_KEY = 4096  # bytes
 ANSWER_HEADER = "Hubmesh-Answer"
 _SCHEME = "Hubmesh"
 _MAX_NONCES = 1 << 16  # nonces remembered: about 10 MB at worst
-_MAX_LOGGED = (
-    256  # pairs of peer and reason that are remembered as logged, and so logged in _LOGGED_SECONDS at the most
-)
-_LOGGED_SECONDS = 3600.0
+_MAX_LOGGED = 256  # pairs of peer and reason that are remembered as logged
+_LOGGED_SECONDS = 3600.0  # for which each is; so no more pairs than that are logged in this time
 # OpenSSL's verify codes (X509_V_ERR_*) for a chain that does not end at a known authority: all four mean the same.
 _ANOTHER = dict.fromkeys((18, 19, 20, 21), "another authority signed it")
 _EMPTY = hashlib.sha256().hexdigest()

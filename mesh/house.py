@@ -14,7 +14,7 @@ from mesh.errors import PieceCorrupt, SourceDishonest
 from mesh.limiter import Limiter
 from mesh.line import Line
 from mesh.slots import Slots
-from mesh.threads import NICE_OF_PROOFS, Pool, bulk_pool
+from mesh.threads import NICE, NICE_OF_PROOFS, Pool
 from mesh.transfer import Connections, Location
 
 if TYPE_CHECKING:
@@ -137,8 +137,8 @@ class House:
     peer_limiter: Limiter = field(default_factory=lambda: Limiter(None))
     origin_slots: Slots = field(default_factory=lambda: Slots(_ORIGIN_CONNECTIONS, _THREADS - _OF_PEERS))  # by blob
     line: Line = field(default_factory=Line)
-    pool: Pool = field(default_factory=lambda: bulk_pool(_THREADS, "intake"))
-    proofs: Pool = field(default_factory=lambda: bulk_pool(_PROOFS, "proof", NICE_OF_PROOFS))
+    pool: Pool = field(default_factory=lambda: Pool(_THREADS, "intake", NICE))
+    proofs: Pool = field(default_factory=lambda: Pool(_PROOFS, "proof", NICE_OF_PROOFS))
 
     # By peer: when it last sent a piece, and of which blob.
     _served: dict[str, tuple[float, Digest]] = field(default_factory=lambda: Bounded(_MAX_SERVED))

@@ -25,7 +25,7 @@ from aiohttp import web
 from mesh.descriptors import duplicate
 from mesh.limiter import Limiter
 from mesh.shared import Stamp
-from mesh.threads import NICE_OF_UPLOADS, bulk_pool, to_its_end
+from mesh.threads import NICE_OF_UPLOADS, Pool, to_its_end
 from mesh.whole import WholeResponse
 
 _T = TypeVar("_T")
@@ -91,7 +91,7 @@ class Outflow:
         self._gives_way = gives_way
         self._threads = threads
         self._turns = 0  # of threads: under way, or waiting for one
-        self._pool = bulk_pool(threads, "outflow", NICE_OF_UPLOADS)
+        self._pool = Pool(threads, "outflow", NICE_OF_UPLOADS)
         self._limiter = limiter or Limiter(None)
         self._sent = sent
 
@@ -116,7 +116,7 @@ class Outflow:
         if stop - start <= SMALL_BODY and not is_limited and source.ready(start) >= stop:
             body = _read_cached(source.fd, start, stop)
             if body is None:
-                # Not in the loop's default executor: its threads may all be flushing large files to disk.
+                # Not in the loop's default executor: its threads may all be deleting large files.
                 body = await self._turn(None, _read, source.fd, start, stop)
             if source.stamp is not None:
                 source.stamp.check(source.fd)

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
+from mesh.bounded import Bounded
 from mesh.errors import Unavailable
 from mesh.exchange import MAX_MESSAGE, Neighbours
 from mesh.placement import ranked
@@ -46,7 +47,7 @@ class Questions:
         self._neighbours = neighbours
         self._is_seed = is_seed
         self._down_until: dict[str, float] = {}
-        self._unanswered: dict[str, float] = {}  # by key: until when; the oldest come first
+        self._unanswered: Bounded[str, float] = Bounded(_MAX_UNANSWERED)  # by key: until when
         self.answerer: Answerer | None = None
 
     def add_routes(self, app: web.Application) -> None:
@@ -86,9 +87,6 @@ class Questions:
 
         Asking again would have the owner fetch the answer each time in vain.
         """
-        self._unanswered.pop(key, None)
-        while len(self._unanswered) >= _MAX_UNANSWERED:
-            del self._unanswered[next(iter(self._unanswered))]
         self._unanswered[key] = time.monotonic() + _UNANSWERED_SECONDS
 
     async def _ask(self, owner: str, question: bytes) -> bytes:

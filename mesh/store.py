@@ -24,7 +24,7 @@ from mesh.errors import StoreUnusable
 from mesh.marks import Marks
 from mesh.partial import Partial, read_manifest
 from mesh.shared import Stamp
-from mesh.threads import bulk_pool
+from mesh.threads import NICE, Pool
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Store:
         self._is_pinned = is_pinned
         self._entries: dict[Digest, Entry] = {}
         # For work on whole blobs, which can take minutes: in the default executor, short work would wait for it.
-        self.disk = bulk_pool(8, "disk")
+        self.disk = Pool(8, "disk", NICE)
         self._marks = Marks(self._marked)
         self.doubts = Doubts(
             self._entries,

@@ -57,11 +57,6 @@ class Pool(ThreadPoolExecutor):
                 log.warning("%s; %d do the work of the %s pool", error, len(self._threads), self._name)
 
 
-def bulk_pool(threads: int, name: str, nice: int = NICE) -> Pool:
-    """Create a pool of up to `threads` threads, each with a nice value raised by `nice`."""
-    return Pool(threads, name, nice)
-
-
 async def start_resolver() -> None:
     """Start the threads in which uvloop looks up names: libuv aborts the process if it cannot start them later.
 

@@ -89,20 +89,19 @@ class HfCache:
                 found = []
             answers = await self._share()
             for cached in found:
-                version = cached.version
-                if version not in self._seen:
+                if cached.version not in self._seen:
                     try:
-                        if await self._adopt(cached, version):
-                            self._seen.add(version)
+                        if await self._adopt(cached):
+                            self._seen.add(cached.version)
                             answers = answers and await self._share()
                     except (OSError, MeshError) as error:
-                        self._complain(version, f"cannot take over {cached.name} yet: {error}")
+                        self._complain(cached, f"cannot take over {cached.name} yet: {error}")
             await asyncio.sleep(_LOOK_AGAIN)
 
-    def _complain(self, version: _Version, trouble: str) -> None:
+    def _complain(self, cached: Cached, trouble: str) -> None:
         """Log each problem once, although it is tried again at each scan."""
-        if version not in self._refused:
-            self._refused.add(version)
+        if cached.version not in self._refused:
+            self._refused.add(cached.version)
             log.warning("%s", trouble)
 
     async def _share(self) -> bool:
@@ -122,14 +121,14 @@ class HfCache:
                 self._blobs.mark_public(cached.digest)
         return True
 
-    async def _adopt(self, cached: Cached, version: _Version) -> bool:
+    async def _adopt(self, cached: Cached) -> bool:
         """Adopt a file; True when it need not be looked at again."""
         is_here = cached.digest in self._store
         about = cached.file.stat()
         if not is_here or not (self._store.is_of(cached.digest, about) or about.st_dev != self._device):
             # A file that no client has asked for must not evict others.
             if not is_here and self._store.size + cached.size > self._store.max_size:
-                self._complain(version, f"{format_size(cached.size)} do not fit into --max-size yet: {cached.name}")
+                self._complain(cached, f"{format_size(cached.size)} do not fit into --max-size yet: {cached.name}")
                 return False
             # A blob that is being fetched cannot be replaced: reading this file at each scan would be in vain.
             if cached.digest in self._blobs.swarms or time.time() - about.st_mtime < _SETTLED:
@@ -150,7 +149,7 @@ class HfCache:
             how = "shares" if is_here else "took over"
             log.info("%s %s with %s", how, format_size(cached.size), cached.name)
         if cached.route is not None:  # without a route it stays restricted: only nodes with the mesh key hear of it
-            self._unasked[version] = cached.route, cached
+            self._unasked[cached.version] = cached.route, cached
         return True
 
 

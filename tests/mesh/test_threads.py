@@ -25,7 +25,7 @@ def _nice() -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere priorities belong to processes")
 def test_bulk_threads_stand_back_and_their_caller_does_not():
     before = _nice()
-    with threads.bulk_pool(1, "bulk") as pool:
+    with threads.Pool(1, "bulk", threads.NICE) as pool:
         assert pool.submit(_nice).result() == min(19, before + 10)
     assert _nice() == before
 
@@ -35,7 +35,7 @@ def test_a_sandbox_that_refuses_lower_priorities_stops_nothing(monkeypatch):
         raise PermissionError
 
     monkeypatch.setattr(os, "nice", refuse)
-    with threads.bulk_pool(1, "bulk") as pool:
+    with threads.Pool(1, "bulk", threads.NICE) as pool:
         assert pool.submit(lambda: "done").result() == "done"
 
 
